@@ -1,0 +1,46 @@
+"""SegFormer, whole: pretrained models, training, evaluation and prediction.
+
+Names are imported when they are first used, so ``import segformer`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from segformer.image import Preprocessing as Preprocessing
+    from segformer.labels import LabelSet as LabelSet
+    from segformer.model.config import SegFormerConfig as SegFormerConfig
+    from segformer.model.encoder import MixTransformer as MixTransformer
+    from segformer.model.segformer import SegFormer as SegFormer
+    from segformer.model.segformer import SegFormerClassifier as SegFormerClassifier
+    from segformer.prediction.prediction import Prediction as Prediction
+    from segformer.prediction.predictor import Predictor as Predictor
+
+_ROOMS = {
+    "LabelSet": "segformer.labels",
+    "MixTransformer": "segformer.model.encoder",
+    "Prediction": "segformer.prediction.prediction",
+    "Predictor": "segformer.prediction.predictor",
+    "Preprocessing": "segformer.image",
+    "SegFormer": "segformer.model.segformer",
+    "SegFormerClassifier": "segformer.model.segformer",
+    "SegFormerConfig": "segformer.model.config",
+}
+
+__all__ = [*_ROOMS, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'segformer' has no attribute {name!r}")
+    value = getattr(import_module(_ROOMS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

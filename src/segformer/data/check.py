@@ -1,0 +1,123 @@
+"""What is wrong with a data set, before a GPU finds out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segformer.data.dataset import (
+    Dataset,
+    DatasetError,
+    Sample,
+    describe_sizes,
+    describe_unknown,
+)
+from segformer.image import read_mask, read_picture
+
+
+@dataclass
+class SplitReport:
+    """What reading every file of a split found.
+
+    Attributes:
+        dataset: The split.
+        errors: Sentences; any of them would stop a training.
+        warnings: Sentences worth reading.
+        pixels: (K,) labelled pixels of each class.
+        pictures: (K,) pictures in which each class occurs.
+        ignored: Pixels not labelled.
+        sizes: How many pictures have each (height, width).
+    """
+
+    dataset: Dataset
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    pixels: NDArray[np.int64] = field(init=False)
+    pictures: NDArray[np.int64] = field(init=False)
+    ignored: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.pixels = np.zeros(len(self.dataset.labels), np.int64)
+        self.pictures = np.zeros(len(self.dataset.labels), np.int64)
+
+    @property
+    def frequencies(self) -> NDArray[np.float64]:
+        """(K,) share of the labelled pixels."""
+        return self.pixels / max(int(self.pixels.sum()), 1)
+
+    def raise_errors(self) -> None:
+        """Raise a DatasetError with the same sentences, if there are any."""
+        if self.errors:
+            shown = "\n  ".join(self.errors[:20])
+            more = f"\n  and {len(self.errors) - 20} more" if len(self.errors) > 20 else ""
+            raise DatasetError(
+                f"{self.dataset.root}: split {self.dataset.split!r} cannot be used:\n  {shown}{more}"
+            )
+
+
+def check_split(dataset: Dataset, on_sample: Callable[[], None] | None = None) -> SplitReport:
+    """Read every picture and mask of a split once.
+
+    Args:
+        dataset: The split.
+        on_sample: Called after each pair.
+    """
+    report = SplitReport(dataset)
+    with ThreadPoolExecutor() as pool:
+        for found in pool.map(lambda sample: _examine(dataset, sample), dataset.samples):
+            _add(report, found)
+            if on_sample is not None:
+                on_sample()
+    report.warnings += [f"{mask}: no picture belongs to this mask" for mask in dataset.stray_masks]
+    for name, count in zip(dataset.labels.names, report.pixels, strict=True):
+        if count == 0:
+            report.warnings.append(f"class {name!r} never occurs in split {dataset.split!r}")
+    if not report.pixels.any() and not report.errors:
+        report.errors.append("no pixel of any mask is labelled")
+    return report
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one pair holds."""
+
+    error: str | None = None
+    size: tuple[int, int] | None = None
+    counts: NDArray[np.int64] | None = None
+    ignored: int = 0
+
+
+def _examine(dataset: Dataset, sample: Sample) -> _Found:
+    labels = dataset.labels
+    if sample.mask is None:
+        return _Found(f"{sample.picture}: there is no mask for this picture")
+    try:
+        picture = read_picture(sample.picture, dataset.bands)
+        class_ids = labels.to_class_ids(read_mask(sample.mask))
+    except ValueError as error:
+        return _Found(str(error))
+    if picture.shape[:2] != class_ids.shape:
+        return _Found(describe_sizes(sample, picture.shape[:2], class_ids.shape))
+    unknown = labels.unknown_values(class_ids)
+    if unknown:
+        return _Found(describe_unknown(sample, unknown, labels))
+    ignored = class_ids == labels.ignore_index
+    counts = np.bincount(class_ids[~ignored].astype(np.int64), minlength=len(labels))
+    height, width = class_ids.shape
+    return _Found(size=(height, width), counts=counts, ignored=int(ignored.sum()))
+
+
+def _add(report: SplitReport, found: _Found) -> None:
+    if found.error is not None:
+        report.errors.append(found.error)
+    if found.counts is not None and found.size is not None:
+        report.pixels += found.counts
+        report.pictures += found.counts > 0
+        report.ignored += found.ignored
+        report.sizes[found.size] += 1

@@ -1,0 +1,244 @@
+"""The augmentation of a picture and its mask together.
+
+The paper's six (section 4.1, as its released recipes spell them out): resize by a random ratio,
+crop with a limit on the largest class, flip, photometric distortion, normalise, pad. Two more
+for small data sets: crops aimed at rare classes, and people (or any foreground) on another
+backdrop.
+
+Legend: H W pixels, C bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from segformer.image import Preprocessing
+
+Picture = NDArray[np.generic]
+Mask = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to each training picture.
+
+    Attributes:
+        crop_size: Side of the square that training sees, pixels.
+        short_side: A picture is first scaled so that its short side is at most this ...
+        long_side: ... and its long side at most this, ratio kept.
+        scale_min: Then by a random ratio, drawn between this ...
+        scale_max: ... and this.
+        log_scale: Draw the ratio evenly in its logarithm: as often half as twice.
+        max_class_share: A crop in which one class has more than this share of the labelled
+            pixels is drawn again, ten times at most.
+        focus: Probability of aiming the crop at a pixel of a class drawn evenly among those in
+            the picture, so that small classes are seen as often as large ones.
+        flip: Probability of mirroring left and right.
+        photometric: Brightness, contrast, saturation and hue distortion (8-bit RGB only).
+        backdrop: Probability of cutting the foreground out along its mask and setting it before
+            a plain, graded or noisy backdrop or before another picture of the data set.
+        backdrop_class: Class id that the backdrop replaces.
+        ignore_index: Class id of padding.
+    """
+
+    crop_size: int = 512
+    short_side: int = 512
+    long_side: int = 2048
+    scale_min: float = 0.5
+    scale_max: float = 2.0
+    log_scale: bool = False
+    max_class_share: float = 0.75
+    focus: float = 0.0
+    flip: float = 0.5
+    photometric: bool = True
+    backdrop: float = 0.0
+    backdrop_class: int = 0
+    ignore_index: int = 255
+
+    def __call__(
+        self,
+        picture: Picture,
+        mask: Mask,
+        rng: np.random.Generator,
+        preprocessing: Preprocessing,
+        another: Callable[[], tuple[Picture, Mask]] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """One training crop.
+
+        Args:
+            picture: (H, W, C).
+            mask: (H, W) class ids.
+            rng: The only source of chance.
+            preprocessing: Supplies mean, deviation and rescaling.
+            another: Fetches another picture and mask of the data set, for backdrops.
+
+        Returns:
+            Normalised picture (crop, crop, C), padded with 0, and class ids (crop, crop), padded
+            with ``ignore_index``.
+        """
+        picture, mask = self.scale_and_crop(picture, mask, rng)
+        if self.backdrop and rng.random() < self.backdrop:
+            backdrop, behind = self.draw_backdrop(picture, another, rng)
+            picture, mask = set_before(picture, mask, backdrop, behind, self.backdrop_class)
+        if rng.random() < self.flip:
+            picture, mask = picture[:, ::-1], mask[:, ::-1]
+        if self.photometric and picture.dtype == np.uint8 and picture.shape[2] == 3:
+            picture = distort(picture, rng)
+        normalised = preprocessing.normalise(picture)
+        height, width = mask.shape
+        crop = np.zeros((self.crop_size, self.crop_size, picture.shape[2]), np.float32)
+        class_ids = np.full((self.crop_size, self.crop_size), self.ignore_index, np.int64)
+        crop[:height, :width], class_ids[:height, :width] = normalised, mask
+        return crop, class_ids
+
+    def scale_and_crop(
+        self, picture: Picture, mask: Mask, rng: np.random.Generator
+    ) -> tuple[Picture, Mask]:
+        """Resize by a random ratio and cut a crop, at most ``crop_size`` each way.
+
+        The crop is cut from the picture as stored and only then resized: the pixels that a
+        resize of the whole picture would make and throw away are never made.
+        """
+        height, width = mask.shape
+        fit = min(self.long_side / max(height, width), self.short_side / min(height, width))
+        if self.log_scale:
+            ratio = np.exp(rng.uniform(np.log(self.scale_min), np.log(self.scale_max)))
+        else:
+            ratio = rng.uniform(self.scale_min, self.scale_max)
+        scale = fit * ratio
+        crop_h = min(height, max(1, round(self.crop_size / scale)))
+        crop_w = min(width, max(1, round(self.crop_size / scale)))
+        top, left = self._place(mask, crop_h, crop_w, rng)
+        size = (
+            min(self.crop_size, max(1, round(crop_h * scale))),
+            min(self.crop_size, max(1, round(crop_w * scale))),
+        )
+        window = np.s_[top : top + crop_h, left : left + crop_w]
+        return _resize(picture[window], size), _resize_mask(mask[window], size)
+
+    def _place(
+        self, mask: Mask, crop_h: int, crop_w: int, rng: np.random.Generator
+    ) -> tuple[int, int]:
+        """Top and left of a crop: aimed at a class, or anywhere that is not all one class."""
+        free_h, free_w = mask.shape[0] - crop_h, mask.shape[1] - crop_w
+        if self.focus and rng.random() < self.focus:
+            present = np.unique(mask)
+            present = present[present != self.ignore_index]
+            if len(present):
+                rows, columns = np.nonzero(mask == rng.choice(present))
+                at = rng.integers(len(rows))
+                top = rows[at] - rng.integers(crop_h)
+                left = columns[at] - rng.integers(crop_w)
+                return int(np.clip(top, 0, free_h)), int(np.clip(left, 0, free_w))
+        for _ in range(10):
+            top, left = int(rng.integers(free_h + 1)), int(rng.integers(free_w + 1))
+            # Every 4th pixel each way tells the shares well enough
+            crop = mask[top : top + crop_h : 4, left : left + crop_w : 4]
+            labelled = crop[crop != self.ignore_index]
+            counts = np.unique(labelled, return_counts=True)[1]
+            if len(counts) > 1 and counts.max() < self.max_class_share * labelled.size:
+                break
+        return top, left
+
+    def draw_backdrop(
+        self,
+        picture: Picture,
+        another: Callable[[], tuple[Picture, Mask]] | None,
+        rng: np.random.Generator,
+    ) -> tuple[Picture, Mask]:
+        """A backdrop of the picture's shape, and its class ids."""
+        height, width, bands = picture.shape
+        top = float(np.iinfo(picture.dtype).max) if picture.dtype.kind in "ui" else 1.0
+        ids = np.full((height, width), self.backdrop_class, np.int32)
+        kind = rng.integers(4 if another is not None else 3)
+        if kind == 3 and another is not None:
+            theirs, their_ids = self.scale_and_crop(*another(), rng)
+            return _resize(theirs, (height, width)), _resize_mask(their_ids, (height, width))
+        colours = rng.uniform(0, top, (2, bands))
+        if kind == 0:
+            values = np.broadcast_to(colours[0], picture.shape)
+        else:
+            angle = rng.uniform(0, 2 * np.pi)
+            rows = np.linspace(-1, 1, height)[:, None] * np.sin(angle)
+            columns = np.linspace(-1, 1, width)[None] * np.cos(angle)
+            blend = ((rows + columns) / 2.83 + 0.5)[:, :, None]
+            values = colours[0] * blend + colours[1] * (1 - blend)
+            if kind == 2:
+                cells = int(rng.integers(2, 24))
+                noise = rng.normal(0, top / 6, (cells, cells, bands)).astype(np.float32)
+                noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+                values = values + noise.reshape(height, width, bands)
+        return np.clip(values, 0, top).astype(picture.dtype), ids
+
+
+def set_before(
+    picture: Picture, mask: Mask, backdrop: Picture, behind: Mask, replaced: int
+) -> tuple[Picture, Mask]:
+    """Set what is not ``replaced`` in a picture before a backdrop of the same shape.
+
+    The seam is blended over about two pixels; the class ids change sharply in its middle.
+    """
+    foreground = mask != replaced
+    blend = cv2.GaussianBlur(foreground.astype(np.float32), (3, 3), 0)[:, :, None]
+    mixed = picture * blend + backdrop * (1 - blend)
+    return mixed.astype(picture.dtype), np.where(foreground, mask, behind).astype(mask.dtype)
+
+
+def distort(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Photometric distortion of 8-bit RGB, each part with probability one half.
+
+    Brightness by up to 32 of 255, contrast and saturation by 0.5 to 1.5, hue by up to 18 of
+    OpenCV's 180 steps; contrast at random before or after the other two (SSD's distortion with
+    mmsegmentation's figures, `PhotoMetricDistortion`).
+    """
+    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
+    saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    hue = round(rng.uniform(-18, 18)) if rng.random() < 0.5 else 0
+    contrast_first = rng.random() < 0.5
+    picture = cv2.convertScaleAbs(
+        np.ascontiguousarray(picture), alpha=contrast if contrast_first else 1.0, beta=0
+    )
+    if brightness:
+        picture = cv2.LUT(picture, _levels(1.0, brightness))
+    if saturation != 1.0 or hue:
+        hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
+        hsv[:, :, 0] = (hsv[:, :, 0].astype(np.int16) + hue) % 180
+        hsv[:, :, 1] = cv2.LUT(hsv[:, :, 1], _levels(saturation, 0.0))
+        picture = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if not contrast_first and contrast != 1.0:
+        picture = cv2.LUT(picture, _levels(contrast, 0.0))
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def _levels(factor: float, offset: float) -> NDArray[np.uint8]:
+    """Table of 256 levels: value * factor + offset, clipped."""
+    return np.clip(np.arange(256) * factor + offset, 0, 255).astype(np.uint8)
+
+
+def _resize(picture: Picture, size: tuple[int, int]) -> Picture:
+    """To (height, width): area averages when shrinking, bilinear when growing."""
+    if picture.shape[:2] == size:
+        return picture
+    shrinking = size[0] < picture.shape[0]
+    method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    if picture.dtype not in (np.uint8, np.uint16, np.int16, np.float32):
+        picture = picture.astype(np.float32)
+    resized = cv2.resize(np.ascontiguousarray(picture), size[::-1], interpolation=method)
+    return resized.reshape(*size, picture.shape[2])
+
+
+def _resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
+    if mask.shape == size:
+        return mask
+    if mask.dtype not in (np.uint8, np.uint16, np.int16):
+        mask = mask.astype(np.int32)
+    resized = cv2.resize(
+        np.ascontiguousarray(mask), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT
+    )
+    return np.asarray(resized)

@@ -1,0 +1,124 @@
+"""Pictures for people who would rather look than read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from segformer.evaluation.metrics import ConfusionMatrix
+from segformer.files import whole_file
+from segformer.prediction.prediction import Prediction
+
+
+def confusion_plot(matrix: ConfusionMatrix, path: str | Path) -> None:
+    """Write the confusion matrix, each row in percent of the true class's pixels."""
+    names, k = matrix.labels.names, len(matrix.labels)
+    rows = matrix.counts.sum(1, keepdims=True)
+    percent = 100 * matrix.counts / np.maximum(rows, 1)
+    side = float(np.clip(0.42 * k + 2.2, 4.5, 30))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    if k <= 60:
+        axes.set_xticks(range(k), names, rotation=90)
+        axes.set_yticks(range(k), names)
+    if k <= 25:
+        for i, j in np.ndindex(k, k):
+            if percent[i, j] >= 0.5:
+                colour = "white" if percent[i, j] > 55 else "black"
+                axes.text(
+                    j, i, f"{percent[i, j]:.0f}", ha="center", va="center", color=colour, size=7
+                )
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title("percent of each true class's pixels")
+    _write(figure, path)
+
+
+def curves_plot(
+    training: Sequence[tuple[int, float, float]],
+    validation: Sequence[tuple[int, float]],
+    path: str | Path,
+) -> None:
+    """Write loss, learning rate and validation mIoU over the optimiser steps.
+
+    Args:
+        training: (step, loss, learning rate) rows.
+        validation: (step, mIoU) rows.
+        path: File to write.
+    """
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    loss_axes, rate_axes, miou_axes = figure.subplots(1, 3)
+    if training:
+        steps, losses, rates = (np.asarray(column) for column in zip(*training, strict=True))
+        loss_axes.plot(steps, losses, color="tab:blue", alpha=0.3)
+        loss_axes.plot(steps, _smooth(losses), color="tab:blue")
+        rate_axes.plot(steps, rates, color="tab:grey")
+    if validation:
+        steps, mious = (np.asarray(column) for column in zip(*validation, strict=True))
+        miou_axes.plot(steps, 100 * mious, color="tab:green", marker="." if len(steps) < 40 else "")
+    for axes, title in (
+        (loss_axes, "training loss"),
+        (rate_axes, "learning rate"),
+        (miou_axes, "validation mIoU, %"),
+    ):
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    _write(figure, path)
+
+
+def examples_sheet(
+    pairs: Sequence[tuple[Prediction, NDArray[np.integer]]], path: str | Path, width: int = 320
+) -> None:
+    """Write rows of picture, true classes, predicted classes.
+
+    Args:
+        pairs: Predictions and true class ids (H, W).
+        path: File to write.
+        width: Of each column, pixels.
+    """
+    rows = []
+    for prediction, truth in pairs:
+        true = Prediction(
+            labels=np.where(truth < len(prediction.classes), truth, 0),
+            classes=prediction.classes,
+            picture=prediction.picture,
+        )
+        plain = prediction.overlay(opacity=0, legend=False)
+        shown = np.array(true.overlay(legend=False))
+        shown[truth == prediction.classes.ignore_index] //= 3
+        columns = (plain, Image.fromarray(shown), prediction.overlay(legend=False))
+        height = max(1, round(width * plain.height / plain.width))
+        row = Image.new("RGB", (3 * width + 8, height), "white")
+        for i, image in enumerate(columns):
+            row.paste(image.resize((width, height)), (i * (width + 4), 0))
+        rows.append(row)
+    if not rows:
+        return
+    sheet = Image.new("RGB", (rows[0].width, sum(row.height + 4 for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height + 4
+    with whole_file(path) as partial:
+        sheet.save(partial, quality=88)
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Running mean over a twentieth of the values."""
+    window = max(1, len(values) // 20)
+    padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
+    return np.convolve(padded, np.ones(window) / window, mode="valid")
+
+
+def _write(figure: Figure, path: str | Path) -> None:
+    FigureCanvasAgg(figure)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=110)

@@ -1,0 +1,264 @@
+"""Reading pictures and masks as the field writes them, and the one place that normalises.
+
+Legend: H W pixels, C bands.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+PictureSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.generic]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+PICTURE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .png .bmp .tif .tiff .webp .gif .ppm .pgm .pnm .jp2 .avif .npy".split()
+)
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".npy")
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+class UnreadableImage(ValueError):
+    """A picture or mask that cannot be read; the message names it and says why."""
+
+
+def read_picture(source: PictureSource, bands: int = 3) -> NDArray[np.generic]:
+    """Read a picture, upright.
+
+    The EXIF orientation is applied. With three bands, palettes, grey, 1-bit, CMYK and other
+    colour spaces become RGB, transparency is dropped and 16-bit values are scaled to 8 bits.
+    With one band, colour becomes grey. Other numbers of bands are taken as they are stored: RGBA
+    for four, or an array (H, W, C), ``.npy`` or in memory.
+
+    Args:
+        source: Path, encoded bytes, PIL image, or array (H, W) or (H, W, C).
+        bands: What the model takes.
+
+    Returns:
+        (H, W, bands); uint8, or an array's own type where one was given.
+
+    Raises:
+        UnreadableImage: Missing, broken, not a picture, or with other bands.
+    """
+    name = _name(source)
+    if isinstance(source, np.ndarray):
+        return _array_bands(source, bands, name)
+    if isinstance(source, (str, Path)) and Path(source).suffix.lower() == ".npy":
+        return _array_bands(_load_npy(Path(source)), bands, name)
+    picture = _decode(source, name)
+    if bands == 3:
+        return np.asarray(_to_8_bit(picture).convert("RGB"))
+    if bands == 1:
+        return np.asarray(_to_8_bit(picture).convert("L"))[:, :, None]
+    return _array_bands(np.asarray(picture), bands, name)
+
+
+def read_mask(source: PictureSource) -> NDArray[np.integer]:
+    """Read a mask's values: palette indices, grey levels of 8 or 16 bits, or integers.
+
+    A mask stored as RGB with three equal bands is read as grey.
+
+    Returns:
+        (H, W) integers, unmapped.
+
+    Raises:
+        UnreadableImage: Missing, broken, or of real colours.
+    """
+    name = _name(source)
+    if isinstance(source, np.ndarray):
+        values = source
+    elif isinstance(source, (str, Path)) and Path(source).suffix.lower() == ".npy":
+        values = _load_npy(Path(source))
+    else:
+        values = np.asarray(_decode(source, name))
+    if values.ndim == 3:
+        colours = values[:, :, : 3 if values.shape[2] >= 3 else 1]
+        if (colours != colours[:, :, :1]).any():
+            raise UnreadableImage(
+                f"{name}: a mask must hold class ids in one band, this one holds colours; "
+                "convert each colour to its class id first"
+            )
+        values = colours[:, :, 0]
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise UnreadableImage(f"{name}: a mask must hold integers, this one holds {values.dtype}")
+    return values
+
+
+def _name(source: PictureSource) -> str:
+    """What to call a source in a message."""
+    if isinstance(source, (str, Path)):
+        return str(source)
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or "picture"
+    return "picture in memory"
+
+
+def _decode(source: str | Path | bytes | Image.Image, name: str) -> Image.Image:
+    """Decode completely, so that a truncated file is found here, and turn upright."""
+    try:
+        with warnings.catch_warnings():
+            # Large pictures are this package's business; PIL's error at twice the size stays.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            if isinstance(source, Image.Image):
+                return ImageOps.exif_transpose(source)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+                file.load()
+                return ImageOps.exif_transpose(file)
+    except FileNotFoundError:
+        raise UnreadableImage(f"{name}: no such file") from None
+    except UnidentifiedImageError:
+        raise UnreadableImage(f"{name}: not a picture in a known format") from None
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(
+            f"{name}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise UnreadableImage(f"{name}: cannot be decoded ({error})") from None
+
+
+def _load_npy(path: Path) -> NDArray[np.generic]:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except FileNotFoundError:
+        raise UnreadableImage(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UnreadableImage(f"{path}: cannot be read as an array ({error})") from None
+
+
+def _to_8_bit(picture: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits (and of 32 that hold 16) to 8; other modes untouched."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture)
+    if not picture.mode.startswith("I;16") and 0 <= values.min() and values.max() <= 255:
+        return Image.fromarray(values.astype(np.uint8))
+    clipped = np.clip(values.astype(np.float32), 0, 65535)
+    return Image.fromarray(np.rint(clipped / 257).astype(np.uint8))
+
+
+def _array_bands(values: NDArray[np.generic], bands: int, name: str) -> NDArray[np.generic]:
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.ndim != 3 or 0 in values.shape:
+        raise UnreadableImage(f"{name}: an array must be (H, W) or (H, W, C), not {values.shape}")
+    if not (np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)):
+        raise UnreadableImage(f"{name}: an array must hold numbers, not {values.dtype}")
+    if values.shape[2] == 1 and bands == 3:
+        values = np.repeat(values, 3, axis=2)
+    if values.shape[2] == 4 and bands == 3 and values.dtype == np.uint8:
+        values = values[:, :, :3]  # transparency
+    if values.shape[2] != bands:
+        hint = " (channels must come last)" if values.shape[0] == bands else ""
+        raise UnreadableImage(
+            f"{name}: the model takes {bands} bands, this has {values.shape[2]}{hint}"
+        )
+    if bands == 3 and values.dtype == np.uint16:
+        return np.rint(values / 257).astype(np.uint8)
+    return values
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes a model's input.
+
+    Attributes:
+        size: (height, width) to resize to, or one number: the short side, ratio kept; or None:
+            the picture's own size.
+        multiple: Sides are rounded to a multiple of this where the ratio is kept.
+        mean: Of each band, after rescaling.
+        std: Of each band, after rescaling.
+        rescale: Factor on the stored values; 1/255 takes 8 bits to 0..1.
+        resample: Filter of the resizing, antialiased as Pillow's: a key of ``RESAMPLING``.
+        reduce_labels: The model was trained with mask value 0 dropped and the rest shifted
+            down (ADE20K). It concerns masks, never pictures.
+    """
+
+    size: tuple[int, int] | int | None = (512, 512)
+    multiple: int = 1
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    rescale: float = 1 / 255
+    resample: str = "bilinear"
+    reduce_labels: bool = False
+
+    def __post_init__(self) -> None:
+        sides = self.size if isinstance(self.size, tuple) else (self.size or 1,)
+        if len(self.mean) != len(self.std) or not all(self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std} must match and not be zero")
+        if min(*sides, 1, self.multiple) < 1:
+            raise ValueError(f"size {self.size} and multiple {self.multiple} must be positive")
+        if self.resample not in RESAMPLING:
+            raise ValueError(f"resample {self.resample!r} is none of {', '.join(RESAMPLING)}")
+
+    @classmethod
+    def for_bands(cls, bands: int) -> Preprocessing:
+        """ImageNet statistics for three bands, 0.5 for any other number."""
+        if bands == 3:
+            return cls()
+        return cls(mean=(0.5,) * bands, std=(0.25,) * bands)
+
+    def target_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels at which a picture of this size goes into the model."""
+        if isinstance(self.size, tuple):
+            return self.size
+        short, long = sorted((height, width))
+        target = short if self.size is None else self.size
+        sides = {short: target, long: target if long == short else int(target * long / short)}
+        if self.multiple > 1:
+            sides = {k: -(-v // self.multiple) * self.multiple for k, v in sides.items()}
+        return sides[height], sides[width]
+
+    def normalise(self, picture: NDArray[np.generic]) -> NDArray[np.float32]:
+        """(H, W, C) stored values -> (H, W, C) float32 of mean 0 and deviation 1, roughly."""
+        if picture.shape[2] != len(self.mean):
+            raise ValueError(
+                f"the picture has {picture.shape[2]} bands, "
+                f"the preprocessing's mean has {len(self.mean)}"
+            )
+        std = np.asarray(self.std, dtype=np.float64)
+        scale = np.float32(self.rescale / std)
+        shift = np.float32(np.asarray(self.mean) / std)
+        return picture.astype(np.float32) * scale - shift
+
+
+def resize(
+    picture: NDArray[np.generic], size: tuple[int, int], resample: str = "bilinear"
+) -> NDArray[np.generic]:
+    """Resize (H, W, C) to ``size`` = (height, width), antialiased, as Pillow does.
+
+    uint8 stays uint8; any other type becomes float32.
+    """
+    if picture.shape[:2] == tuple(size):
+        return picture
+    height, width = size
+    method = RESAMPLING[resample]
+    if picture.dtype == np.uint8 and picture.shape[2] == 3:
+        image = Image.fromarray(np.ascontiguousarray(picture))
+        return np.asarray(image.resize((width, height), method))
+    if picture.dtype != np.uint8:
+        picture = picture.astype(np.float32)
+    bands = [
+        Image.fromarray(np.ascontiguousarray(picture[:, :, band])).resize((width, height), method)
+        for band in range(picture.shape[2])
+    ]
+    return np.stack([np.asarray(band) for band in bands], axis=2)

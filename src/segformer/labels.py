@@ -1,0 +1,119 @@
+"""Classes: their names, their colours, and what the values of a mask mean."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The classes of a data set or a model.
+
+    Attributes:
+        names: Name of each class; the position is the class id.
+        palette: One (red, green, blue), 0..255, for each class. Left out: distinct colours.
+        ignore_index: Class id that means "not labelled"; such pixels count nowhere.
+        mapping: Value in a mask file -> class id, for values that are not class ids themselves.
+
+    Raises:
+        ValueError: No names, too few colours, or a mapping to a class that is not there.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...] = ()
+    ignore_index: int = 255
+    mapping: Mapping[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(str(name) for name in self.names))
+        if not self.names:
+            raise ValueError("a label set needs at least one class")
+        if not self.palette:
+            object.__setattr__(self, "palette", default_palette(len(self.names)))
+        if len(self.palette) < len(self.names):
+            raise ValueError(f"{len(self.names)} classes but {len(self.palette)} colours")
+        if 0 <= self.ignore_index < len(self.names):
+            raise ValueError(
+                f"ignore_index {self.ignore_index} is also the class "
+                f"{self.names[self.ignore_index]!r}; choose a value that no class has, such as 255"
+            )
+        for value, class_id in self.mapping.items():
+            if class_id != self.ignore_index and not 0 <= class_id < len(self.names):
+                raise ValueError(
+                    f"label_mapping sends the value {value} to class {class_id}, but classes are "
+                    f"0..{len(self.names) - 1} and {self.ignore_index} for ignored pixels"
+                )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def numbered(cls, num_classes: int) -> LabelSet:
+        """Classes without names of their own; a binary model (1) has a background too."""
+        if num_classes == 1:
+            return cls(("background", "foreground"))
+        ignore_index = 255 if num_classes <= 255 else 65535
+        return cls(tuple(f"class {i}" for i in range(num_classes)), ignore_index=ignore_index)
+
+    @classmethod
+    def from_names(
+        cls, names: Mapping[int, str] | Sequence[str], *, ignore_index: int = 255
+    ) -> LabelSet:
+        """From a list, or from ``{id: name}`` with ids 0, 1, 2, ... without a gap.
+
+        Raises:
+            ValueError: An id is missing.
+        """
+        if isinstance(names, Mapping):
+            ids = sorted(int(key) for key in names)
+            if ids != list(range(len(ids))):
+                missing = sorted(set(range(max(ids, default=0) + 1)) - set(ids))
+                raise ValueError(f"class ids must be 0, 1, 2, ...; there is no name for {missing}")
+            by_id = {int(key): name for key, name in names.items()}
+            names = [by_id[i] for i in ids]
+        return cls(tuple(names), ignore_index=ignore_index)
+
+    def to_class_ids(self, values: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Apply the mapping to the values of a mask file, (H, W).
+
+        Returns:
+            Class ids, (H, W); ids that are neither a class nor ``ignore_index`` are left for
+            `unknown_values` to find. The input itself where there is no mapping.
+        """
+        if not self.mapping:
+            return values
+        highest = max(int(values.max(initial=0)), *self.mapping, *self.mapping.values())
+        lowest = min(int(values.min(initial=0)), *self.mapping)
+        table = np.arange(lowest, highest + 1, dtype=np.int32)
+        for value, class_id in self.mapping.items():
+            table[value - lowest] = class_id
+        return table[values.astype(np.int32) - lowest]
+
+    def unknown_values(self, class_ids: NDArray[np.integer]) -> dict[int, int]:
+        """Ids that are neither a class nor ignored, and how many pixels have each."""
+        values, counts = np.unique(class_ids, return_counts=True)
+        return {
+            int(value): int(count)
+            for value, count in zip(values, counts, strict=True)
+            if value != self.ignore_index and not 0 <= value < len(self)
+        }
+
+    def colours(self) -> NDArray[np.uint8]:
+        """The palette as a (K, 3) array."""
+        return np.asarray(self.palette[: len(self)], dtype=np.uint8)
+
+
+def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Distinct colours: the hue steps by the golden ratio, brightness and depth alternate."""
+    colours = []
+    for i in range(num_classes):
+        hue = (0.02 + i * 0.618034) % 1.0
+        value, saturation = ((0.95, 0.75), (0.7, 0.9), (1.0, 0.5))[i // 2 % 3]
+        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colours)

@@ -1,0 +1,172 @@
+"""The architecture of SegFormer as numbers: the configuration and the table of B0..B5.
+
+Legend: B batch, H W pixels, h w tokens, C channels, D decoder width, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+STRIDES = (4, 8, 16, 32)
+"""Pixels per token along a side, for the four stages."""
+
+PATCH_KERNELS = (7, 3, 3, 3)
+PATCH_STRIDES = (4, 2, 2, 2)
+
+
+@dataclass(frozen=True)
+class NormEps:
+    """Epsilon of the LayerNorms, which differs with the origin of the weights.
+
+    Attributes:
+        block: In the encoder blocks and at the end of each stage.
+        merging: After each overlapped patch merging.
+        reduction: After the sequence reduction of the attention.
+    """
+
+    block: float = 1e-5
+    merging: float = 1e-5
+    reduction: float = 1e-5
+
+
+ORIGINAL_EPS = NormEps(block=1e-6, merging=1e-5, reduction=1e-5)
+"""As in the original implementation (NVlabs)."""
+TRANSFORMERS_EPS = NormEps()
+"""As in transformers, whose modules ignore ``layer_norm_eps`` of their configuration."""
+
+
+@dataclass(frozen=True)
+class SegFormerConfig:
+    """Everything that fixes the shapes and the arithmetic of a SegFormer.
+
+    Attributes:
+        channels: Width of each of the four encoder stages.
+        depths: Blocks in each stage.
+        heads: Attention heads of each stage; each divides the stage's width.
+        reductions: Spatial reduction r of keys and values (the sequence reduction is r squared).
+        mlp_ratio: Widening of the Mix-FFN.
+        decoder_width: Width D of the all-MLP decoder.
+        num_classes: Channels K of the logits. 1 means a binary model: one logit, a sigmoid.
+        in_channels: Bands of the picture.
+        drop_path: Stochastic depth of the last block; rises linearly from 0 over all blocks.
+        dropout: Probability of dropping whole channels before the classifier.
+        eps: LayerNorm epsilons, as the weights were trained with.
+    """
+
+    channels: tuple[int, int, int, int] = (32, 64, 160, 256)
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    heads: tuple[int, int, int, int] = (1, 2, 5, 8)
+    reductions: tuple[int, int, int, int] = (8, 4, 2, 1)
+    mlp_ratio: int = 4
+    decoder_width: int = 256
+    num_classes: int = 150
+    in_channels: int = 3
+    drop_path: float = 0.1
+    dropout: float = 0.1
+    eps: NormEps = NormEps()
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "depths", "heads", "reductions"):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            if len(values) != 4 or not all(isinstance(v, int) and v >= 1 for v in values):
+                raise ValueError(f"{name} must be four positive integers, not {values}")
+        for name in ("mlp_ratio", "decoder_width", "num_classes", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("drop_path", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a probability in [0, 1), not {getattr(self, name)}")
+        for width, heads in zip(self.channels, self.heads, strict=True):
+            if width % heads:
+                raise ValueError(f"{heads} attention heads do not divide {width} channels")
+
+    @property
+    def min_size(self) -> int:
+        """Smallest height and width in pixels: each reduction needs r tokens to reduce.
+
+        A map of stride s has ``ceil(H / s)`` rows, so H must exceed ``s * (r - 1)``.
+        """
+        return max(s * (r - 1) for s, r in zip(STRIDES, self.reductions, strict=True)) + 1
+
+    @property
+    def variant(self) -> str | None:
+        """Name in the table ("b0".."b5") of this encoder, or None if it is not one of them."""
+        for name, row in VARIANTS.items():
+            if (self.channels, self.depths) == (row["channels"], row["depths"]):
+                return name
+        return None
+
+    @classmethod
+    def from_variant(cls, variant: str, **overrides: Any) -> SegFormerConfig:
+        """Configuration of one of the paper's models.
+
+        Args:
+            variant: "b0" to "b5", in any case, with or without "mit-" or "mit_" before it.
+            **overrides: Fields to set differently, such as ``num_classes=19``.
+
+        Raises:
+            ValueError: There is no such variant.
+        """
+        key = variant.lower().removeprefix("mit").lstrip("-_")
+        if key not in VARIANTS:
+            raise ValueError(f"no SegFormer variant {variant!r}; there are {', '.join(VARIANTS)}")
+        return replace(cls(**VARIANTS[key]), **overrides)
+
+
+_WIDE = (64, 128, 320, 512)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "b0": {"channels": (32, 64, 160, 256), "depths": (2, 2, 2, 2), "decoder_width": 256},
+    "b1": {"channels": _WIDE, "depths": (2, 2, 2, 2), "decoder_width": 256},
+    "b2": {"channels": _WIDE, "depths": (3, 4, 6, 3), "decoder_width": 768},
+    "b3": {"channels": _WIDE, "depths": (3, 4, 18, 3), "decoder_width": 768},
+    "b4": {"channels": _WIDE, "depths": (3, 8, 27, 3), "decoder_width": 768},
+    "b5": {"channels": _WIDE, "depths": (3, 6, 40, 3), "decoder_width": 768},
+}
+"""MiT-B0..B5 (paper, table 6) with the decoder widths of section 3.2."""
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one forward pass over one picture.
+
+    Attributes:
+        encoder: Convolutions, linears and the two products of each attention.
+        decoder: The decoder written plainly, as published figures count it.
+        decoder_folded: The decoder as it runs here, projections composed with the fusion.
+    """
+
+    encoder: int
+    decoder: int
+    decoder_folded: int
+
+
+def count_macs(config: SegFormerConfig, height: int, width: int) -> Macs:
+    """Count the multiply-accumulates of one forward pass, norms and interpolation left out.
+
+    Args:
+        config: The model.
+        height: Of the picture, pixels.
+        width: Of the picture, pixels.
+    """
+    encoder = 0
+    channels_in = config.in_channels
+    tokens_of_stage = []
+    for stage, (c, depth, r) in enumerate(
+        zip(config.channels, config.depths, config.reductions, strict=True)
+    ):
+        h, w = -(-height // STRIDES[stage]), -(-width // STRIDES[stage])
+        tokens, reduced = h * w, (h // r) * (w // r)
+        tokens_of_stage.append(tokens)
+        encoder += tokens * channels_in * c * PATCH_KERNELS[stage] ** 2
+        attention = 2 * tokens * c * c + 2 * reduced * c * c + 2 * tokens * reduced * c
+        if r > 1:
+            attention += reduced * c * c * r * r
+        hidden = config.mlp_ratio * c
+        encoder += depth * (attention + tokens * hidden * (2 * c + 9))
+        channels_in = c
+    d, first = config.decoder_width, tokens_of_stage[0]
+    projections = sum(n * c * d for n, c in zip(tokens_of_stage, config.channels, strict=True))
+    classifier = first * d * config.num_classes
+    return Macs(encoder, projections + first * 4 * d * d + classifier, projections + classifier)

@@ -1,0 +1,130 @@
+"""The all-MLP decoder in its exact fast form.
+
+The paper (section 3.2) projects each stage to the decoder width D, upsamples all to 1/4,
+concatenates, and fuses with a 1x1 convolution. Projection, upsampling and fusion are linear,
+and bilinear weights sum to one, so with W_i the fusion's slice for stage i and P_i, b_i that
+stage's projection
+
+    fuse(concat_i up(P_i x_i + b_i)) = sum_i up((W_i P_i) x_i) + sum_i W_i b_i
+
+Each stage therefore goes straight to its share of the fused map at its own resolution, through
+the composed weight W_i P_i: the widest product of the model, 4 D^2 per token, disappears. The
+parameters stay the published ones, and gradients reach them through the composition.
+
+Legend: B batch, h w tokens of stage 1, C channels, D decoder width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segformer.model.config import SegFormerConfig
+from segformer.model.layers import to_maps, to_tokens
+
+
+class MLPDecoder(nn.Module):
+    """Projections, fusion, BatchNorm, ReLU, dropout over whole channels, classifier.
+
+    Attributes:
+        projections: Four linears C_i -> D, stage 1 first.
+        fuse: 1x1 convolution 4D -> D without bias; its input is ordered stage 4 first.
+        norm: BatchNorm over D.
+        classifier: 1x1 convolution D -> K.
+    """
+
+    def __init__(self, config: SegFormerConfig):
+        super().__init__()
+        width = config.decoder_width
+        self.projections = nn.ModuleList(nn.Linear(c, width) for c in config.channels)
+        self.fuse = nn.Conv2d(len(config.channels) * width, width, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.dropout = config.dropout
+        self.classifier = nn.Conv2d(width, config.num_classes, 1)
+        nn.init.kaiming_normal_(self.fuse.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Four maps (B, C_i, h_i, w_i), stage 1 first -> logits (B, K, h_1, w_1)."""
+        weights, bias = self.compose()
+        fused = self.norm(_fuse(features, weights, bias)).relu_()
+        if not self.training or self.dropout == 0:
+            return self.classifier(fused)
+        return self._classify_dropped(fused)
+
+    def _classify_dropped(self, fused: Tensor) -> Tensor:
+        """Drop whole channels, then classify.
+
+        Channels are dropped by their weights in the classifier, picture by picture: the same
+        function as zeroing the maps, without two passes over the largest tensor of the model.
+        """
+        batch, width, h, w = fused.shape
+        kept = torch.empty(batch, 1, width, device=fused.device).bernoulli_(1 - self.dropout)
+        weight = self.classifier.weight.flatten(1) * (kept / (1 - self.dropout))  # (B, K, D)
+        tokens = to_tokens(fused).reshape(batch, h * w, width)
+        logits = tokens @ weight.to(tokens.dtype).transpose(1, 2)
+        logits = logits.reshape(batch, h, w, -1) + self.classifier.bias
+        return to_maps(logits)
+
+    def compose(self) -> tuple[list[Tensor], Tensor]:
+        """The composed weights W_i P_i, each (D, C_i), stage 1 first, and sum_i W_i b_i, (D,).
+
+        In full precision even under autocast: a product of rounded weights, rounded again,
+        would lose bits that cost nothing to keep.
+        """
+        with torch.autocast(self.fuse.weight.device.type, enabled=False):
+            slices = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)
+            pairs = list(zip(reversed(slices), self.projections, strict=True))
+            weights = [part @ projection.weight for part, projection in pairs]
+            bias = torch.stack([part @ projection.bias for part, projection in pairs]).sum(0)
+        return weights, bias
+
+    def fold(self) -> FoldedDecoder:
+        """The same function for inference, with everything constant multiplied out."""
+        return FoldedDecoder(self)
+
+
+class FoldedDecoder(nn.Module):
+    """`MLPDecoder` for inference: compositions kept, BatchNorm's running statistics folded in.
+
+    Args:
+        decoder: Its present weights are taken; later changes to it are not seen.
+    """
+
+    bias: Tensor
+
+    def __init__(self, decoder: MLPDecoder):
+        super().__init__()
+        norm = decoder.norm
+        if norm.running_mean is None or norm.running_var is None:
+            raise ValueError("the decoder's BatchNorm keeps no running statistics to fold in")
+        with torch.no_grad():
+            weights, bias = decoder.compose()
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            self.stages = len(weights)
+            for stage, weight in enumerate(weights):
+                self.register_buffer(f"weight_{stage}", weight * scale[:, None])
+            self.register_buffer("bias", (bias - norm.running_mean) * scale + norm.bias)
+        self.classifier = decoder.classifier
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Four maps (B, C_i, h_i, w_i), stage 1 first -> logits (B, K, h_1, w_1)."""
+        weights = [self.get_buffer(f"weight_{stage}") for stage in range(self.stages)]
+        return self.classifier(_fuse(features, weights, self.bias).relu_())
+
+
+def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
+    """Sum over the stages of up(weight_i x_i), plus bias: (B, D, h_1, w_1).
+
+    The bias enters at full resolution once; upsampling would not change it.
+    """
+    fused = to_maps(F.linear(to_tokens(features[0]), weights[0], bias))
+    size = fused.shape[2:]
+    for maps, weight in zip(features[1:], weights[1:], strict=True):
+        share = to_maps(F.linear(to_tokens(maps), weight))
+        fused = fused + F.interpolate(share, size=size, mode="bilinear", align_corners=False)
+    return fused

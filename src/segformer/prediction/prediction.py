@@ -1,0 +1,159 @@
+"""What a prediction is, and how it is shown and kept.
+
+Legend: H W pixels of the picture, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from segformer.files import whole_file
+from segformer.image import resize
+from segformer.labels import LabelSet
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes of a picture's pixels.
+
+    Attributes:
+        labels: (H, W) class ids at the picture's own size, uint8, or uint16 above 256 classes.
+        classes: What the ids mean.
+        picture: (H, W, C) the picture, upright.
+        source: File it came from, or None.
+        confidence: (H, W) probability of each pixel's class, if it was asked for.
+    """
+
+    labels: NDArray[np.integer]
+    classes: LabelSet
+    picture: NDArray[np.generic] = field(repr=False)
+    source: Path | None = None
+    confidence: NDArray[np.float32] | None = field(default=None, repr=False)
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Share of the picture, 0..1, of each class that occurs, largest first."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        order = np.argsort(-counts, kind="stable")
+        return {
+            self.classes.names[i]: float(counts[i] / self.labels.size) for i in order if counts[i]
+        }
+
+    def mask(self, name: str) -> NDArray[np.bool_]:
+        """(H, W) where the class of this name is.
+
+        Raises:
+            ValueError: There is no such class.
+        """
+        if name not in self.classes.names:
+            raise ValueError(f"no class {name!r}; there are {', '.join(self.classes.names)}")
+        return self.labels == self.classes.names.index(name)
+
+    def overlay(
+        self, *, opacity: float = 0.55, legend: bool = True, max_side: int = 4096
+    ) -> Image.Image:
+        """Colours of the classes over the picture, edges drawn, with a legend below.
+
+        Args:
+            opacity: Of the colours, 0..1.
+            legend: Name the classes that occur, with their shares.
+            max_side: A longer picture is shown smaller, so that others can open it.
+        """
+        picture = _displayable(self.picture)
+        height, width = self.labels.shape
+        labels = self.labels
+        if max(height, width) > max_side:
+            ratio = max_side / max(height, width)
+            size = max(1, round(height * ratio)), max(1, round(width * ratio))
+            picture = resize(picture, size)
+            rows = (np.arange(size[0]) / ratio).astype(int).clip(max=height - 1)
+            columns = (np.arange(size[1]) / ratio).astype(int).clip(max=width - 1)
+            labels = labels[np.ix_(rows, columns)]
+        colours = self.classes.colours()[labels]
+        mixed = picture * (1 - opacity) + colours * opacity
+        if opacity > 0:
+            mixed[_edges(labels)] *= 0.35
+        image = Image.fromarray(mixed.astype(np.uint8))
+        return self._with_legend(image) if legend else image
+
+    def save(
+        self, folder: str | Path, *, name: str | None = None, overlay: bool = True
+    ) -> list[Path]:
+        """Write class ids as PNG, ``NAME.png``, and ``NAME_overlay.jpg``.
+
+        Ids are grey levels, of 16 bits where there are more than 256 classes.
+
+        Args:
+            folder: Made if it is not there.
+            name: May hold folders; left out, that of the picture.
+            overlay: Write the overlay too.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ValueError: The ids would replace the picture they come from.
+        """
+        name = name or (self.source.stem if self.source else "prediction")
+        ids_path = Path(folder) / f"{name}.png"
+        if self.source is not None and ids_path.resolve() == self.source.resolve():
+            raise ValueError(f"{ids_path}: the ids would replace the picture; save elsewhere")
+        with whole_file(ids_path) as partial:
+            Image.fromarray(self.labels).save(partial)
+        written = [ids_path]
+        if overlay:
+            overlay_path = Path(folder) / f"{name}_overlay.jpg"
+            with whole_file(overlay_path) as partial:
+                self.overlay().save(partial, quality=90)
+            written.append(overlay_path)
+        return written
+
+    def _with_legend(self, image: Image.Image) -> Image.Image:
+        """The picture above rows of colour, name and share."""
+        font_px = max(12, min(28, image.width // 36))
+        font = ImageFont.load_default(font_px)
+        row_px, margin = round(font_px * 1.6), font_px // 2
+        entries = [(name, f"{name}  {share:.1%}") for name, share in self.shares.items()]
+        widest = max(font.getlength(text) for _, text in entries)
+        column_px = round(widest + 3 * font_px)
+        columns = max(1, (image.width - margin) // column_px)
+        rows = -(-len(entries) // columns)
+        canvas = Image.new(
+            "RGB",
+            (max(image.width, column_px + margin), image.height + rows * row_px + 2 * margin),
+            "white",
+        )
+        canvas.paste(image, (0, 0))
+        draw = ImageDraw.Draw(canvas)
+        for i, (name, text) in enumerate(entries):
+            x = margin + i % columns * column_px
+            y = image.height + margin + i // columns * row_px
+            colour = self.classes.palette[self.classes.names.index(name)]
+            draw.rectangle((x, y, x + font_px, y + font_px), fill=colour, outline="black")
+            draw.text((x + 1.5 * font_px, y + font_px / 2), text, "black", font, anchor="lm")
+        return canvas
+
+
+def _displayable(picture: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """(H, W, C) of any type and bands -> (H, W, 3) uint8; other ranges are stretched."""
+    bands = picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, :1]
+    if bands.dtype != np.uint8:
+        low, high = np.nanpercentile(bands, (1, 99))
+        scaled = (bands.astype(np.float32) - low) * (255 / max(high - low, 1e-12))
+        bands = np.nan_to_num(np.clip(scaled, 0, 255)).astype(np.uint8)
+    shown = np.broadcast_to(bands, (*bands.shape[:2], 3)) if bands.shape[2] == 1 else bands
+    return np.asarray(shown, dtype=np.uint8)
+
+
+def _edges(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """(H, W) pixels whose right or lower neighbour has another class."""
+    edges = np.zeros(labels.shape, bool)
+    edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edges[:-1] |= labels[:-1] != labels[1:]
+    return edges

@@ -1,0 +1,230 @@
+"""From pictures of any size and kind to predictions.
+
+Legend: H W pixels of the picture as it is, h w of what the model sees, C bands, K classes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from segformer.checkpoints import store
+from segformer.image import PictureSource, Preprocessing, read_picture, resize
+from segformer.model.segformer import SegFormer
+from segformer.prediction.prediction import Prediction
+from segformer.prediction.runtime import TorchRuntime
+from segformer.prediction.upsample import decide
+from segformer.prediction.windows import starts
+
+_SMALLEST = 32
+"""Sides of what goes into the model are at least this; a thin strip loses a little ratio."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A picture, and its views as the model is to see them: (h, w, C) normalised."""
+
+    source: PictureSource
+    picture: NDArray[np.generic]
+    views: list[NDArray[np.float32]]
+
+
+class Predictor:
+    """Segments pictures with one model.
+
+    The model's own preprocessing is honoured: what it was trained or published with. ``size``,
+    ``short_side`` and ``window`` override its resizing.
+
+    Args:
+        model: A model, a folder or name to load it from; left out, the one that ships inside.
+        size: (height, width) in pixels to resize pictures to, ratio not kept.
+        short_side: Pixels to resize the short side to, ratio kept.
+        window: Side in pixels of windows to run one by one over the picture, which then keeps its
+            own size unless ``size`` or ``short_side`` says otherwise. Logits are averaged where
+            windows overlap. A multiple of 4.
+        stride: Pixels between windows; a multiple of 4; left out, three quarters of a window.
+        scales: Ratios at which to see the picture; probabilities are averaged.
+        flip: Also see each scale mirrored.
+        confidence: Keep the probability of each pixel's class.
+        device: Where to run; left out, the best there is.
+        precision: "float32", or "bfloat16" where speed matters more than the last digits.
+
+    Raises:
+        ValueError: Contradicting or impossible options.
+        CheckpointError: The model cannot be loaded.
+
+    Example:
+        >>> predictor = Predictor()
+        >>> prediction = predictor("portrait.jpg")
+        >>> prediction.labels.shape  # the picture's own height and width
+    """
+
+    def __init__(
+        self,
+        model: SegFormer | str | Path | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        short_side: int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        confidence: bool = False,
+        device: str | torch.device | None = None,
+        precision: str = "float32",
+    ):
+        if not isinstance(model, SegFormer):
+            model = store.load(store.SHIPPED if model is None else model)
+        if size is not None and short_side is not None:
+            raise ValueError("give a size or a short side, not both")
+        if stride is not None and window is None:
+            raise ValueError("a stride needs a window")
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales must be positive numbers, not {tuple(scales)}")
+        if window is not None:
+            stride = stride or max(4, window * 3 // 16 * 4)
+            starts(window, window, stride)  # says what is wrong with them
+            if window % 4 or stride % 4 or window < _SMALLEST:
+                raise ValueError(
+                    f"window {window} and stride {stride} must be multiples of 4, the window at "
+                    f"least {_SMALLEST}: logits are a quarter of the picture's size"
+                )
+        self.model = model
+        self.preprocessing = _override(model.preprocessing, size, short_side, window)
+        self.window, self.stride = window, stride
+        self.scales, self.flip, self.confidence = tuple(scales), flip, confidence
+        self.runtime = TorchRuntime(model, device, precision)
+
+    def __call__(self, source: PictureSource) -> Prediction:
+        """Segment one picture.
+
+        Args:
+            source: Path, encoded bytes, PIL image, or array (H, W, C).
+
+        Raises:
+            UnreadableImage: The picture cannot be read; the message names it.
+        """
+        return self._finish(self._prepare(source))
+
+    def stream(
+        self,
+        sources: Iterable[PictureSource],
+        *,
+        on_error: Callable[[PictureSource, ValueError], None] | None = None,
+        readers: int = 2,
+    ) -> Iterator[Prediction]:
+        """Segment many pictures in order; reading and preparing run ahead of the model.
+
+        Args:
+            sources: As for one; only as many are read ahead as the readers need.
+            on_error: Called with a source that cannot be read, which is then left out; left out
+                itself, such a source raises.
+            readers: Threads that read.
+        """
+        waiting: deque[tuple[PictureSource, Future[_Prepared]]] = deque()
+        upcoming = iter(sources)
+        with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
+            try:
+                while True:
+                    while len(waiting) < 2 * readers:
+                        try:
+                            source = next(upcoming)
+                        except StopIteration:
+                            break
+                        waiting.append((source, pool.submit(self._prepare, source)))
+                    if not waiting:
+                        return
+                    source, future = waiting.popleft()
+                    try:
+                        prediction = self._finish(future.result())
+                    except ValueError as error:
+                        if on_error is None:
+                            raise
+                        on_error(source, error)
+                    else:
+                        yield prediction
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def logits(self, picture: NDArray[np.generic]) -> Tensor:
+        """Logits (K, h / 4, w / 4) of a picture (H, W, C) at the first scale, before upsampling."""
+        view = self._view(picture, self.scales[0])
+        return self._run(view)
+
+    def _prepare(self, source: PictureSource) -> _Prepared:
+        picture = read_picture(source, self.model.config.in_channels)
+        return _Prepared(source, picture, [self._view(picture, scale) for scale in self.scales])
+
+    def _view(self, picture: NDArray[np.generic], scale: float) -> NDArray[np.float32]:
+        height, width = self.preprocessing.target_size(*picture.shape[:2])
+        size = tuple(max(_SMALLEST, round(side * scale)) for side in (height, width))
+        resized = resize(picture, (size[0], size[1]), self.preprocessing.resample)
+        return self.preprocessing.normalise(resized)
+
+    def _finish(self, prepared: _Prepared) -> Prediction:
+        height, width = prepared.picture.shape[:2]
+        views = []
+        for view in prepared.views:
+            views.append(self._run(view))
+            if self.flip:
+                views.append(self._run(np.ascontiguousarray(view[:, ::-1])).flip(-1))
+        labels, confidence = decide(views, (height, width), confidence=self.confidence)
+        return Prediction(
+            labels=labels,
+            classes=self.model.labels,
+            picture=prepared.picture,
+            source=Path(prepared.source) if isinstance(prepared.source, (str, Path)) else None,
+            confidence=confidence,
+        )
+
+    def _run(self, view: NDArray[np.float32]) -> Tensor:
+        """(h, w, C) normalised -> logits (K, ceil(h / 4), ceil(w / 4))."""
+        pixels = torch.from_numpy(view).permute(2, 0, 1)[None]
+        if self.window is None or self.stride is None:
+            return self.runtime(pixels)[0]
+        return self._run_windows(pixels, self.window, self.stride)
+
+    def _run_windows(self, pixels: Tensor, window: int, stride: int) -> Tensor:
+        """Logits averaged over windows that start at multiples of 4.
+
+        So windows meet on the grid of the logits, and averages are taken there, at a sixteenth
+        of the values. The picture's own edge is padded by at most 3 pixels, repeating it.
+        """
+        height, width = pixels.shape[2:]
+        pixels = F.pad(pixels, (0, -width % 4, 0, -height % 4), mode="replicate")
+        high, wide = pixels.shape[2:]
+        total = torch.zeros(1)
+        for top in starts(high, window, stride):
+            for left in starts(wide, window, stride):
+                logits = self.runtime(pixels[:, :, top : top + window, left : left + window])[0]
+                if total.ndim == 1:
+                    total = torch.zeros(logits.shape[0] + 1, high // 4, wide // 4).to(logits)
+                place = total[:, top // 4 : (top + window) // 4, left // 4 : (left + window) // 4]
+                place[:-1] += logits
+                place[-1] += 1  # how many windows see each token
+        return total[:-1] / total[-1]
+
+
+def _override(
+    preprocessing: Preprocessing,
+    size: tuple[int, int] | None,
+    short_side: int | None,
+    window: int | None,
+) -> Preprocessing:
+    if size is not None:
+        return replace(preprocessing, size=size)
+    if short_side is not None:
+        return replace(preprocessing, size=short_side)
+    if window is not None:
+        return replace(preprocessing, size=None, multiple=1)
+    return preprocessing

@@ -1,0 +1,52 @@
+"""Logits from pixels: what runs the model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segformer.model.segformer import SegFormer
+
+
+def best_device() -> torch.device:
+    """The first accelerator that is there, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
+
+
+class TorchRuntime:
+    """Runs a folded model with PyTorch.
+
+    Args:
+        model: Put on the device; its decoder's constants are folded.
+        device: Where; left out, the best there is.
+        precision: "float32", or "bfloat16" under autocast.
+    """
+
+    def __init__(
+        self, model: SegFormer, device: str | torch.device | None = None, precision: str = "float32"
+    ):
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision {precision!r} is neither float32 nor bfloat16")
+        self.device = torch.device(device) if device is not None else best_device()
+        self.precision = precision
+        self.model = model.to(self.device).eval().fold()
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(B, C, H, W) float32 -> logits (B, K, ceil(H / 4), ceil(W / 4)), float32."""
+        half = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            return self.model(pixels.to(self.device)).float()

@@ -1,0 +1,132 @@
+"""The recipe of a training: the YAML file, the command's options and the record are this class.
+
+Nothing here imports torch, so that ``segformer train --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Every field is an option of ``segformer train`` and a key of a recipe.
+
+    Attributes:
+        variant: Size of a fresh model: b0, b1, b2, b3, b4 or b5.
+        init: Model to start from (a folder): everything that fits, the classifier anew where the
+            classes differ. The variant is then that model's.
+        init_encoder_only: Take only the encoder of the model to start from.
+        binary: Train one output with a sigmoid on a data set of two classes.
+        epochs: Passes over the training pictures.
+        max_steps: Optimiser steps; overrides epochs.
+        batch_size: Pictures per device and pass.
+        accumulate: Passes whose gradients make one optimiser step.
+        crop_size: Side of the training crops, pixels.
+        short_side: Pictures are scaled to this short side before the random ratio.
+        long_side: ... unless their long side would exceed this.
+        scale_min: Smallest random ratio.
+        scale_max: Largest random ratio.
+        log_scale: Draw the ratio evenly in its logarithm.
+        max_class_share: Crops with more than this share of one class are drawn again.
+        focus: Probability of aiming a crop at a class drawn evenly among those present.
+        flip: Probability of mirroring.
+        photometric: Distort brightness, contrast, saturation and hue.
+        backdrop: Probability of setting the foreground before another backdrop.
+        backdrop_class: Class id that counts as background for that.
+        predict_size: Short side at which the trained model is to see pictures, in validation and
+            ever after; default: short_side.
+        lr: Peak learning rate of the encoder; default 6e-5 when starting from a model, else 6e-4.
+        head_lr_factor: The decoder's rate over the encoder's; default 10 when starting from a
+            model, else 1.
+        weight_decay: Of AdamW; none on the encoder's norms.
+        warmup_steps: Steps of linear warm-up; default 1500 or a twentieth of the run, the less.
+        schedule: Course of the rate after warm-up.
+        power: Of the poly schedule.
+        clip_norm: Largest norm of the gradient; 0 leaves it alone.
+        ema_decay: Of the moving average of the weights that is evaluated and kept; 0 for none.
+        drop_path: Stochastic depth of the last encoder block.
+        dropout: Dropout before the classifier.
+        class_weights: Weight of a class in the loss: none, or by the square root of its rarity.
+        dice: Weight of the Dice loss beside cross-entropy.
+        average_over_ignored: Average the loss over ignored pixels too, as the original did.
+        precision: Arithmetic; auto is bfloat16 where the device is fast in it, else float32.
+        devices: How many GPUs; CPUs count as one.
+        workers: Processes that prepare pictures; default: one per core, at most 8.
+        cache: Keep decoded pictures in memory (each worker its own).
+        seed: Of everything random.
+        val_every: Epochs between validations.
+        patience: Validations without a better mIoU before the training stops; 0 never stops.
+        checkpoint_every: Optimiser steps between resume checkpoints.
+        log_every: Optimiser steps between rows of metrics.csv.
+        tensorboard: Also write TensorBoard logs.
+    """
+
+    variant: str = "b0"
+    init: str | None = None
+    init_encoder_only: bool = False
+    binary: bool = False
+    epochs: int = 50
+    max_steps: int | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    crop_size: int = 512
+    short_side: int = 512
+    long_side: int = 2048
+    scale_min: float = 0.5
+    scale_max: float = 2.0
+    log_scale: bool = False
+    max_class_share: float = 0.75
+    focus: float = 0.0
+    flip: float = 0.5
+    photometric: bool = True
+    backdrop: float = 0.0
+    backdrop_class: int = 0
+    predict_size: int | None = None
+    lr: float | None = None
+    head_lr_factor: float | None = None
+    weight_decay: float = 0.01
+    warmup_steps: int | None = None
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    power: float = 1.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    drop_path: float = 0.1
+    dropout: float = 0.1
+    class_weights: Literal["none", "sqrt"] = "none"
+    dice: float = 0.0
+    average_over_ignored: bool = False
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    devices: int = 1
+    workers: int | None = None
+    cache: bool = False
+    seed: int = 0
+    val_every: int = 1
+    patience: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 20
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        positive = (
+            "epochs batch_size accumulate crop_size short_side long_side scale_min val_every "
+            "checkpoint_every log_every devices"
+        )
+        for name in positive.split():
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("max_steps", "predict_size", "lr", "head_lr_factor"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+        for name in ("focus", "flip", "backdrop", "max_class_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        for name in ("ema_decay", "drop_path", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
+        if self.scale_max < self.scale_min:
+            raise ValueError(f"scale_max {self.scale_max} is below scale_min {self.scale_min}")
+        if self.crop_size < 32:
+            raise ValueError(f"crop_size must be at least 32, not {self.crop_size}")

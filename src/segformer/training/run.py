@@ -1,0 +1,492 @@
+"""A recipe and a data set -> a run folder: the training, from top to bottom.
+
+Lightning's Fabric carries it to the device, the precision and the number of GPUs; the loop is
+written out here, because a run must go on from any step to the same result, and that is easiest
+to see in a loop whose whole state is a step number and the tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from segformer.checkpoints import store
+from segformer.data.check import SplitReport, check_split
+from segformer.data.dataset import Dataset, DatasetError, open_dataset, splits
+from segformer.data.loader import DrawSampler, TrainingCrops, crop_loader
+from segformer.data.transforms import Augmentation
+from segformer.evaluation.evaluate import evaluate, write_report
+from segformer.evaluation.metrics import ConfusionMatrix, Scores
+from segformer.evaluation.plots import examples_sheet
+from segformer.image import Preprocessing
+from segformer.model.segformer import SegFormer
+from segformer.prediction.predictor import Predictor
+from segformer.prediction.runtime import best_device, fast_in_bfloat16
+from segformer.progress import ProgressBar, console
+from segformer.training.config import TrainConfig
+from segformer.training.folder import RunFolder
+from segformer.training.losses import cross_entropy_at_mask_size, dice_loss
+from segformer.training.optimisation import lr_factor, moving_average, parameter_groups
+
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+
+
+class Interrupted(Exception):
+    """The training was asked to stop, has saved its state, and can go on."""
+
+
+def train(dataset: str | Path, out: str | Path, config: TrainConfig) -> Scores | None:
+    """Train a model on a data set.
+
+    Args:
+        dataset: As `segformer.data.dataset.open_dataset` takes it.
+        out: Folder for the run; see `RunFolder`.
+        config: The recipe.
+
+    Returns:
+        Validation scores of the best model, or None without a validation split.
+
+    Raises:
+        ValueError: The data set, the recipe or the folder cannot be used.
+        Interrupted: Ctrl-C; everything is saved.
+    """
+    folder = RunFolder(out)
+    dataset = Path(dataset)
+    found = splits(dataset)
+    if "train" not in found:
+        raise DatasetError(f"{dataset}: there is no split 'train' to train on")
+    training = open_dataset(dataset, "train")
+    validation = open_dataset(dataset, "val") if "val" in found else None
+    config = resolve(config, training)
+    reports = [_checked(split) for split in (training, validation) if split is not None]
+    folder.create(dataset, config)
+    if validation is None:
+        console.print("no split 'val': training without validation, the last model is kept")
+    return _Run(folder, config, training, validation).fit(class_weights(config, reports[0]))
+
+
+def resume(out: str | Path) -> Scores | None:
+    """Go on with a run that was stopped or killed, to the result it would have had.
+
+    Args:
+        out: The run's folder.
+
+    Raises:
+        ValueError: There is no run there.
+        Interrupted: Ctrl-C; everything is saved.
+    """
+    folder = RunFolder(out)
+    dataset, config = folder.read_recipe()
+    training = open_dataset(dataset, "train")
+    validation = open_dataset(dataset, "val") if "val" in splits(dataset) else None
+    state = folder.load_checkpoint()
+    if state is None:
+        console.print(f"{folder.path}: killed before the first checkpoint; starting at step 0")
+        folder.forget_metrics_after(-1)
+        weights = class_weights(config, _checked(training))
+    else:
+        weights = state["class_weights"]
+    return _Run(folder, config, training, validation).fit(weights, state)
+
+
+def resolve(config: TrainConfig, training: Dataset) -> TrainConfig:
+    """Fill in the defaults that depend on other fields or on the data set."""
+    effective = config.batch_size * config.accumulate * config.devices
+    steps = config.max_steps or math.ceil(config.epochs * len(training) / effective)
+    started = config.init is not None
+    defaults = {
+        "max_steps": steps,
+        "warmup_steps": min(1500, steps // 20),
+        "lr": 6e-5 if started else 6e-4,
+        "head_lr_factor": 10.0 if started and not config.init_encoder_only else 1.0,
+        "predict_size": config.short_side,
+        "workers": min(os.cpu_count() or 1, 8),
+    }
+    if started and config.init_encoder_only:
+        defaults["head_lr_factor"] = 10.0
+    missing = {name: v for name, v in defaults.items() if getattr(config, name) is None}
+    return replace(config, **missing)  # type: ignore[arg-type]
+
+
+def class_weights(config: TrainConfig, report: SplitReport) -> Tensor | None:
+    """(K,) weights of the classes in the loss: 1 / sqrt(frequency), 1 for the mean pixel.
+
+    Classes that never occur keep 1, and none weighs more than 10 times the mean.
+    """
+    if config.class_weights == "none":
+        return None
+    frequency = report.frequencies
+    weights = np.where(frequency > 0, 1 / np.sqrt(np.maximum(frequency, 1e-12)), 0)
+    weights /= (weights * frequency).sum()
+    return torch.tensor(np.where(frequency > 0, weights.clip(max=10), 1), dtype=torch.float32)
+
+
+def build_model(config: TrainConfig, training: Dataset) -> SegFormer:
+    """The model at step 0: fresh, or from another one with what fits of it."""
+    torch.manual_seed(config.seed)
+    labels = training.labels
+    if config.binary and len(labels) != 2:
+        raise DatasetError(
+            f"{training.root}: binary training needs two classes, there are {len(labels)}"
+        )
+    outputs = 1 if config.binary else len(labels)
+    regularisation = {"drop_path": config.drop_path, "dropout": config.dropout}
+    if config.init is None:
+        model = SegFormer.from_variant(
+            config.variant,
+            labels=labels,
+            num_classes=outputs,
+            in_channels=training.bands,
+            **regularisation,
+        )
+        source_preprocessing = model.preprocessing
+    else:
+        source = store.load(config.init)
+        if source.config.in_channels != training.bands:
+            raise ValueError(
+                f"{config.init}: the model takes {source.config.in_channels} bands, "
+                f"the data set's pictures have {training.bands}"
+            )
+        model = SegFormer(replace(source.config, num_classes=outputs, **regularisation), labels)
+        tensors = source.state_dict()
+        if config.init_encoder_only:
+            tensors = {name: t for name, t in tensors.items() if name.startswith("encoder.")}
+        elif source.labels.names != labels.names or source.config.num_classes != outputs:
+            tensors = {n: t for n, t in tensors.items() if not n.startswith("decoder.classifier")}
+            console.print(
+                f"{config.init}: its {len(source.labels)} classes are not these {len(labels)}; "
+                "the classifier starts anew"
+            )
+        model.load_state_dict(tensors, strict=False)
+        source_preprocessing = source.preprocessing
+    assert config.predict_size is not None
+    model.preprocessing = Preprocessing(
+        size=config.predict_size,
+        mean=source_preprocessing.mean,
+        std=source_preprocessing.std,
+        rescale=source_preprocessing.rescale,
+    )
+    return model
+
+
+def augmentation(config: TrainConfig, ignore_index: int) -> Augmentation:
+    """The recipe's augmentation."""
+    names = Augmentation.__dataclass_fields__.keys() - {"ignore_index"}
+    fields = {name: getattr(config, name) for name in names}
+    return Augmentation(**fields, ignore_index=ignore_index)
+
+
+def _checked(dataset: Dataset) -> SplitReport:
+    with ProgressBar(f"checking {dataset.split}", len(dataset), "pictures") as bar:
+        report = check_split(dataset, bar.advance)
+    report.raise_errors()
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    return report
+
+
+@dataclass
+class _State:
+    """What, beside tensors, a resumed run needs to know."""
+
+    step: int = 0
+    best_miou: float = -1.0
+    stale_validations: int = 0
+    minutes: float = 0.0
+
+
+class _Run:
+    """One training, new or resumed."""
+
+    def __init__(
+        self, folder: RunFolder, config: TrainConfig, training: Dataset, validation: Dataset | None
+    ):
+        assert config.max_steps and config.lr and config.head_lr_factor
+        assert config.workers is not None and config.warmup_steps is not None
+        self.folder, self.config = folder, config
+        self.training, self.validation = training, validation
+        self.total_steps, self.workers = config.max_steps, config.workers
+        self.warmup_steps = config.warmup_steps
+        self.pictures_per_step = config.batch_size * config.accumulate * config.devices
+        self.steps_per_epoch = len(training) / self.pictures_per_step
+        self.fabric = Fabric(devices=config.devices, precision=self._precision())  # type: ignore[arg-type]
+        self.fabric.launch()
+        self.model = build_model(config, training)
+        if self.fabric.world_size > 1:
+            self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        groups = parameter_groups(
+            self.model, config.lr, config.weight_decay, config.head_lr_factor
+        )
+        self.peak_lrs = [group["lr"] for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
+        self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
+        self.average = moving_average(self.model, config.ema_decay) if config.ema_decay else None
+        self.state = _State()
+
+    def fit(self, weights: Tensor | None, checkpoint: dict[str, Any] | None = None) -> Scores | None:
+        """Train from the checkpoint, or from the start, to the end."""
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.weights = weights.to(self.fabric.device) if weights is not None else None
+        batches = iter(self._loader())
+        validation_steps = self._validation_steps()
+        began = time.monotonic() - 60 * self.state.minutes
+        with (
+            _stop_requests() as stop,
+            ProgressBar(
+                "training",
+                self.total_steps,
+                "pictures",
+                start=self.state.step,
+                scale=self.pictures_per_step,
+            ) as bar,
+        ):
+            while self.state.step < self.total_steps:
+                loss = self._step(batches)
+                self.state.step += 1
+                self.state.minutes = (time.monotonic() - began) / 60
+                step = self.state.step
+                bar.advance(note=f"epoch {step / self.steps_per_epoch:.1f}  loss {loss:.3f}")
+                if step % self.config.log_every == 0 or step == self.total_steps:
+                    self._log(loss, bar.rate)
+                if step in validation_steps:
+                    with bar.paused():
+                        self._validate()
+                    if self.config.patience and (
+                        self.state.stale_validations >= self.config.patience
+                    ):
+                        console.print(
+                            f"no better mIoU in {self.config.patience} validations: stopping"
+                        )
+                        break
+                if stop.requested or step % self.config.checkpoint_every == 0:
+                    self._checkpoint()
+                if stop.requested and step < self.total_steps:
+                    raise Interrupted(
+                        f"stopped after step {step} of {self.total_steps}; everything is saved. "
+                        f"Go on with: segformer train --resume {self.folder.path}"
+                    )
+        return self._finish()
+
+    def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+        """One optimiser step; returns its mean loss."""
+        config, step = self.config, self.state.step
+        # Dropout and stochastic depth are a function of the step, as the data are
+        torch.manual_seed((config.seed * 1_000_003 + step) * 64 + self.fabric.global_rank)
+        factor = lr_factor(
+            step, self.total_steps, self.warmup_steps, config.schedule, config.power
+        )
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * factor
+        self.model.train()
+        mean_loss = 0.0
+        for i in range(config.accumulate):
+            pixels, mask = self.fabric.to_device(next(batches))
+            waits = i + 1 < config.accumulate
+            with self.fabric.no_backward_sync(self.wrapped, enabled=waits):  # type: ignore[arg-type]
+                loss = self._loss(self.wrapped(pixels), mask) / config.accumulate
+                self.fabric.backward(loss)
+            mean_loss += loss.item()
+        if not math.isfinite(mean_loss):
+            raise ValueError(
+                f"the loss is {mean_loss} at step {step}; try a smaller --lr, a --clip-norm, or "
+                "--precision float32"
+            )
+        if config.clip_norm:
+            self.fabric.clip_gradients(
+                self.wrapped, self.wrapped_optimizer, max_norm=config.clip_norm
+            )
+        self.wrapped_optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return mean_loss
+
+    def _loss(self, logits: Tensor, mask: Tensor) -> Tensor:
+        ignore_index = self.training.labels.ignore_index
+        loss = cross_entropy_at_mask_size(
+            logits,
+            mask,
+            class_weights=self.weights,
+            ignore_index=ignore_index,
+            average_over_ignored=self.config.average_over_ignored,
+        )
+        if self.config.dice:
+            loss = loss + self.config.dice * dice_loss(logits, mask, ignore_index=ignore_index)
+        return loss
+
+    def _validate(self) -> None:
+        """Score the model to be kept, keep it, and keep it as the best if it is."""
+        model = self._kept_model()
+        if self.fabric.is_global_zero:
+            model.save_pretrained(self.folder.last)
+            if self.validation is not None:
+                scores = self._evaluate(model).scores()
+                if scores.miou > self.state.best_miou:
+                    self.state.best_miou, self.state.stale_validations = scores.miou, 0
+                    model.save_pretrained(self.folder.best)
+                else:
+                    self.state.stale_validations += 1
+                self.folder.append_metrics(
+                    step=self.state.step,
+                    epoch=round(self.state.step / self.steps_per_epoch, 3),
+                    val_miou=round(scores.miou, 5),
+                    val_mean_accuracy=round(scores.mean_accuracy, 5),
+                    val_pixel_accuracy=round(scores.pixel_accuracy, 5),
+                    minutes=round(self.state.minutes, 3),
+                )
+                console.print(
+                    f"step {self.state.step}, epoch {self.state.step / self.steps_per_epoch:.1f}: "
+                    f"validation mIoU {scores.miou:.2%}, pixel accuracy "
+                    f"{scores.pixel_accuracy:.2%}, best mIoU {self.state.best_miou:.2%}",
+                    highlight=False,
+                )
+                self.folder.draw_curves()
+        self.state = _State(**self.fabric.broadcast(vars(self.state)))
+        self._checkpoint()
+
+    def _evaluate(self, model: SegFormer) -> ConfusionMatrix:
+        assert self.validation is not None
+        predictor = Predictor(model, device=self.fabric.device)
+        with ProgressBar("validating", len(self.validation), "pictures") as bar:
+            return evaluate(self.validation, predictor, on_picture=bar.advance)
+
+    def _finish(self) -> Scores | None:
+        """Write the pictures and the report of the model that was kept."""
+        if not self.fabric.is_global_zero:
+            return None
+        if not (self.folder.last / store.CONFIG_FILE).exists():
+            self._kept_model().save_pretrained(self.folder.last)
+        self.folder.draw_curves()
+        if self.validation is None:
+            return None
+        predictor = Predictor(self.folder.best, device=self.fabric.device)
+        matrix = evaluate(self.validation, predictor)
+        write_report(
+            matrix,
+            self.folder.path,
+            self.validation,
+            {
+                "model": str(self.folder.best),
+                "steps": self.state.step,
+                "minutes": round(self.state.minutes, 2),
+                "training_pictures": len(self.training),
+            },
+        )
+        chosen = self.validation.samples[:: max(1, len(self.validation) // 8)][:8]
+        pairs = [(predictor(s.picture), self.validation.read(s)[1]) for s in chosen]
+        examples_sheet(pairs, self.folder.path / "val_examples.jpg")
+        return matrix.scores()
+
+    def _kept_model(self) -> SegFormer:
+        """The moving average where there is one, as a plain model."""
+        if self.average is None:
+            return self.model
+        model: SegFormer = self.average.module
+        return model
+
+    def _log(self, loss: float, images_per_s: float) -> None:
+        if self.fabric.is_global_zero:
+            self.folder.append_metrics(
+                step=self.state.step,
+                epoch=round(self.state.step / self.steps_per_epoch, 3),
+                loss=round(loss, 5),
+                lr=float(f"{self.optimizer.param_groups[0]['lr']:.4g}"),
+                images_per_s=round(images_per_s, 2),
+                minutes=round(self.state.minutes, 3),
+            )
+
+    def _checkpoint(self) -> None:
+        if self.fabric.is_global_zero:
+            self.folder.save_checkpoint(
+                {
+                    "state": vars(self.state),
+                    "class_weights": self.weights,
+                    "model": self.model.state_dict(),
+                    "average": self.average.state_dict() if self.average else None,
+                    "optimizer": self.optimizer.state_dict(),
+                }
+            )
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self.state = _State(**checkpoint["state"])
+        self.model.load_state_dict(checkpoint["model"])
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint["average"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.folder.forget_metrics_after(self.state.step)
+        console.print(f"{self.folder.path}: going on after step {self.state.step}")
+
+    def _loader(self) -> Any:
+        config = self.config
+        crops = TrainingCrops(
+            self.training,
+            augmentation(config, self.training.labels.ignore_index),
+            self.model.preprocessing,
+            config.seed,
+            config.cache,
+        )
+        sampler = DrawSampler(
+            len(self.training),
+            config.batch_size,
+            config.accumulate,
+            self.state.step,
+            self.total_steps,
+            config.seed,
+            self.fabric.global_rank,
+            self.fabric.world_size,
+        )
+        return crop_loader(crops, sampler, self.workers)
+
+    def _validation_steps(self) -> set[int]:
+        every = self.config.val_every * self.steps_per_epoch
+        count = int(self.total_steps / every)
+        return {math.ceil(k * every) for k in range(1, count + 1)} | {self.total_steps}
+
+    def _precision(self) -> str:
+        precision: str = self.config.precision
+        if precision == "auto":
+            precision = "bfloat16" if fast_in_bfloat16(best_device()) else "float32"
+        return PRECISIONS[precision]
+
+
+class _StopRequest:
+    requested = False
+
+
+@contextmanager
+def _stop_requests() -> Iterator[_StopRequest]:
+    """Turn the first Ctrl-C or SIGTERM into a request, so that a step is never cut in two.
+
+    A second Ctrl-C interrupts at once; the last checkpoint is whole all the same.
+    """
+    request = _StopRequest()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.requested:
+            raise KeyboardInterrupt
+        request.requested = True
+        console.print("\nstopping after this step, saving ... (again to stop at once)")
+
+    try:
+        previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, where signals cannot be handled: a notebook server
+        previous = {}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
