@@ -9,13 +9,16 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-PictureSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.generic]
+Picture: TypeAlias = NDArray[Any]
+"""(H, W, C), integers or floats."""
+
+PictureSource: TypeAlias = str | Path | bytes | Image.Image | Picture
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -39,7 +42,7 @@ class UnreadableImage(ValueError):
     """A picture or mask that cannot be read; the message names it and says why."""
 
 
-def read_picture(source: PictureSource, bands: int = 3) -> NDArray[np.generic]:
+def read_picture(source: PictureSource, bands: int = 3) -> Picture:
     """Read a picture, upright.
 
     The EXIF orientation is applied. With three bands, palettes, grey, 1-bit, CMYK and other
@@ -136,7 +139,7 @@ def _decode(source: str | Path | bytes | Image.Image, name: str) -> Image.Image:
         raise UnreadableImage(f"{name}: cannot be decoded ({error})") from None
 
 
-def _load_npy(path: Path) -> NDArray[np.generic]:
+def _load_npy(path: Path) -> Picture:
     try:
         return np.asarray(np.load(path, allow_pickle=False))
     except FileNotFoundError:
@@ -150,13 +153,13 @@ def _to_8_bit(picture: Image.Image) -> Image.Image:
     if not picture.mode.startswith(("I", "F")):
         return picture
     values = np.asarray(picture)
-    if not picture.mode.startswith("I;16") and 0 <= values.min() and values.max() <= 255:
+    if not picture.mode.startswith("I;16") and values.min() >= 0 and values.max() <= 255:
         return Image.fromarray(values.astype(np.uint8))
     clipped = np.clip(values.astype(np.float32), 0, 65535)
     return Image.fromarray(np.rint(clipped / 257).astype(np.uint8))
 
 
-def _array_bands(values: NDArray[np.generic], bands: int, name: str) -> NDArray[np.generic]:
+def _array_bands(values: Picture, bands: int, name: str) -> Picture:
     if values.ndim == 2:
         values = values[:, :, None]
     if values.ndim != 3 or 0 in values.shape:
@@ -228,7 +231,7 @@ class Preprocessing:
             sides = {k: -(-v // self.multiple) * self.multiple for k, v in sides.items()}
         return sides[height], sides[width]
 
-    def normalise(self, picture: NDArray[np.generic]) -> NDArray[np.float32]:
+    def normalise(self, picture: Picture) -> NDArray[np.float32]:
         """(H, W, C) stored values -> (H, W, C) float32 of mean 0 and deviation 1, roughly."""
         if picture.shape[2] != len(self.mean):
             raise ValueError(
@@ -241,9 +244,7 @@ class Preprocessing:
         return picture.astype(np.float32) * scale - shift
 
 
-def resize(
-    picture: NDArray[np.generic], size: tuple[int, int], resample: str = "bilinear"
-) -> NDArray[np.generic]:
+def resize(picture: Picture, size: tuple[int, int], resample: str = "bilinear") -> Picture:
     """Resize (H, W, C) to ``size`` = (height, width), antialiased, as Pillow does.
 
     uint8 stays uint8; any other type becomes float32.

@@ -56,9 +56,8 @@ class SplitReport:
         if self.errors:
             shown = "\n  ".join(self.errors[:20])
             more = f"\n  and {len(self.errors) - 20} more" if len(self.errors) > 20 else ""
-            raise DatasetError(
-                f"{self.dataset.root}: split {self.dataset.split!r} cannot be used:\n  {shown}{more}"
-            )
+            where = f"{self.dataset.root}: split {self.dataset.split!r}"
+            raise DatasetError(f"{where} cannot be used:\n  {shown}{more}")
 
 
 def check_split(dataset: Dataset, on_sample: Callable[[], None] | None = None) -> SplitReport:

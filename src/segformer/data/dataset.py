@@ -11,8 +11,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from segformer.image import MASK_SUFFIXES, PICTURE_SUFFIXES, read_mask, read_picture
+from segformer.image import MASK_SUFFIXES, PICTURE_SUFFIXES, Picture, read_mask, read_picture
 from segformer.labels import LabelSet
+
+SPLITS = ("train", "val", "test")
 
 
 class DatasetError(ValueError):
@@ -60,7 +62,7 @@ class Dataset:
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
 
-    def read(self, sample: Sample) -> tuple[NDArray[np.generic], NDArray[np.integer]]:
+    def read(self, sample: Sample) -> tuple[Picture, NDArray[np.integer]]:
         """Picture (H, W, bands) and class ids (H, W) of a sample.
 
         Raises:
@@ -128,29 +130,23 @@ def open_dataset(source: str | Path, split: str = "train") -> Dataset:
 
 
 def splits(source: str | Path) -> list[str]:
-    """The splits a data set has: those of "train", "val" and "test" that are there."""
-    found = []
-    for split in ("train", "val", "test"):
-        try:
-            open_dataset(source, split)
-        except DatasetError as error:
-            if not str(error).endswith(_NO_SPLIT):
-                raise
-        else:
-            found.append(split)
-    return found
+    """The splits a data set has: those of "train", "val" and "test" that are there.
 
-
-_NO_SPLIT = "has no such split"
+    Raises:
+        DatasetError: It is no data set.
+    """
+    path = Path(source)
+    description = path / "dataset.yaml" if path.is_dir() else path
+    if description.is_file():
+        entries = _read_yaml(description)
+        return [split for split in SPLITS if entries.get(split)]
+    if not (path / "images").is_dir():
+        open_dataset(path)  # says what is wrong
+    return [split for split in SPLITS if (path / "images" / split).is_dir()]
 
 
 def _from_yaml(file: Path, split: str) -> Dataset:
-    try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file}: not readable as YAML: {error}") from None
-    if not isinstance(entries, dict):
-        raise DatasetError(f"{file}: must be keys and values: path, train, val, masks_dir, names")
+    entries = _read_yaml(file)
     known = {"path", "train", "val", "test", "masks_dir", "ignore_index", "names", "nc"}
     unknown = set(entries) - known - {"label_mapping", "palette", "bands"}
     if unknown:
@@ -158,7 +154,7 @@ def _from_yaml(file: Path, split: str) -> Dataset:
     if "names" not in entries:
         raise DatasetError(f"{file}: there are no class names; add names: {{0: background, ...}}")
     if not entries.get(split):
-        raise DatasetError(f"{file}: split {split!r}: the data set {_NO_SPLIT}")
+        raise DatasetError(f"{file}: the data set has no split {split!r}")
     root = file.parent / str(entries.get("path", "."))
     pictures = root / str(entries[split])
     masks = _masks_folder(root, str(entries[split]), str(entries.get("masks_dir", "masks")))
@@ -168,6 +164,16 @@ def _from_yaml(file: Path, split: str) -> Dataset:
         raise DatasetError(f"{file}: {error}") from None
     bands = int(entries.get("bands", 3))
     return _pair(file.parent, split, pictures, masks, labels, bands)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{file}: not readable as YAML: {error}") from None
+    if not isinstance(entries, dict):
+        raise DatasetError(f"{file}: must be keys and values: path, train, val, masks_dir, names")
+    return entries
 
 
 def _labels(entries: dict[str, Any]) -> LabelSet:
@@ -192,12 +198,10 @@ def _masks_folder(root: Path, pictures: str, masks_dir: str) -> Path:
 def _from_folders(root: Path, split: str) -> Dataset:
     """Without a description the classes are what the masks of the training split hold."""
     if not (root / "images" / split).is_dir():
-        raise DatasetError(f"{root}: split {split!r}: the data set {_NO_SPLIT}")
+        raise DatasetError(f"{root}: the data set has no split {split!r}")
     placeholder = LabelSet(("background",))
     first = "train" if (root / "masks" / "train").is_dir() else split
-    train = _pair(
-        root, first, root / "images" / first, root / "masks" / first, placeholder, 3
-    )
+    train = _pair(root, first, root / "images" / first, root / "masks" / first, placeholder, 3)
     highest = 0
     for sample in train:
         if sample.mask is not None:
@@ -211,9 +215,7 @@ def _from_folders(root: Path, split: str) -> Dataset:
         raise DatasetError(
             f"{root}: masks hold values up to {highest}; describe the classes in a dataset.yaml"
         )
-    return _pair(
-        root, split, root / "images" / split, root / "masks" / split, LabelSet(names), 3
-    )
+    return _pair(root, split, root / "images" / split, root / "masks" / split, LabelSet(names), 3)
 
 
 def _pair(

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer.image import Preprocessing
+from segformer.image import Picture, Preprocessing
 
-Picture = NDArray[np.generic]
-Mask = NDArray[np.integer]
+Mask: TypeAlias = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ class Augmentation:
             if kind == 2:
                 cells = int(rng.integers(2, 24))
                 noise = rng.normal(0, top / 6, (cells, cells, bands)).astype(np.float32)
-                noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-                values = values + noise.reshape(height, width, bands)
+                cloudy = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+                values = values + cloudy.reshape(height, width, bands)
         return np.clip(values, 0, top).astype(picture.dtype), ids
 
 
@@ -189,7 +189,7 @@ def set_before(
     return mixed.astype(picture.dtype), np.where(foreground, mask, behind).astype(mask.dtype)
 
 
-def distort(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def distort(picture: Picture, rng: np.random.Generator) -> Picture:
     """Photometric distortion of 8-bit RGB, each part with probability one half.
 
     Brightness by up to 32 of 255, contrast and saturation by 0.5 to 1.5, hue by up to 18 of
@@ -213,7 +213,7 @@ def distort(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.
         picture = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if not contrast_first and contrast != 1.0:
         picture = cv2.LUT(picture, _levels(contrast, 0.0))
-    return np.asarray(picture, dtype=np.uint8)
+    return picture
 
 
 def _levels(factor: float, offset: float) -> NDArray[np.uint8]:

@@ -1,0 +1,1 @@
+"""Evaluation: one confusion matrix and what is read off it."""

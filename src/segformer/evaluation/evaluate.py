@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.table import Table
@@ -72,7 +73,7 @@ def score_table(scores: Scores) -> Table:
 
 
 def write_report(
-    matrix: ConfusionMatrix, folder: str | Path, dataset: Dataset, protocol: dict[str, object]
+    matrix: ConfusionMatrix, folder: str | Path, dataset: Dataset, protocol: Mapping[str, object]
 ) -> list[Path]:
     """Write ``report.json`` and ``confusion.png``.
 
@@ -100,4 +101,4 @@ def write_report(
 
 
 def _percent(value: float) -> str:
-    return "-" if value != value else f"{value:.2%}"
+    return "-" if math.isnan(value) else f"{value:.2%}"

@@ -24,11 +24,10 @@ class ConfusionMatrix:
     """
 
     labels: LabelSet
-    counts: NDArray[np.int64] = field(default=None)  # type: ignore[assignment]
+    counts: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.counts is None:
-            self.counts = np.zeros((len(self.labels), len(self.labels)), np.int64)
+        self.counts = np.zeros((len(self.labels), len(self.labels)), np.int64)
 
     def update(self, truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> None:
         """Count one picture's pixels.

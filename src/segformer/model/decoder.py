@@ -46,7 +46,7 @@ class MLPDecoder(nn.Module):
         self.classifier = nn.Conv2d(width, config.num_classes, 1)
         nn.init.kaiming_normal_(self.fuse.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.classifier.weight, std=0.01)
-        nn.init.zeros_(self.classifier.bias)
+        nn.init.constant_(self.classifier.get_parameter("bias"), 0)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Four maps (B, C_i, h_i, w_i), stage 1 first -> logits (B, K, h_1, w_1)."""
@@ -63,11 +63,12 @@ class MLPDecoder(nn.Module):
         function as zeroing the maps, without two passes over the largest tensor of the model.
         """
         batch, width, h, w = fused.shape
-        kept = torch.empty(batch, 1, width, device=fused.device).bernoulli_(1 - self.dropout)
-        weight = self.classifier.weight.flatten(1) * (kept / (1 - self.dropout))  # (B, K, D)
+        weight = self.classifier.weight.flatten(1)
+        kept = weight.new_empty(batch, 1, width).bernoulli_(1 - self.dropout)
+        weight = weight * (kept / (1 - self.dropout))  # (B, K, D)
         tokens = to_tokens(fused).reshape(batch, h * w, width)
         logits = tokens @ weight.to(tokens.dtype).transpose(1, 2)
-        logits = logits.reshape(batch, h, w, -1) + self.classifier.bias
+        logits = logits.reshape(batch, h, w, -1) + self.classifier.get_parameter("bias")
         return to_maps(logits)
 
     def compose(self) -> tuple[list[Tensor], Tensor]:
@@ -79,8 +80,9 @@ class MLPDecoder(nn.Module):
         with torch.autocast(self.fuse.weight.device.type, enabled=False):
             slices = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)
             pairs = list(zip(reversed(slices), self.projections, strict=True))
-            weights = [part @ projection.weight for part, projection in pairs]
-            bias = torch.stack([part @ projection.bias for part, projection in pairs]).sum(0)
+            weights = [part @ linear.get_parameter("weight") for part, linear in pairs]
+            biases = [part @ linear.get_parameter("bias") for part, linear in pairs]
+            bias = torch.stack(biases).sum(0)
         return weights, bias
 
     def fold(self) -> FoldedDecoder:

@@ -149,4 +149,5 @@ class DropPath(nn.Module):
         return branch * mask.bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
+        """The probability, for printing a model."""
         return f"{self.probability:.3f}"

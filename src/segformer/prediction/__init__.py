@@ -1,0 +1,1 @@
+"""Prediction: pictures of any size in, class ids out."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from segformer.files import whole_file
-from segformer.image import resize
+from segformer.image import Picture, resize
 from segformer.labels import LabelSet
 
 
@@ -32,7 +32,7 @@ class Prediction:
 
     labels: NDArray[np.integer]
     classes: LabelSet
-    picture: NDArray[np.generic] = field(repr=False)
+    picture: Picture = field(repr=False)
     source: Path | None = None
     confidence: NDArray[np.float32] | None = field(default=None, repr=False)
 
@@ -140,15 +140,15 @@ class Prediction:
         return canvas
 
 
-def _displayable(picture: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _displayable(picture: Picture) -> Picture:
     """(H, W, C) of any type and bands -> (H, W, 3) uint8; other ranges are stretched."""
     bands = picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, :1]
     if bands.dtype != np.uint8:
         low, high = np.nanpercentile(bands, (1, 99))
-        scaled = (bands.astype(np.float32) - low) * (255 / max(high - low, 1e-12))
+        scaled = (bands.astype(np.float32) - np.float32(low)) * (255 / max(high - low, 1e-12))
         bands = np.nan_to_num(np.clip(scaled, 0, 255)).astype(np.uint8)
     shown = np.broadcast_to(bands, (*bands.shape[:2], 3)) if bands.shape[2] == 1 else bands
-    return np.asarray(shown, dtype=np.uint8)
+    return shown
 
 
 def _edges(labels: NDArray[np.integer]) -> NDArray[np.bool_]:

@@ -6,10 +6,11 @@ Legend: H W pixels of the picture as it is, h w of what the model sees, C bands,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segformer.checkpoints import store
-from segformer.image import PictureSource, Preprocessing, read_picture, resize
+from segformer.image import Picture, PictureSource, Preprocessing, read_picture, resize
 from segformer.model.segformer import SegFormer
+from segformer.prediction.config import SMALLEST_SIDE, PredictConfig
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.runtime import TorchRuntime
 from segformer.prediction.upsample import decide
 from segformer.prediction.windows import starts
-
-_SMALLEST = 32
-"""Sides of what goes into the model are at least this; a thin strip loses a little ratio."""
 
 
 @dataclass(frozen=True)
@@ -34,29 +33,20 @@ class _Prepared:
     """A picture, and its views as the model is to see them: (h, w, C) normalised."""
 
     source: PictureSource
-    picture: NDArray[np.generic]
+    picture: Picture
     views: list[NDArray[np.float32]]
 
 
 class Predictor:
     """Segments pictures with one model.
 
-    The model's own preprocessing is honoured: what it was trained or published with. ``size``,
-    ``short_side`` and ``window`` override its resizing.
+    The model's own preprocessing is honoured: what it was trained or published with. Options
+    override its resizing.
 
     Args:
         model: A model, a folder or name to load it from; left out, the one that ships inside.
-        size: (height, width) in pixels to resize pictures to, ratio not kept.
-        short_side: Pixels to resize the short side to, ratio kept.
-        window: Side in pixels of windows to run one by one over the picture, which then keeps its
-            own size unless ``size`` or ``short_side`` says otherwise. Logits are averaged where
-            windows overlap. A multiple of 4.
-        stride: Pixels between windows; a multiple of 4; left out, three quarters of a window.
-        scales: Ratios at which to see the picture; probabilities are averaged.
-        flip: Also see each scale mirrored.
-        confidence: Keep the probability of each pixel's class.
-        device: Where to run; left out, the best there is.
-        precision: "float32", or "bfloat16" where speed matters more than the last digits.
+        config: How pictures are seen and run.
+        **options: Fields of `PredictConfig`, such as ``short_side=512`` or ``flip=True``.
 
     Raises:
         ValueError: Contradicting or impossible options.
@@ -71,38 +61,18 @@ class Predictor:
     def __init__(
         self,
         model: SegFormer | str | Path | None = None,
-        *,
-        size: tuple[int, int] | None = None,
-        short_side: int | None = None,
-        window: int | None = None,
-        stride: int | None = None,
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
-        confidence: bool = False,
-        device: str | torch.device | None = None,
-        precision: str = "float32",
+        config: PredictConfig | None = None,
+        **options: Any,
     ):
+        unknown = options.keys() - PredictConfig.__dataclass_fields__.keys()
+        if unknown:
+            raise ValueError(f"no such options: {', '.join(sorted(unknown))}")
+        self.config = replace(config or PredictConfig(), **options)
         if not isinstance(model, SegFormer):
             model = store.load(store.SHIPPED if model is None else model)
-        if size is not None and short_side is not None:
-            raise ValueError("give a size or a short side, not both")
-        if stride is not None and window is None:
-            raise ValueError("a stride needs a window")
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"scales must be positive numbers, not {tuple(scales)}")
-        if window is not None:
-            stride = stride or max(4, window * 3 // 16 * 4)
-            starts(window, window, stride)  # says what is wrong with them
-            if window % 4 or stride % 4 or window < _SMALLEST:
-                raise ValueError(
-                    f"window {window} and stride {stride} must be multiples of 4, the window at "
-                    f"least {_SMALLEST}: logits are a quarter of the picture's size"
-                )
         self.model = model
-        self.preprocessing = _override(model.preprocessing, size, short_side, window)
-        self.window, self.stride = window, stride
-        self.scales, self.flip, self.confidence = tuple(scales), flip, confidence
-        self.runtime = TorchRuntime(model, device, precision)
+        self.preprocessing = _override(model.preprocessing, self.config)
+        self.runtime = TorchRuntime(model, self.config.device, self.config.precision)
 
     def __call__(self, source: PictureSource) -> Prediction:
         """Segment one picture.
@@ -156,18 +126,20 @@ class Predictor:
                 for _, future in waiting:
                     future.cancel()
 
-    def logits(self, picture: NDArray[np.generic]) -> Tensor:
+    def logits(self, picture: Picture) -> Tensor:
         """Logits (K, h / 4, w / 4) of a picture (H, W, C) at the first scale, before upsampling."""
-        view = self._view(picture, self.scales[0])
+        view = self._view(picture, self.config.scales[0])
         return self._run(view)
 
     def _prepare(self, source: PictureSource) -> _Prepared:
         picture = read_picture(source, self.model.config.in_channels)
-        return _Prepared(source, picture, [self._view(picture, scale) for scale in self.scales])
+        return _Prepared(
+            source, picture, [self._view(picture, scale) for scale in self.config.scales]
+        )
 
-    def _view(self, picture: NDArray[np.generic], scale: float) -> NDArray[np.float32]:
+    def _view(self, picture: Picture, scale: float) -> NDArray[np.float32]:
         height, width = self.preprocessing.target_size(*picture.shape[:2])
-        size = tuple(max(_SMALLEST, round(side * scale)) for side in (height, width))
+        size = tuple(max(SMALLEST_SIDE, round(side * scale)) for side in (height, width))
         resized = resize(picture, (size[0], size[1]), self.preprocessing.resample)
         return self.preprocessing.normalise(resized)
 
@@ -176,9 +148,9 @@ class Predictor:
         views = []
         for view in prepared.views:
             views.append(self._run(view))
-            if self.flip:
+            if self.config.flip:
                 views.append(self._run(np.ascontiguousarray(view[:, ::-1])).flip(-1))
-        labels, confidence = decide(views, (height, width), confidence=self.confidence)
+        labels, confidence = decide(views, (height, width), confidence=self.config.confidence)
         return Prediction(
             labels=labels,
             classes=self.model.labels,
@@ -190,9 +162,9 @@ class Predictor:
     def _run(self, view: NDArray[np.float32]) -> Tensor:
         """(h, w, C) normalised -> logits (K, ceil(h / 4), ceil(w / 4))."""
         pixels = torch.from_numpy(view).permute(2, 0, 1)[None]
-        if self.window is None or self.stride is None:
+        if self.config.window is None or self.config.stride is None:
             return self.runtime(pixels)[0]
-        return self._run_windows(pixels, self.window, self.stride)
+        return self._run_windows(pixels, self.config.window, self.config.stride)
 
     def _run_windows(self, pixels: Tensor, window: int, stride: int) -> Tensor:
         """Logits averaged over windows that start at multiples of 4.
@@ -215,16 +187,11 @@ class Predictor:
         return total[:-1] / total[-1]
 
 
-def _override(
-    preprocessing: Preprocessing,
-    size: tuple[int, int] | None,
-    short_side: int | None,
-    window: int | None,
-) -> Preprocessing:
-    if size is not None:
-        return replace(preprocessing, size=size)
-    if short_side is not None:
-        return replace(preprocessing, size=short_side)
-    if window is not None:
+def _override(preprocessing: Preprocessing, config: PredictConfig) -> Preprocessing:
+    if config.size is not None:
+        return replace(preprocessing, size=config.size)
+    if config.short_side is not None:
+        return replace(preprocessing, size=config.short_side)
+    if config.window is not None:
         return replace(preprocessing, size=None, multiple=1)
     return preprocessing

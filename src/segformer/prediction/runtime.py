@@ -38,9 +38,12 @@ class TorchRuntime:
     def __init__(
         self, model: SegFormer, device: str | torch.device | None = None, precision: str = "float32"
     ):
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision {precision!r} is neither float32 nor bfloat16")
-        self.device = torch.device(device) if device is not None else best_device()
+        try:
+            self.device = torch.device(device) if device is not None else best_device()
+        except RuntimeError as error:
+            raise ValueError(f"no device {device!r}: {error}") from None
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device!r}: PyTorch finds no CUDA GPU here")
         self.precision = precision
         self.model = model.to(self.device).eval().fold()
 

@@ -6,7 +6,11 @@ Nothing here imports torch, so that ``segformer train --help`` answers at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,39 @@ class TrainConfig:
     checkpoint_every: int = 500
     log_every: int = 20
     tensorboard: bool = False
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> TrainConfig:
+        """Read a recipe.
+
+        Raises:
+            ValueError: The file, a key or a value is wrong; the message names it.
+        """
+        try:
+            entries = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: cannot be read as a recipe: {error}") from None
+        if not isinstance(entries, dict):
+            raise ValueError(f"{path}: a recipe is keys and values, such as epochs: 50")
+        try:
+            return cls.from_dict(entries)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, entries: dict[str, Any]) -> TrainConfig:
+        """From keys and values; a key that is no field is an error."""
+        fields = cls.__dataclass_fields__
+        for key in entries:
+            if key not in fields:
+                close = get_close_matches(str(key), fields, 1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ValueError(f"a recipe has no key {key!r}{hint}")
+        for key, value in entries.items():
+            # YAML 1.1 reads 6e-5, without a dot, as a word
+            if isinstance(value, str) and "float" in str(fields[key].type):
+                entries = {**entries, key: float(value)}
+        return cls(**entries)
 
     def __post_init__(self) -> None:
         positive = (

@@ -56,7 +56,7 @@ class RunFolder:
             raise ValueError(f"{self.path}: there is no run to resume here ({self.recipe.name})")
         entries = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
         dataset = Path(entries.pop("dataset"))
-        return dataset, TrainConfig(**entries)
+        return dataset, TrainConfig.from_dict(entries)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the resume checkpoint, whole."""

@@ -37,7 +37,7 @@ def cross_entropy_at_mask_size(
     Returns:
         Scalar, float32. 0 where nothing is labelled.
     """
-    loss: Tensor = _CrossEntropyAtMaskSize.apply(
+    loss: Tensor = _CrossEntropyAtMaskSize.apply(  # type: ignore[no-untyped-call]
         logits, mask, class_weights, ignore_index, average_over_ignored
     )
     return loss
@@ -78,9 +78,7 @@ class _CrossEntropyAtMaskSize(torch.autograd.Function):
         return gradient * upstream[0].to(gradient.dtype), None, None, None, None
 
 
-def _plain(
-    logits: Tensor, mask: Tensor, class_weights: Tensor | None, ignore_index: int
-) -> Tensor:
+def _plain(logits: Tensor, mask: Tensor, class_weights: Tensor | None, ignore_index: int) -> Tensor:
     """Sum over the pixels of weight times cross-entropy."""
     full = F.interpolate(logits, size=mask.shape[1:], mode="bilinear", align_corners=False)
     if logits.shape[1] > 1:

@@ -44,7 +44,7 @@ from segformer.training.optimisation import lr_factor, moving_average, parameter
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
-class Interrupted(Exception):
+class TrainingStopped(Exception):
     """The training was asked to stop, has saved its state, and can go on."""
 
 
@@ -61,7 +61,7 @@ def train(dataset: str | Path, out: str | Path, config: TrainConfig) -> Scores |
 
     Raises:
         ValueError: The data set, the recipe or the folder cannot be used.
-        Interrupted: Ctrl-C; everything is saved.
+        TrainingStopped: Ctrl-C; everything is saved.
     """
     folder = RunFolder(out)
     dataset = Path(dataset)
@@ -86,7 +86,7 @@ def resume(out: str | Path) -> Scores | None:
 
     Raises:
         ValueError: There is no run there.
-        Interrupted: Ctrl-C; everything is saved.
+        TrainingStopped: Ctrl-C; everything is saved.
     """
     folder = RunFolder(out)
     dataset, config = folder.read_recipe()
@@ -143,7 +143,7 @@ def build_model(config: TrainConfig, training: Dataset) -> SegFormer:
             f"{training.root}: binary training needs two classes, there are {len(labels)}"
         )
     outputs = 1 if config.binary else len(labels)
-    regularisation = {"drop_path": config.drop_path, "dropout": config.dropout}
+    regularisation: dict[str, Any] = {"drop_path": config.drop_path, "dropout": config.dropout}
     if config.init is None:
         model = SegFormer.from_variant(
             config.variant,
@@ -226,17 +226,18 @@ class _Run:
         self.fabric.launch()
         self.model = build_model(config, training)
         if self.fabric.world_size > 1:
-            self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        groups = parameter_groups(
-            self.model, config.lr, config.weight_decay, config.head_lr_factor
-        )
+            convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+            self.model = convert(self.model)  # type: ignore[no-untyped-call]
+        groups = parameter_groups(self.model, config.lr, config.weight_decay, config.head_lr_factor)
         self.peak_lrs = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
         self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
         self.average = moving_average(self.model, config.ema_decay) if config.ema_decay else None
         self.state = _State()
 
-    def fit(self, weights: Tensor | None, checkpoint: dict[str, Any] | None = None) -> Scores | None:
+    def fit(
+        self, weights: Tensor | None, checkpoint: dict[str, Any] | None = None
+    ) -> Scores | None:
         """Train from the checkpoint, or from the start, to the end."""
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -275,7 +276,7 @@ class _Run:
                 if stop.requested or step % self.config.checkpoint_every == 0:
                     self._checkpoint()
                 if stop.requested and step < self.total_steps:
-                    raise Interrupted(
+                    raise TrainingStopped(
                         f"stopped after step {step} of {self.total_steps}; everything is saved. "
                         f"Go on with: segformer train --resume {self.folder.path}"
                     )
@@ -286,9 +287,7 @@ class _Run:
         config, step = self.config, self.state.step
         # Dropout and stochastic depth are a function of the step, as the data are
         torch.manual_seed((config.seed * 1_000_003 + step) * 64 + self.fabric.global_rank)
-        factor = lr_factor(
-            step, self.total_steps, self.warmup_steps, config.schedule, config.power
-        )
+        factor = lr_factor(step, self.total_steps, self.warmup_steps, config.schedule, config.power)
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
         self.model.train()
@@ -296,7 +295,7 @@ class _Run:
         for i in range(config.accumulate):
             pixels, mask = self.fabric.to_device(next(batches))
             waits = i + 1 < config.accumulate
-            with self.fabric.no_backward_sync(self.wrapped, enabled=waits):  # type: ignore[arg-type]
+            with self.fabric.no_backward_sync(self.wrapped, enabled=waits):
                 loss = self._loss(self.wrapped(pixels), mask) / config.accumulate
                 self.fabric.backward(loss)
             mean_loss += loss.item()
@@ -360,7 +359,7 @@ class _Run:
 
     def _evaluate(self, model: SegFormer) -> ConfusionMatrix:
         assert self.validation is not None
-        predictor = Predictor(model, device=self.fabric.device)
+        predictor = Predictor(model, device=str(self.fabric.device))
         with ProgressBar("validating", len(self.validation), "pictures") as bar:
             return evaluate(self.validation, predictor, on_picture=bar.advance)
 
@@ -373,7 +372,7 @@ class _Run:
         self.folder.draw_curves()
         if self.validation is None:
             return None
-        predictor = Predictor(self.folder.best, device=self.fabric.device)
+        predictor = Predictor(self.folder.best, device=str(self.fabric.device))
         matrix = evaluate(self.validation, predictor)
         write_report(
             matrix,
@@ -395,8 +394,8 @@ class _Run:
         """The moving average where there is one, as a plain model."""
         if self.average is None:
             return self.model
-        model: SegFormer = self.average.module
-        return model
+        assert isinstance(self.average.module, SegFormer)
+        return self.average.module
 
     def _log(self, loss: float, images_per_s: float) -> None:
         if self.fabric.is_global_zero:

@@ -1,0 +1,332 @@
+"""The command line: parsing only. What a command needs is imported when the command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+if TYPE_CHECKING:
+    from segformer.data.check import SplitReport
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+"""Exit codes beside 0: something failed; the words were wrong; Ctrl-C."""
+
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        from segformer import __version__
+
+        print(__version__)
+        return 0
+    name = words.pop(0)
+    if name not in COMMANDS:
+        close = get_close_matches(name, COMMANDS, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"segformer: no command {name!r}{hint}\n\n{_help()}", file=sys.stderr)
+        return USAGE
+    try:
+        return COMMANDS[name].run(words)
+    except ValueError as error:
+        print(f"segformer {name}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"segformer {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        extra = COMMANDS[name].extra
+        if extra is None or (error.name or "").startswith("segformer"):
+            raise
+        print(
+            f"segformer {name}: {error.name} is not installed; "
+            f"pip install 'segformer[{extra}]' brings it",
+            file=sys.stderr,
+        )
+        return FAILED
+
+
+def _predict(words: list[str]) -> int:
+    import tyro
+
+    from segformer.prediction.config import PredictConfig
+
+    @dataclass
+    class Predict:
+        """Segment pictures: class ids as PNG, overlays with a legend, and a summary.
+
+        Example: segformer predict holiday/ --model runs/mine/best --out masks
+
+        Attributes:
+            pictures: Files, folders, or patterns such as 'photos/*.jpg'.
+            model: Folder of a model; left out, the one that ships inside (human parsing).
+            out: Folder for the results.
+            overlay: Write overlays beside the ids.
+        """
+
+        pictures: tyro.conf.Positional[tuple[str, ...]]
+        model: str | None = None
+        out: Path = Path("predictions")
+        overlay: bool = True
+        config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
+
+    options = _parse(Predict, "predict", words)
+    if not options.pictures:
+        raise ValueError("which pictures? name files, folders or patterns")
+
+    from segformer.prediction.batch import find_pictures, predict_files
+    from segformer.prediction.predictor import Predictor
+    from segformer.progress import ProgressBar
+
+    jobs = find_pictures(options.pictures)
+    predictor = Predictor(options.model, options.config)
+    with ProgressBar("predicting", len(jobs), "pictures") as bar:
+        result = predict_files(
+            predictor, jobs, options.out, overlay=options.overlay, on_picture=bar.advance
+        )
+    if len(result.pictures) <= 10:
+        for row in result.pictures:
+            largest = ", ".join(f"{n} {share:.0%}" for n, share in list(row["shares"].items())[:5])
+            print(f"{row['picture']}: {largest}")
+    print(f"{len(result.pictures)} of {len(jobs)} pictures segmented into {options.out}")
+    if result.failed:
+        print(f"{len(result.failed)} failed:", file=sys.stderr)
+        for failure in result.failed:
+            print(f"  {failure['error']}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _train(words: list[str]) -> int:
+    import tyro
+
+    from segformer.training.config import TrainConfig
+
+    recipe, words = _take_option(words, "--recipe")
+    config = TrainConfig.from_yaml(recipe) if recipe is not None else TrainConfig()
+
+    @dataclass
+    class Train:
+        """Train a model on pictures and masks.
+
+        Example: segformer train water/ --variant b0 --epochs 100 --out runs/water
+
+        The run folder holds config.yaml, metrics.csv, best/ and last/ (each a model), curves.png,
+        confusion.png, val_examples.jpg and report.json. A run that was stopped or killed goes on
+        with: segformer train --resume runs/water
+
+        Attributes:
+            dataset: Folder with dataset.yaml, or with images/{train,val} and masks/{train,val}.
+            out: Folder for the run.
+            resume: Folder of a run to go on with; takes no other option.
+            recipe: YAML file of options; those on the command line win.
+        """
+
+        dataset: tyro.conf.Positional[Path | None] = None
+        out: Path = Path("run")
+        resume: Path | None = None
+        recipe: Path | None = None
+        config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=lambda: config)
+
+    options = _parse(Train, "train", words)
+    if options.resume is not None and len(words) > 2:
+        raise ValueError("--resume goes on with the run's own recipe; it takes no other option")
+    if options.resume is None and options.dataset is None:
+        raise ValueError("which data set? name its folder: segformer train DATASET")
+
+    from segformer.training.run import TrainingStopped, resume, train
+
+    try:
+        if options.resume is not None:
+            out, scores = options.resume, resume(options.resume)
+        else:
+            assert options.dataset is not None
+            out, scores = options.out, train(options.dataset, options.out, options.config)
+    except TrainingStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return INTERRUPTED
+    if scores is not None:
+        from segformer.evaluation.evaluate import score_table
+
+        _show(score_table(scores))
+        print(f"best model: {out / 'best'}")
+    else:
+        print(f"model: {out / 'last'}")
+    return 0
+
+
+def _evaluate(words: list[str]) -> int:
+    import tyro
+
+    from segformer.prediction.config import PredictConfig
+
+    @dataclass
+    class Evaluate:
+        """Score a model on a data set: IoU, accuracy and Dice per class, at the masks' own size.
+
+        Example: segformer evaluate water/ --model runs/water/best
+
+        Attributes:
+            dataset: Folder with dataset.yaml, or with images/val and masks/val.
+            model: Folder of a model; left out, the one that ships inside.
+            split: Which part of the data set.
+            out: Folder for report.json and confusion.png.
+        """
+
+        dataset: tyro.conf.Positional[Path]
+        model: str | None = None
+        split: str = "val"
+        out: Path = Path("evaluation")
+        config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
+
+    options = _parse(Evaluate, "evaluate", words)
+
+    from dataclasses import asdict
+
+    from segformer.checkpoints.store import SHIPPED
+    from segformer.data.dataset import open_dataset
+    from segformer.evaluation.evaluate import evaluate, score_table, write_report
+    from segformer.prediction.predictor import Predictor
+    from segformer.progress import ProgressBar
+
+    dataset = open_dataset(options.dataset, options.split)
+    predictor = Predictor(options.model, options.config)
+    with ProgressBar("evaluating", len(dataset), "pictures") as bar:
+        matrix = evaluate(dataset, predictor, on_picture=bar.advance)
+    protocol = {"model": options.model or SHIPPED, "protocol": asdict(options.config)}
+    written = write_report(matrix, options.out, dataset, protocol)
+    _show(score_table(matrix.scores()))
+    print("written: " + ", ".join(str(path) for path in written))
+    return 0
+
+
+def _data(words: list[str]) -> int:
+    import tyro
+
+    @dataclass
+    class Check:
+        """Read every picture and mask of a data set once and say what is wrong with it.
+
+        Exit code 1 if training would fail.
+
+        Attributes:
+            dataset: Folder with dataset.yaml, or with images/{train,val} and masks/{train,val}.
+        """
+
+        dataset: tyro.conf.Positional[Path]
+
+    if not words or words[0] != "check":
+        if words and words[0] not in ("-h", "--help"):
+            raise ValueError(f"no such action {words[0]!r}; there is: check")
+        print("usage: segformer data check DATASET\n\n" + (Check.__doc__ or "").split("\n")[0])
+        return 0
+    options = _parse(Check, "data check", words[1:])
+
+    from segformer.data.check import check_split
+    from segformer.data.dataset import DatasetError, open_dataset, splits
+    from segformer.progress import ProgressBar
+
+    found = splits(options.dataset)
+    if "train" not in found:
+        raise DatasetError(f"{options.dataset}: there is no split 'train' to train on")
+    failed = False
+    for split in found:
+        dataset = open_dataset(options.dataset, split)
+        with ProgressBar(f"checking {split}", len(dataset), "pictures") as bar:
+            report = check_split(dataset, bar.advance)
+        _show_check(report)
+        failed = failed or bool(report.errors)
+    print("training would fail" if failed else "ready to train")
+    return FAILED if failed else 0
+
+
+def _show_check(report: SplitReport) -> None:
+    from rich.table import Table
+
+    dataset = report.dataset
+    sizes = ", ".join(
+        f"{width}x{height} ({count})" for (height, width), count in report.sizes.most_common(4)
+    )
+    more = f" and {len(report.sizes) - 4} more" if len(report.sizes) > 4 else ""
+    print(
+        f"\nsplit {dataset.split}: {len(dataset)} pictures of {sizes or 'no readable size'}{more}"
+    )
+    table = Table()
+    for column, justify in (("id", "right"), ("class", "left"), ("pixels", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table.add_column("pictures", justify="right")
+    rows = zip(dataset.labels.names, report.frequencies, report.pictures, strict=True)
+    for i, (name, frequency, pictures) in enumerate(rows):
+        table.add_row(str(i), name, f"{frequency:.2%}", str(pictures))
+    total = int(report.pixels.sum()) + report.ignored
+    table.add_row(
+        str(dataset.labels.ignore_index), "(ignored)", f"{report.ignored / max(total, 1):.2%}", ""
+    )
+    _show(table)
+    for word, sentences in (("error", report.errors), ("warning", report.warnings)):
+        for sentence in sentences[:50]:
+            print(f"{word}: {sentence}")
+        if len(sentences) > 50:
+            print(f"... and {len(sentences) - 50} more {word}s")
+
+
+@dataclass(frozen=True)
+class _Command:
+    run: Callable[[list[str]], int]
+    summary: str
+    extra: str | None = None
+
+
+COMMANDS = {
+    "predict": _Command(_predict, "segment pictures: files, folders, patterns"),
+    "train": _Command(_train, "train a model on your own masks", "train"),
+    "evaluate": _Command(_evaluate, "score a model on a data set with masks", "train"),
+    "data": _Command(_data, "check a data set before training on it"),
+}
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {c.summary}" for name, c in COMMANDS.items())
+    return (
+        "usage: segformer COMMAND ...\n\n"
+        "SegFormer semantic segmentation: pretrained models, training, evaluation, prediction.\n\n"
+        f"commands:\n{rows}\n\n"
+        "segformer COMMAND --help tells more; segformer --version prints the version."
+    )
+
+
+def _parse(command: type[T], name: str, words: list[str]) -> T:
+    """Options of a command as its dataclass; wrong words exit with code 2."""
+    import tyro
+
+    return tyro.cli(command, prog=f"segformer {name}", args=words)
+
+
+def _take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of ``option``, whose file gives the others their defaults, and the rest."""
+    for i, word in enumerate(words):
+        if word == option and i + 1 < len(words):
+            return words[i + 1], words[:i] + words[i + 2 :]
+        if word.startswith(option + "="):
+            return word.partition("=")[2], words[:i] + words[i + 1 :]
+    return None, words
+
+
+def _show(renderable: Annotated[Any, "a rich table"]) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from segformer import MixTransformer, SegFormer, SegFormerClassifier, SegFormerConfig
+from segformer.model.layers import DropPath, EfficientSelfAttention, MixFFN, attend
+
+
+@settings(max_examples=25, deadline=None)
+@given(height=st.integers(29, 140), width=st.integers(29, 140))
+def test_map_sizes_at_any_picture_size(height: int, width: int) -> None:
+    config = SegFormerConfig(channels=(8, 16, 24, 32), depths=(1, 1, 1, 1), heads=(1, 2, 3, 4))
+    with torch.no_grad():
+        maps = MixTransformer(config)(torch.zeros(1, 3, height, width))
+    for stage, stride in enumerate((4, 8, 16, 32)):
+        size = (math.ceil(height / stride), math.ceil(width / stride))
+        assert maps[stage].shape == (1, config.channels[stage], *size)
+
+
+def test_smallest_size_is_exact(tiny_model: SegFormer) -> None:
+    smallest = tiny_model.config.min_size
+    assert smallest == 29
+    assert tiny_model(torch.zeros(1, 3, smallest, 1000)).shape == (1, 5, 8, 250)
+    with pytest.raises(ValueError, match="28 x 1000 pixels is too small .* at least 29"):
+        tiny_model(torch.zeros(1, 3, smallest - 1, 1000))
+    with pytest.raises(ValueError, match="1 x 1000 pixels is too small"):
+        tiny_model(torch.zeros(1, 3, 1, 1000))
+
+
+def test_wrong_bands_and_dimensions(tiny_model: SegFormer) -> None:
+    with pytest.raises(ValueError, match="takes pictures of 3 bands, these have 4"):
+        tiny_model(torch.zeros(1, 4, 64, 64))
+    with pytest.raises(ValueError, match=r"must be \(B, C, H, W\)"):
+        tiny_model(torch.zeros(3, 64, 64))
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4, 13])
+@pytest.mark.parametrize("classes", [1, 2, 300])
+def test_any_bands_and_classes(bands: int, classes: int) -> None:
+    model = SegFormer.from_variant("b0", in_channels=bands, num_classes=classes)
+    assert model(torch.zeros(2, bands, 64, 96)).shape == (2, classes, 16, 24)
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4])
+def test_attention_is_the_paper_s_formula(reduction: int) -> None:
+    torch.manual_seed(0)
+    layer = EfficientSelfAttention(12, 3, reduction, eps=1e-6).double()
+    tokens = torch.randn(2, 9, 10, 12, dtype=torch.float64)  # 9 rows: one is left out by r = 2, 4
+    reduced = tokens
+    if reduction > 1:
+        reduced = F.conv2d(
+            tokens.permute(0, 3, 1, 2), layer.reduction.weight, layer.reduction.bias, reduction
+        ).permute(0, 2, 3, 1)
+        reduced = layer.reduction_norm(reduced)
+    query = layer.query(tokens).flatten(1, 2)
+    key, value = layer.key_value(reduced).flatten(1, 2).split(12, dim=-1)
+    heads = []
+    for h in range(3):
+        part = slice(4 * h, 4 * h + 4)
+        scores = query[..., part] @ key[..., part].transpose(1, 2) / 2  # sqrt(4)
+        heads.append(scores.softmax(-1) @ value[..., part])
+    expected = layer.output(torch.cat(heads, -1)).reshape(2, 9, 10, 12)
+    torch.testing.assert_close(layer(tokens), expected, rtol=0, atol=1e-12)
+
+
+def test_explicit_attention_equals_the_fused_kernel() -> None:
+    torch.manual_seed(0)
+    query = torch.randn(2, 3, 50, 8, dtype=torch.bfloat16, requires_grad=True)
+    key, value = torch.randn(2, 2, 3, 20, 8, dtype=torch.bfloat16)
+    fused = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    torch.testing.assert_close(attend(query, key, value).float(), fused, rtol=0, atol=2e-2)
+    double = [t.detach().double() for t in (query, key, value)]
+    torch.testing.assert_close(
+        attend(*double), F.scaled_dot_product_attention(*double), rtol=0, atol=1e-12
+    )
+
+
+def test_mix_ffn_is_the_paper_s_formula() -> None:
+    torch.manual_seed(0)
+    layer = MixFFN(6, 4).double()
+    tokens = torch.randn(2, 5, 7, 6, dtype=torch.float64)
+    hidden = layer.expand(tokens).permute(0, 3, 1, 2)
+    hidden = F.conv2d(hidden, layer.depthwise.weight, layer.depthwise.bias, padding=1, groups=24)
+    expected = layer.contract(F.gelu(hidden.permute(0, 2, 3, 1)))
+    torch.testing.assert_close(layer(tokens), expected, rtol=0, atol=1e-12)
+
+
+def test_drop_path_drops_whole_pictures_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    layer, branch = DropPath(0.25).train(), torch.ones(4000, 1, 1, 3)
+    dropped = layer(branch)
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert (dropped == dropped[..., :1]).all()
+    assert dropped.mean().item() == pytest.approx(1, abs=0.03)
+    assert layer.eval()(branch) is branch
+
+
+def test_maps_stay_in_channels_last_memory(tiny_model: SegFormer) -> None:
+    for maps in tiny_model.encoder(torch.zeros(1, 3, 64, 64)):
+        assert maps.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_classifier_outputs() -> None:
+    model = SegFormerClassifier.from_variant("b0", num_classes=7).eval()
+    assert model(torch.zeros(2, 3, 70, 90)).shape == (2, 7)
