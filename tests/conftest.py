@@ -32,7 +32,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if name.endswith("bias") or name.endswith("running_mean"):
+            if name.endswith(("bias", "running_mean")):
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
             elif name.endswith("running_var"):
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))

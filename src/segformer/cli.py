@@ -1,13 +1,15 @@
-"""The command line: parsing only. What a command needs is imported when the command runs."""
+"""The command line: parsing only. What a command needs is imported when the command runs.
 
-from __future__ import annotations
+A command's options are a dataclass, which tyro reads. The annotations must be real types here, not
+the strings of PEP 563, because these classes live inside their functions.
+"""
 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from segformer.data.check import SplitReport
@@ -249,7 +251,7 @@ def _data(words: list[str]) -> int:
     return FAILED if failed else 0
 
 
-def _show_check(report: SplitReport) -> None:
+def _show_check(report: "SplitReport") -> None:
     from rich.table import Table
 
     dataset = report.dataset
@@ -322,10 +324,10 @@ def _take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
     return None, words
 
 
-def _show(renderable: Annotated[Any, "a rich table"]) -> None:
+def _show(table: Any) -> None:
     from rich.console import Console
 
-    Console().print(renderable)
+    Console().print(table)
 
 
 if __name__ == "__main__":

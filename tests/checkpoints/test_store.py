@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import randomise
 
+from conftest import randomise
 from segformer import LabelSet, Preprocessing, SegFormer
 from segformer.checkpoints.store import CheckpointError
 from segformer.model.config import ORIGINAL_EPS
@@ -56,7 +56,9 @@ def test_a_folder_written_by_transformers_loads_here(variant: str, tmp_path: Pat
         expected = theirs(pixels).logits
         torch.testing.assert_close(model(pixels), expected, rtol=0, atol=1e-4)
         double = model.double()(pixels.double())
-        torch.testing.assert_close(double, theirs.double()(pixels.double()).logits, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            double, theirs.double()(pixels.double()).logits, rtol=0, atol=1e-9
+        )
 
 
 def test_round_trip_keeps_everything(tmp_path: Path, tiny_model: SegFormer) -> None:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, randomise
 from torch import Tensor
 from torch.nn import functional as F
 
+from conftest import TINY, randomise
 from segformer import SegFormer
 from segformer.model.decoder import MLPDecoder
 

@@ -35,7 +35,7 @@ class Augmentation:
         scale_max: ... and this.
         log_scale: Draw the ratio evenly in its logarithm: as often half as twice.
         max_class_share: A crop in which one class has more than this share of the labelled
-            pixels is drawn again, ten times at most.
+            pixels is drawn again, ten times at most; 1 takes any crop.
         focus: Probability of aiming the crop at a pixel of a class drawn evenly among those in
             the picture, so that small classes are seen as often as large ones.
         flip: Probability of mirroring left and right.
@@ -137,6 +137,8 @@ class Augmentation:
                 return int(np.clip(top, 0, free_h)), int(np.clip(left, 0, free_w))
         for _ in range(10):
             top, left = int(rng.integers(free_h + 1)), int(rng.integers(free_w + 1))
+            if self.max_class_share == 1:
+                break
             # Every 4th pixel each way tells the shares well enough
             crop = mask[top : top + crop_h : 4, left : left + crop_w : 4]
             labelled = crop[crop != self.ignore_index]

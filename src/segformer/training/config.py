@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -139,11 +140,8 @@ class TrainConfig:
                 close = get_close_matches(str(key), fields, 1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise ValueError(f"a recipe has no key {key!r}{hint}")
-        for key, value in entries.items():
-            # YAML 1.1 reads 6e-5, without a dot, as a word
-            if isinstance(value, str) and "float" in str(fields[key].type):
-                entries = {**entries, key: float(value)}
-        return cls(**entries)
+        types = get_type_hints(cls)
+        return cls(**{key: _of_type(key, value, types[key]) for key, value in entries.items()})
 
     def __post_init__(self) -> None:
         positive = (
@@ -167,3 +165,23 @@ class TrainConfig:
             raise ValueError(f"scale_max {self.scale_max} is below scale_min {self.scale_min}")
         if self.crop_size < 32:
             raise ValueError(f"crop_size must be at least 32, not {self.crop_size}")
+
+
+def _of_type(key: str, value: Any, expected: Any) -> Any:
+    """A YAML value as a field's type; what does not fit is an error that names the key."""
+    if get_origin(expected) is Literal:
+        if value not in get_args(expected):
+            raise ValueError(f"{key} must be one of {', '.join(get_args(expected))}, not {value!r}")
+        return value
+    kinds = get_args(expected) or (expected,)
+    if value is None and NoneType in kinds:
+        return None
+    if float in kinds and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 6e-5, without a dot, as a word
+        except ValueError:
+            pass
+    kind = kinds[0]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{key} must be of type {kind.__name__}, not {value!r}")
+    return value

@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segformer import LabelSet, Predictor, SegFormer, SegFormerConfig
+from segformer.data.dataset import DatasetError, open_dataset
+from segformer.evaluation.evaluate import evaluate, score_table, write_report
+from segformer.evaluation.metrics import ConfusionMatrix
+from segformer.evaluation.plots import curves_plot, examples_sheet
+
+
+@pytest.fixture
+def predictor(tiny_config: SegFormerConfig) -> Predictor:
+    model = SegFormer(
+        SegFormerConfig(**{**vars(tiny_config), "num_classes": 3}),
+        LabelSet(("noise", "box", "disc")),
+    )
+    return Predictor(model, short_side=48, device="cpu")
+
+
+def test_scores_at_the_mask_s_own_size(small_dataset: Path, predictor: Predictor) -> None:
+    dataset = open_dataset(small_dataset, "val")
+    seen = []
+    matrix = evaluate(dataset, predictor, on_picture=lambda: seen.append(1))
+    assert len(seen) == 2
+    expected = ConfusionMatrix(dataset.labels)
+    for sample in dataset:
+        truth = np.array(Image.open(sample.mask))
+        expected.update(truth, predictor(sample.picture).labels)
+    assert np.array_equal(matrix.counts, expected.counts)
+    assert matrix.counts.sum() == 2 * 45 * 64  # three rows of each mask are ignored
+
+
+def test_classes_must_agree(small_dataset: Path, tiny_model: SegFormer) -> None:
+    with pytest.raises(DatasetError, match="the data set has 3 classes .* the model 5"):
+        evaluate(open_dataset(small_dataset), Predictor(tiny_model, device="cpu"))
+
+
+def test_report_and_pictures(small_dataset: Path, predictor: Predictor, tmp_path: Path) -> None:
+    dataset = open_dataset(small_dataset, "val")
+    matrix = evaluate(dataset, predictor)
+    write_report(matrix, tmp_path / "deep" / "out", dataset, {"model": "mine"})
+    report = json.loads((tmp_path / "deep" / "out" / "report.json").read_text())
+    assert report["model"] == "mine"
+    assert report["pictures"] == 2
+    assert report["confusion"] == matrix.counts.tolist()
+    assert set(report["classes"]) == {"noise", "box", "disc"}
+    with Image.open(tmp_path / "deep" / "out" / "confusion.png") as plot:
+        assert plot.width > 200
+    assert score_table(matrix.scores()).row_count == 5
+
+    pairs = [(predictor(s.picture), dataset.read(s)[1]) for s in dataset]
+    examples_sheet(pairs, tmp_path / "examples.jpg", width=64)
+    with Image.open(tmp_path / "examples.jpg") as sheet:
+        assert sheet.size == (3 * 64 + 8, 2 * (48 + 4))
+
+
+def test_curves_with_and_without_values(tmp_path: Path) -> None:
+    curves_plot([], [], tmp_path / "empty.png")
+    rows = [(i, 1 / (i + 1), 1e-3) for i in range(50)]
+    curves_plot(rows, [(10, 0.2), (50, 0.4)], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > (tmp_path / "empty.png").stat().st_size

@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segformer import Predictor, SegFormer
+from segformer.prediction.batch import find_pictures, predict_files
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    folder = tmp_path / "album"
+    for name in ("a.jpg", "a.png", "b/c.png", "b/d.webp", "notes.txt", ".hidden.png"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".txt":
+            path.write_text("not a picture")
+        else:
+            Image.new("RGB", (40, 30), (200, 0, 0)).save(path)
+    return folder
+
+
+def test_folders_keep_their_folders_and_equal_stems_their_suffix(album: Path) -> None:
+    jobs = find_pictures([album])
+    assert [job.name for job in jobs] == ["a.jpg", "a.png", "b/c", "b/d"]
+
+
+def test_patterns_files_and_repetitions(album: Path) -> None:
+    jobs = find_pictures([str(album / "**" / "*.png"), album / "a.png", album / "a.jpg"])
+    assert sorted(job.picture.name for job in jobs) == ["a.jpg", "a.png", "c.png"]
+    with pytest.raises(ValueError, match="no picture matches this pattern"):
+        find_pictures([str(album / "*.tiff")])
+    (album / "empty").mkdir()
+    with pytest.raises(ValueError, match="no pictures in this folder"):
+        find_pictures([album / "empty"])
+
+
+def test_names_of_two_folders_do_not_collide(album: Path) -> None:
+    (album / "x").mkdir()
+    (album / "x" / "a.jpg").write_bytes((album / "a.jpg").read_bytes())
+    names = [job.name for job in find_pictures([album / "a.jpg", album / "x" / "a.jpg"])]
+    assert len(set(names)) == 2
+
+
+def test_a_broken_file_costs_only_itself(
+    album: Path, tiny_model: SegFormer, tmp_path: Path
+) -> None:
+    (album / "b" / "bad.jpg").write_bytes((album / "a.jpg").read_bytes()[:200])
+    (album / "b" / "16-bit.png").parent.mkdir(exist_ok=True)
+    Image.fromarray(np.full((30, 40), 40000, np.uint16)).save(album / "b" / "16-bit.png")
+    predictor = Predictor(tiny_model, size=(32, 32), device="cpu")
+    jobs = [*find_pictures([album]), *find_pictures(["gone.jpg"])]
+    seen = []
+    result = predict_files(predictor, jobs, tmp_path / "out", on_picture=lambda: seen.append(1))
+    assert len(seen) == len(jobs) == 7
+    assert [Path(row["picture"]).name for row in result.failed] == ["bad.jpg", "gone.jpg"]
+    assert "gone.jpg: no such file" in result.failed[1]["error"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert len(summary["pictures"]) == 5
+    for row in summary["pictures"]:
+        assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-4)
+        ids = np.asarray(Image.open(tmp_path / "out" / row["files"][0]))
+        assert ids.shape == (row["height"], row["width"]) == (30, 40)
+    assert (tmp_path / "out" / "b" / "c_overlay.jpg").exists()
+
+
+def test_results_beside_the_pictures_spare_the_pictures(album: Path, tiny_model: SegFormer) -> None:
+    before = (album / "b" / "c.png").read_bytes()
+    predictor = Predictor(tiny_model, size=(32, 32), device="cpu")
+    result = predict_files(predictor, find_pictures([album / "b"]), album / "b")
+    assert (album / "b" / "c.png").read_bytes() == before
+    assert "would replace the picture" in result.failed[0]["error"]
+    assert [Path(row["picture"]).name for row in result.pictures] == ["d.webp"]

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segformer import LabelSet, Prediction
+
+PEOPLE = LabelSet(("background", "hair", "skin"), palette=((0, 0, 0), (255, 0, 0), (0, 255, 0)))
+
+
+@pytest.fixture
+def prediction() -> Prediction:
+    labels = np.zeros((40, 60), np.uint8)
+    labels[:10], labels[10:15] = 1, 2
+    return Prediction(labels, PEOPLE, np.full((40, 60, 3), 100, np.uint8), Path("me.jpg"))
+
+
+def test_shares_are_sorted_and_sum_to_one(prediction: Prediction) -> None:
+    assert list(prediction.shares.items()) == [
+        ("background", 0.625), ("hair", 0.25), ("skin", 0.125),
+    ]  # fmt: skip
+
+
+def test_mask_by_name(prediction: Prediction) -> None:
+    assert prediction.mask("hair").sum() == 600
+    with pytest.raises(ValueError, match="no class 'hare'; there are background, hair, skin"):
+        prediction.mask("hare")
+
+
+def test_overlay_blends_colours_and_draws_edges(prediction: Prediction) -> None:
+    image = np.asarray(prediction.overlay(opacity=0.5, legend=False))
+    assert image.shape == (40, 60, 3)
+    assert image[5, 5].tolist() == [177, 50, 50]
+    assert image[9, 5].max() < 70  # the edge below the hair
+    assert np.array_equal(
+        np.asarray(prediction.overlay(opacity=0, legend=False)), prediction.picture
+    )
+
+
+def test_legend_is_below_and_names_what_occurs(prediction: Prediction) -> None:
+    image = prediction.overlay()
+    assert image.height > 40 + 3 * 12
+    assert {(255, 0, 0), (0, 255, 0)} <= set(image.crop((0, 40, *image.size)).get_flattened_data())
+
+
+def test_large_pictures_are_shown_smaller() -> None:
+    labels = np.zeros((100, 9000), np.uint8)
+    labels[:, 4500:] = 1
+    prediction = Prediction(labels, PEOPLE, np.zeros((100, 9000, 3), np.uint8))
+    image = np.asarray(prediction.overlay(legend=False, max_side=900))
+    assert image.shape == (10, 900, 3)
+    assert image[5, 800].tolist() == [140, 0, 0]
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4, 13])
+def test_pictures_that_are_not_rgb_are_shown(bands: int) -> None:
+    picture = np.random.default_rng(0).normal(1000, 300, (20, 30, bands)).astype(np.int16)
+    prediction = Prediction(np.zeros((20, 30), np.uint8), PEOPLE, picture)
+    shown = np.asarray(prediction.overlay(opacity=0, legend=False))
+    assert shown.min() < 30
+    assert shown.max() > 225
+
+
+def test_save(prediction: Prediction, tmp_path: Path) -> None:
+    written = prediction.save(tmp_path / "out")
+    assert [path.name for path in written] == ["me.png", "me_overlay.jpg"]
+    assert np.array_equal(np.asarray(Image.open(written[0])), prediction.labels)
+    assert sorted((tmp_path / "out").iterdir()) == sorted(written)
+
+
+def test_sixteen_bits_above_256_classes(tmp_path: Path) -> None:
+    labels = np.arange(1200, dtype=np.uint16).reshape(30, 40) % 300
+    prediction = Prediction(labels, LabelSet.numbered(300), np.zeros((30, 40, 3), np.uint8))
+    path = prediction.save(tmp_path, overlay=False)[0]
+    assert np.array_equal(np.asarray(Image.open(path)), labels)
+
+
+def test_ids_never_replace_the_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    prediction = Prediction(
+        np.zeros((4, 4), np.uint8), PEOPLE, np.zeros((4, 4, 3), np.uint8), tmp_path / "a.png"
+    )
+    with pytest.raises(ValueError, match="would replace the picture"):
+        prediction.save(tmp_path)

@@ -1,0 +1,139 @@
+"""The command line as a person meets it: in a process of its own, or called with words."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import draw_dataset
+from segformer import SegFormer
+from segformer.cli import COMMANDS, main
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "segformer", *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_lists_the_commands_without_importing_torch() -> None:
+    code = (
+        "import sys; from segformer.cli import main; main(['--help']);"
+        "assert not {'torch', 'numpy', 'PIL', 'rich'} & set(sys.modules), sorted(sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert all(name in result.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["predict", "train", "evaluate"])
+def test_help_of_a_command_teaches_and_needs_no_torch(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import sys; from segformer.cli import main\n"
+        f"try: main(['{command}', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Example: segformer" in result.stdout
+
+
+def test_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predct"]) == 2
+    assert "did you mean predict?" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "d", "--batch-sise", "3"])
+    assert stop.value.code == 2
+    assert main(["--version"]) == 0
+
+
+def test_predict(tmp_path: Path, tiny_model: SegFormer, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (50, 40), (9, 99, 199)).save(tmp_path / name)
+    (tmp_path / "c.jpg").write_text("broken")
+    words = [
+        *("predict", str(tmp_path / "a.png"), str(tmp_path / "b.png")),
+        *("--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")),
+        *("--window", "64", "--stride", "48", "--scales", "0.75", "1", "1.25", "--flip"),
+    ]
+    assert main(words) == 0
+    assert "2 of 2 pictures segmented" in capsys.readouterr().out
+    assert np.asarray(Image.open(tmp_path / "out/a.png")).shape == (40, 50)
+    assert main([*words, "--no-overlay", str(tmp_path / "c.jpg")]) in (1, 2)
+    words.insert(3, str(tmp_path / "c.jpg"))
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert "2 of 3 pictures segmented" in captured.out
+    assert "c.jpg: not a picture in a known format" in captured.err
+    assert len(json.loads((tmp_path / "out/summary.json").read_text())["failed"]) == 1
+
+
+def test_errors_are_one_sentence_without_a_stack() -> None:
+    for words, message in (
+        (("predict", "x.jpg", "--model", "nowhere"), "nowhere: no such model folder"),
+        (("predict", "x.jpg", "--window", "10", "--stride", "20"), "leaves gaps"),
+        (("evaluate", "nowhere"), "nowhere: no such data set"),
+        (("train", "nowhere"), "nowhere: no such data set"),
+        (("train", "--resume", "nowhere"), "nowhere: there is no run to resume"),
+        (("data", "check", "nowhere"), "nowhere: no such data set"),
+    ):
+        result = run(*words)
+        assert result.returncode in (1, 2), words
+        assert message in result.stderr, (words, result.stderr)
+        assert "Traceback" not in result.stderr
+
+
+def test_data_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = draw_dataset(tmp_path / "shapes")
+    assert main(["data", "check", str(dataset)]) == 0
+    shown = capsys.readouterr().out
+    assert "split train: 6 pictures of 64x48 (6)" in shown
+    assert "ready to train" in shown
+    (dataset / "masks/train/00.png").unlink()
+    assert main(["data", "check", str(dataset)]) == 1
+    shown = capsys.readouterr().out
+    assert "00.png: there is no mask for this picture" in shown
+    assert "training would fail" in shown
+
+
+def test_train_evaluate_predict_from_recipe_to_picture(
+    tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = draw_dataset(tmp_path / "shapes")
+    recipe = tmp_path / "quick.yaml"
+    recipe.write_text(
+        "variant: tiny\ncrop_size: 32\nshort_side: 48\nbatch_size: 2\nmax_steps: 99\nworkers: 0\n"
+    )
+    out = tmp_path / "run"
+    words = ["train", str(dataset), "--recipe", str(recipe), "--max-steps", "4", "--out", str(out)]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "mIoU" in shown
+    assert f"best model: {out / 'best'}" in shown.replace("\n", "")
+    recorded = (out / "config.yaml").read_text()
+    assert "max_steps: 4" in recorded
+    assert "crop_size: 32" in recorded
+
+    report = tmp_path / "report"
+    words = ["evaluate", str(dataset), "--model", str(out / "best"), "--out", str(report)]
+    assert main(words) == 0
+    scores = json.loads((report / "report.json").read_text())
+    trained = json.loads((out / "report.json").read_text())
+    assert scores["miou"] == trained["miou"]
+    assert scores["protocol"]["scales"] == [1.0]
+
+
+def test_resume_takes_no_other_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "run", "--epochs", "3"]) == 1
+    assert "takes no other option" in capsys.readouterr().err

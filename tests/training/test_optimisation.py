@@ -1,0 +1,80 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segformer import SegFormer
+from segformer.training.optimisation import lr_factor, moving_average, parameter_groups
+
+
+def test_groups_are_the_paper_s(tiny_model: SegFormer) -> None:
+    groups = {g["name"]: g for g in parameter_groups(tiny_model, 6e-5, 0.01, 10)}
+    assert (groups["encoder"]["lr"], groups["encoder"]["weight_decay"]) == (6e-5, 0.01)
+    assert groups["encoder norms"]["weight_decay"] == 0
+    assert groups["head"]["lr"] == pytest.approx(6e-4)
+    assert groups["head"]["weight_decay"] == 0.01
+    grouped = [id(p) for g in groups.values() for p in g["params"]]
+    assert len(set(grouped)) == len(grouped) == len(list(tiny_model.parameters()))
+    norms = {
+        id(p)
+        for name, p in tiny_model.named_parameters()
+        if name.startswith("encoder.") and "norm" in name
+    }
+    assert {id(p) for p in groups["encoder norms"]["params"]} == norms
+
+
+def test_frozen_parameters_are_left_out(tiny_model: SegFormer) -> None:
+    tiny_model.encoder.requires_grad_(False)
+    assert [g["name"] for g in parameter_groups(tiny_model, 1e-4, 0.01, 1)] == ["head"]
+
+
+def test_schedule_of_the_paper() -> None:
+    """160k steps, warm-up 1500 from 1e-6, power 1."""
+
+    def rate(step: int) -> float:
+        return lr_factor(step, 160_000, 1500, "poly")
+
+    assert rate(0) == pytest.approx(1e-6)
+    assert rate(750) == pytest.approx((1e-6 + (1 - 1e-6) / 2) * (1 - 750 / 160_000))
+    assert rate(1500) == pytest.approx(1 - 1500 / 160_000)
+    assert rate(80_000) == 0.5
+    assert rate(160_000) == 0
+
+
+@given(
+    total=st.integers(1, 1000),
+    warmup=st.integers(0, 100),
+    schedule=st.sampled_from(["poly", "cosine", "constant"]),
+)
+def test_schedules_stay_within_0_and_1(total: int, warmup: int, schedule: str) -> None:
+    rates = [lr_factor(step, total, warmup, schedule) for step in range(total + 1)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    after = rates[warmup + 1 :]
+    assert after == sorted(after, reverse=True)
+
+
+def test_unknown_schedule() -> None:
+    with pytest.raises(ValueError, match="no schedule 'linear'; there are poly"):
+        lr_factor(0, 1, 0, "linear")
+
+
+def test_moving_average_is_the_formula(tiny_model: SegFormer) -> None:
+    average = moving_average(tiny_model, 0.9)
+    weight = tiny_model.decoder.classifier.weight
+    expected = None
+    for step in range(30):
+        with torch.no_grad():
+            weight.copy_(torch.randn(weight.shape))
+        average.update_parameters(tiny_model)
+        decay = min(0.9, (1 + step) / (10 + step))
+        value = weight.detach().clone()
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+    averaged = average.module.decoder.classifier.weight
+    torch.testing.assert_close(averaged, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_moving_average_copies_batch_norm_statistics(tiny_model: SegFormer) -> None:
+    average = moving_average(tiny_model, 0.9)
+    tiny_model.decoder.norm.running_mean.fill_(7)
+    average.update_parameters(tiny_model)
+    assert (average.module.decoder.norm.running_mean == 7).all()

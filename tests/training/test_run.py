@@ -1,0 +1,259 @@
+"""The training itself, on drawn shapes: learning, resuming after a kill, starting from a model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from conftest import draw_dataset
+from segformer import SegFormer
+from segformer.data.check import SplitReport
+from segformer.data.dataset import DatasetError, open_dataset
+from segformer.training.config import TrainConfig
+from segformer.training.run import (
+    TrainingStopped,
+    build_model,
+    class_weights,
+    resolve,
+    resume,
+    train,
+)
+
+QUICK = {
+    "crop_size": 32,
+    "short_side": 48,
+    "batch_size": 2,
+    "max_steps": 12,
+    "workers": 0,
+    "log_every": 1,
+    "precision": "float32",
+}
+
+
+def config(**changes: object) -> TrainConfig:
+    return TrainConfig(**{"variant": "tiny", **QUICK, **changes})
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    """Metrics without what depends on the clock."""
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in r.items() if k not in ("minutes", "images_per_s")} for r in rows]
+
+
+def test_it_learns_and_leaves_the_run_folder(tmp_path: Path, tiny_variant: str) -> None:
+    dataset = draw_dataset(tmp_path / "shapes", train=12, val=4)
+    run = tmp_path / "run"
+    scores = train(
+        dataset,
+        run,
+        config(
+            max_steps=150, batch_size=4, lr=5e-3, scale_min=0.8, scale_max=1.2, dice=0.5,
+            class_weights="sqrt", val_every=10, ema_decay=0.9, photometric=False,
+            max_class_share=1.0, drop_path=0.0, dropout=0.0, precision="auto",
+        ),
+    )  # fmt: skip
+    assert scores is not None
+    assert scores.miou > 0.5  # a guess of all background has 0.27
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "metrics.csv", "last", "best", "resume.ckpt", "curves.png",
+        "confusion.png", "val_examples.jpg", "report.json",
+    }  # fmt: skip
+    rows = rows_of(run)
+    losses = [float(row["loss"]) for row in rows if row["loss"]]
+    assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:20])
+    best = max(float(row["val_miou"]) for row in rows if row["val_miou"])
+    assert json.loads((run / "report.json").read_text())["miou"] == pytest.approx(best, abs=1e-4)
+    model = SegFormer.from_pretrained(run / "best")
+    assert model.labels.names == ("noise", "box", "disc")
+    assert model.preprocessing.size == 48
+    recipe = yaml.safe_load((run / "config.yaml").read_text())
+    assert recipe["warmup_steps"] == 7
+    assert Path(recipe["dataset"]) == dataset.resolve()
+    with pytest.raises(ValueError, match="go on with --resume"):
+        train(dataset, run, config())
+
+
+def test_killed_anywhere_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """SIGKILL, from outside, twice; weights and metrics must be those of an unbroken run."""
+    dataset = draw_dataset(tmp_path / "shapes")
+    options = [
+        "--crop-size", "32", "--short-side", "48", "--batch-size", "2", "--max-steps", "14",
+        "--workers", "1", "--log-every", "1", "--checkpoint-every", "3", "--val-every", "2",
+        "--accumulate", "2",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "segformer", "train"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(
+        [*command, str(dataset), "--out", str(whole), *options], check=True, capture_output=True
+    )
+    start = [*command, str(dataset), "--out", str(broken), *options]
+    again = [*command, "--resume", str(broken)]
+    for words, rows in ((start, 4), (again, 9)):
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            metrics = broken / "metrics.csv"
+            if metrics.exists() and len(metrics.read_text().splitlines()) > rows:
+                break
+            time.sleep(0.01)
+        assert process.poll() is None, process.stderr.read().decode()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    assert len(rows_of(broken)) < len(rows_of(whole))
+    subprocess.run(again, check=True, capture_output=True)
+
+    assert rows_of(broken) == rows_of(whole)
+    for model in ("best", "last"):
+        file = Path(model) / "model.safetensors"
+        assert (broken / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    tmp_path: Path, tiny_variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = draw_dataset(tmp_path / "shapes")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(dataset, whole, config())
+
+    from segformer.training import run as module
+
+    step = module._Run._step
+
+    def interrupted(self: object, batches: object) -> float:
+        loss = step(self, batches)
+        if self.state.step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(module._Run, "_step", interrupted)
+    with pytest.raises(TrainingStopped, match=r"after step 5 of 12; .* train --resume .*stopped"):
+        train(dataset, stopped, config())
+    monkeypatch.undo()
+    monkeypatch.setitem(
+        __import__("segformer.model.config", fromlist=["VARIANTS"]).VARIANTS,
+        "tiny",
+        {"channels": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "heads": (1, 2, 3, 4),
+         "decoder_width": 16},
+    )  # fmt: skip
+    resume(stopped)
+    assert rows_of(stopped) == rows_of(whole)
+    assert (stopped / "last/model.safetensors").read_bytes() == (
+        whole / "last/model.safetensors"
+    ).read_bytes()
+
+
+def test_a_bad_data_set_is_refused_before_the_first_step(
+    small_dataset: Path, tmp_path: Path, tiny_variant: str
+) -> None:
+    mask = small_dataset / "masks/train/03.png"
+    values = np.array(Image.open(mask))
+    values[0, 0] = 151
+    Image.fromarray(values).save(mask)
+    with pytest.raises(DatasetError, match=r"03.png: values outside the classes: 151 \(1 pixels\)"):
+        train(small_dataset, tmp_path / "run", config())
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_validation_split(tmp_path: Path, tiny_variant: str) -> None:
+    dataset = draw_dataset(tmp_path / "shapes", val=0)
+    entries = yaml.safe_load((dataset / "dataset.yaml").read_text())
+    del entries["val"]
+    (dataset / "dataset.yaml").write_text(yaml.safe_dump(entries))
+    assert train(dataset, tmp_path / "run", config(ema_decay=0)) is None
+    SegFormer.from_pretrained(tmp_path / "run" / "last")
+
+
+def test_early_stop(tmp_path: Path, tiny_variant: str) -> None:
+    dataset = draw_dataset(tmp_path / "shapes")
+    train(dataset, tmp_path / "run", config(lr=1e-12, ema_decay=0, patience=2, max_steps=600))
+    mious = [float(row["val_miou"]) for row in rows_of(tmp_path / "run") if row["val_miou"]]
+    assert len(mious) < 100  # with such a rate only the norms' statistics move, and settle
+    best = mious.index(max(mious))
+    assert best == len(mious) - 3
+
+
+def test_starting_from_a_model(small_dataset: Path, tmp_path: Path, tiny_model: SegFormer) -> None:
+    training = open_dataset(small_dataset)
+    tiny_model.save_pretrained(tmp_path / "five")
+    start = resolve(config(init=str(tmp_path / "five")), training)
+    assert (start.lr, start.head_lr_factor) == (6e-5, 10)
+    model = build_model(start, training)
+    assert model.config.num_classes == 3
+    fresh = {"decoder.classifier.weight", "decoder.classifier.bias"}
+    for name, tensor in tiny_model.state_dict().items():
+        if name not in fresh:
+            assert torch.equal(model.state_dict()[name], tensor), name
+    encoder_only = build_model(
+        resolve(config(init=str(tmp_path / "five"), init_encoder_only=True), training), training
+    )
+    name = "decoder.fuse.weight"
+    assert not torch.equal(encoder_only.state_dict()[name], tiny_model.state_dict()[name])
+    for name, tensor in tiny_model.encoder.state_dict().items():
+        assert torch.equal(encoder_only.encoder.state_dict()[name], tensor), name
+
+    model.save_pretrained(tmp_path / "three")
+    same = build_model(resolve(config(init=str(tmp_path / "three")), training), training)
+    assert torch.equal(
+        same.state_dict()["decoder.classifier.weight"],
+        model.state_dict()["decoder.classifier.weight"],
+    )
+
+
+def test_binary_needs_two_classes(small_dataset: Path) -> None:
+    training = open_dataset(small_dataset)
+    with pytest.raises(DatasetError, match="needs two classes, there are 3"):
+        build_model(resolve(config(binary=True), training), training)
+
+
+def test_binary_training(tmp_path: Path, tiny_variant: str) -> None:
+    dataset = draw_dataset(tmp_path / "shapes")
+    entries = yaml.safe_load((dataset / "dataset.yaml").read_text())
+    entries |= {"names": ["rest", "box"], "label_mapping": {2: 0}}
+    (dataset / "dataset.yaml").write_text(yaml.safe_dump(entries))
+    scores = train(dataset, tmp_path / "run", config(binary=True, max_steps=4))
+    assert scores is not None
+    assert len(scores.iou) == 2
+    assert SegFormer.from_pretrained(tmp_path / "run" / "last").config.num_classes == 1
+
+
+def test_class_weights(small_dataset: Path) -> None:
+    report = SplitReport(open_dataset(small_dataset))
+    report.pixels[:] = (900, 100, 0)
+    assert class_weights(config(), report) is None
+    weights = class_weights(config(class_weights="sqrt"), report)
+    assert weights is not None
+    assert weights[1] / weights[0] == pytest.approx(3)
+    assert 0.9 * weights[0] + 0.1 * weights[1] == pytest.approx(1)
+    assert weights[2] == 1
+
+
+def test_more_bands(tmp_path: Path, tiny_variant: str) -> None:
+    dataset = draw_dataset(tmp_path / "shapes")
+    for picture in (dataset / "images").rglob("*.png"):
+        rgb = np.asarray(Image.open(picture), dtype=np.float32)
+        np.save(picture.with_suffix(".npy"), np.dstack([rgb, rgb[:, :, :2]]) / 255)
+        picture.unlink()
+    entries = yaml.safe_load((dataset / "dataset.yaml").read_text())
+    (dataset / "dataset.yaml").write_text(yaml.safe_dump(entries | {"bands": 5}))
+    train(dataset, tmp_path / "run", config(max_steps=3))
+    assert SegFormer.from_pretrained(tmp_path / "run" / "best").config.in_channels == 5
+
+
+def test_a_loss_that_explodes_says_what_to_do(tmp_path: Path, tiny_variant: str) -> None:
+    dataset = draw_dataset(tmp_path / "shapes")
+    with pytest.raises(ValueError, match=r"the loss is nan at step .* try a smaller --lr"):
+        train(dataset, tmp_path / "run", config(lr=1e30, clip_norm=0, warmup_steps=0))
