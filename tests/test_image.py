@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -80,6 +81,30 @@ def test_arrays_of_many_bands(tmp_path: Path) -> None:
         read_picture(bands.transpose(2, 0, 1), bands=13)
     with pytest.raises(UnreadableImage, match="takes 3 bands, this has 13"):
         read_picture(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_tiff_of_many_bands(tmp_path: Path, planar: str) -> None:
+    bands = np.random.default_rng(0).integers(-500, 9000, (20, 30, 13), dtype=np.int16)
+    stored = bands if planar == "contig" else np.moveaxis(bands, -1, 0)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, stored, planarconfig=planar, photometric="minisblack")
+    assert np.array_equal(read_picture(path, bands=13), bands)
+    with pytest.raises(UnreadableImage, match="takes 3 bands, this has 13"):
+        read_picture(path)
+
+
+def test_real_satellite_chip(shared_data: Path) -> None:
+    chip = shared_data / "multispectral" / "Spain_7370579_S2Hand.tif"
+    assert read_picture(chip, bands=13).shape == (512, 512, 13)
+    mask = read_mask(chip.with_name("Spain_7370579_LabelHand.tif"))
+    assert set(np.unique(mask)) <= {-1, 0, 1}
+
+
+def test_floats_from_0_to_1(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    path = saved(Image.fromarray(ramp), tmp_path / "a.tif")
+    assert np.array_equal(read_picture(path)[:, :, 0].ravel(), np.arange(256))
 
 
 class TestBrokenFiles:

@@ -202,6 +202,9 @@ def _evaluate(words: list[str]) -> int:
 
     dataset = open_dataset(options.dataset, options.split)
     predictor = Predictor(options.model, options.config)
+    names = predictor.model.labels.names
+    if dataset.labels.names != names and len(dataset.labels) == len(names):
+        print(f"warning: the model calls its classes {', '.join(names)}", file=sys.stderr)
     with ProgressBar("evaluating", len(dataset), "pictures") as bar:
         matrix = evaluate(dataset, predictor, on_picture=bar.advance)
     protocol = {"model": options.model or SHIPPED, "protocol": asdict(options.config)}

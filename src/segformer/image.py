@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -27,6 +28,9 @@ PICTURE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .png .bmp .tif .tiff .webp .gif .ppm .pgm .pnm .jp2 .avif .npy".split()
 )
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".npy")
+
+_SAMPLES_PER_PIXEL = 277
+"""Number of the TIFF tag."""
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -48,7 +52,7 @@ def read_picture(source: PictureSource, bands: int = 3) -> Picture:
     The EXIF orientation is applied. With three bands, palettes, grey, 1-bit, CMYK and other
     colour spaces become RGB, transparency is dropped and 16-bit values are scaled to 8 bits.
     With one band, colour becomes grey. Other numbers of bands are taken as they are stored: RGBA
-    for four, or an array (H, W, C), ``.npy`` or in memory.
+    for four, a TIFF of many bands, or an array (H, W, C), ``.npy`` or in memory.
 
     Args:
         source: Path, encoded bytes, PIL image, or array (H, W) or (H, W, C).
@@ -65,6 +69,8 @@ def read_picture(source: PictureSource, bands: int = 3) -> Picture:
         return _array_bands(source, bands, name)
     if isinstance(source, (str, Path)) and Path(source).suffix.lower() == ".npy":
         return _array_bands(_load_npy(Path(source)), bands, name)
+    if isinstance(source, (str, Path)) and _tiff_bands(Path(source)) > 4:
+        return _array_bands(_load_tiff(Path(source)), bands, name)
     picture = _decode(source, name)
     if bands == 3:
         return np.asarray(_to_8_bit(picture).convert("RGB"))
@@ -148,11 +154,35 @@ def _load_npy(path: Path) -> Picture:
         raise UnreadableImage(f"{path}: cannot be read as an array ({error})") from None
 
 
+def _tiff_bands(path: Path) -> int:
+    """Bands that a TIFF says it has; 0 for what is no TIFF. Pillow would read the first alone."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return 0
+    try:
+        with Image.open(path) as file:
+            return int(getattr(file, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, 0))
+    except (OSError, SyntaxError, ValueError):
+        return 5 if path.is_file() else 0  # tifffile may know it, or says what is wrong
+
+
+def _load_tiff(path: Path) -> Picture:
+    """(H, W, C) of a TIFF of any number of bands, interleaved or one after another."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            values = file.asarray()
+            apart = file.pages.first.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+    except Exception as error:  # tifffile raises whatever its codecs raise
+        raise UnreadableImage(f"{path}: cannot be decoded ({error})") from None
+    return np.moveaxis(values, 0, -1) if apart and values.ndim == 3 else values
+
+
 def _to_8_bit(picture: Image.Image) -> Image.Image:
-    """Grey levels of 16 bits (and of 32 that hold 16) to 8; other modes untouched."""
+    """Grey levels of 16 bits, of 32 that hold 16 or 8, and of 0..1 to 8; the rest untouched."""
     if not picture.mode.startswith(("I", "F")):
         return picture
     values = np.asarray(picture)
+    if picture.mode == "F" and values.min() >= 0 and values.max() <= 1:
+        return Image.fromarray(np.rint(255 * values).astype(np.uint8))
     if not picture.mode.startswith("I;16") and values.min() >= 0 and values.max() <= 255:
         return Image.fromarray(values.astype(np.uint8))
     clipped = np.clip(values.astype(np.float32), 0, 65535)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -19,8 +18,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-
-T = TypeVar("T")
 
 console = Console(stderr=True)
 """Where progress and messages go; results go to standard output."""
@@ -118,14 +115,6 @@ class ProgressBar:
             file=sys.stderr,
             flush=True,
         )
-
-
-def track(items: Iterable[T], description: str, total: int, unit: str = "pictures") -> Iterator[T]:
-    """Iterate under a `ProgressBar`."""
-    with ProgressBar(description, total, unit) as bar:
-        for item in items:
-            yield item
-            bar.advance()
 
 
 def _clock(seconds: float) -> str:

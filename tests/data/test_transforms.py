@@ -154,11 +154,14 @@ def test_other_bands_and_types(dtype: type, bands: int) -> None:
     picture = np.random.default_rng(0).uniform(0, 200, (50, 60, bands)).astype(dtype)
     mask = np.zeros((50, 60), np.int32)
     mask[20:30] = 1
-    augmentation = Augmentation(crop_size=32, backdrop=1.0)
-    preprocessing = Preprocessing.for_bands(bands) if bands != 3 else Preprocessing()
-    crop, _ = augmentation(picture, mask, np.random.default_rng(1), preprocessing)
-    assert crop.shape == (32, 32, bands)
-    assert np.isfinite(crop).all()
+    preprocessing = Preprocessing.for_bands(bands)
+    for scale in (0.4, 1, 2.5):
+        augmentation = Augmentation(
+            crop_size=32, short_side=50, scale_min=scale, scale_max=scale, backdrop=1.0
+        )
+        crop, _ = augmentation(picture, mask, np.random.default_rng(1), preprocessing)
+        assert crop.shape == (32, 32, bands)
+        assert np.isfinite(crop).all()
 
 
 def test_distortion_stays_within_its_figures() -> None:

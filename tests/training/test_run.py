@@ -18,7 +18,7 @@ from PIL import Image
 
 from conftest import draw_dataset
 from segformer import SegFormer
-from segformer.data.check import SplitReport
+from segformer.data.check import SplitReport, check_split
 from segformer.data.dataset import DatasetError, open_dataset
 from segformer.training.config import TrainConfig
 from segformer.training.run import (
@@ -177,6 +177,17 @@ def test_without_a_validation_split(tmp_path: Path, tiny_variant: str) -> None:
     SegFormer.from_pretrained(tmp_path / "run" / "last")
 
 
+def test_tensorboard(tmp_path: Path, tiny_variant: str) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    dataset = draw_dataset(tmp_path / "shapes")
+    train(dataset, tmp_path / "run", config(tensorboard=True, max_steps=3))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert len(events.Scalars("val_miou")) == 1
+
+
 def test_early_stop(tmp_path: Path, tiny_variant: str) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     train(dataset, tmp_path / "run", config(lr=1e-12, ema_decay=0, patience=2, max_steps=600))
@@ -188,8 +199,9 @@ def test_early_stop(tmp_path: Path, tiny_variant: str) -> None:
 
 def test_starting_from_a_model(small_dataset: Path, tmp_path: Path, tiny_model: SegFormer) -> None:
     training = open_dataset(small_dataset)
+    report = check_split(training)
     tiny_model.save_pretrained(tmp_path / "five")
-    start = resolve(config(init=str(tmp_path / "five")), training)
+    start = resolve(config(init=str(tmp_path / "five")), report)
     assert (start.lr, start.head_lr_factor) == (6e-5, 10)
     model = build_model(start, training)
     assert model.config.num_classes == 3
@@ -198,7 +210,7 @@ def test_starting_from_a_model(small_dataset: Path, tmp_path: Path, tiny_model: 
         if name not in fresh:
             assert torch.equal(model.state_dict()[name], tensor), name
     encoder_only = build_model(
-        resolve(config(init=str(tmp_path / "five"), init_encoder_only=True), training), training
+        resolve(config(init=str(tmp_path / "five"), init_encoder_only=True), report), training
     )
     name = "decoder.fuse.weight"
     assert not torch.equal(encoder_only.state_dict()[name], tiny_model.state_dict()[name])
@@ -206,7 +218,7 @@ def test_starting_from_a_model(small_dataset: Path, tmp_path: Path, tiny_model: 
         assert torch.equal(encoder_only.encoder.state_dict()[name], tensor), name
 
     model.save_pretrained(tmp_path / "three")
-    same = build_model(resolve(config(init=str(tmp_path / "three")), training), training)
+    same = build_model(resolve(config(init=str(tmp_path / "three")), report), training)
     assert torch.equal(
         same.state_dict()["decoder.classifier.weight"],
         model.state_dict()["decoder.classifier.weight"],
@@ -216,7 +228,7 @@ def test_starting_from_a_model(small_dataset: Path, tmp_path: Path, tiny_model: 
 def test_binary_needs_two_classes(small_dataset: Path) -> None:
     training = open_dataset(small_dataset)
     with pytest.raises(DatasetError, match="needs two classes, there are 3"):
-        build_model(resolve(config(binary=True), training), training)
+        build_model(resolve(config(binary=True), check_split(training)), training)
 
 
 def test_binary_training(tmp_path: Path, tiny_variant: str) -> None:
@@ -250,7 +262,12 @@ def test_more_bands(tmp_path: Path, tiny_variant: str) -> None:
     entries = yaml.safe_load((dataset / "dataset.yaml").read_text())
     (dataset / "dataset.yaml").write_text(yaml.safe_dump(entries | {"bands": 5}))
     train(dataset, tmp_path / "run", config(max_steps=3))
-    assert SegFormer.from_pretrained(tmp_path / "run" / "best").config.in_channels == 5
+    model = SegFormer.from_pretrained(tmp_path / "run" / "best")
+    assert model.config.in_channels == 5
+    values = [np.load(f) for f in sorted((dataset / "images/train").iterdir())]
+    assert model.preprocessing.mean == pytest.approx(np.mean(values, axis=(0, 1, 2)), rel=1e-4)
+    assert model.preprocessing.std == pytest.approx(np.std(values, axis=(0, 1, 2)), rel=1e-4)
+    resume(tmp_path / "run")
 
 
 def test_a_loss_that_explodes_says_what_to_do(tmp_path: Path, tiny_variant: str) -> None:

@@ -17,7 +17,7 @@ from segformer.data.dataset import (
     describe_sizes,
     describe_unknown,
 )
-from segformer.image import read_mask, read_picture
+from segformer.image import Picture, read_mask, read_picture
 
 
 @dataclass
@@ -32,6 +32,8 @@ class SplitReport:
         pictures: (K,) pictures in which each class occurs.
         ignored: Pixels not labelled.
         sizes: How many pictures have each (height, width).
+        dtypes: Types in which the pictures are stored.
+        sums: For each picture (3, bands): count, sum and sum of squares of its finite values.
     """
 
     dataset: Dataset
@@ -41,6 +43,8 @@ class SplitReport:
     pictures: NDArray[np.int64] = field(init=False)
     ignored: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    dtypes: set[str] = field(default_factory=set)
+    sums: list[NDArray[np.float64]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self.pixels = np.zeros(len(self.dataset.labels), np.int64)
@@ -50,6 +54,14 @@ class SplitReport:
     def frequencies(self) -> NDArray[np.float64]:
         """(K,) share of the labelled pixels."""
         return self.pixels / max(int(self.pixels.sum()), 1)
+
+    @property
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each band, in stored units."""
+        count, total, squares = np.sum(self.sums, axis=0)
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+        return tuple(mean.tolist()), tuple(std.tolist())
 
     def raise_errors(self) -> None:
         """Raise a DatasetError with the same sentences, if there are any."""
@@ -90,6 +102,8 @@ class _Found:
     size: tuple[int, int] | None = None
     counts: NDArray[np.int64] | None = None
     ignored: int = 0
+    dtype: str = ""
+    sums: NDArray[np.float64] | None = None
 
 
 def _examine(dataset: Dataset, sample: Sample) -> _Found:
@@ -109,7 +123,24 @@ def _examine(dataset: Dataset, sample: Sample) -> _Found:
     ignored = class_ids == labels.ignore_index
     counts = np.bincount(class_ids[~ignored].astype(np.int64), minlength=len(labels))
     height, width = class_ids.shape
-    return _Found(size=(height, width), counts=counts, ignored=int(ignored.sum()))
+    return _Found(
+        size=(height, width),
+        counts=counts,
+        ignored=int(ignored.sum()),
+        dtype=str(picture.dtype),
+        sums=_sums(picture),
+    )
+
+
+def _sums(picture: Picture) -> NDArray[np.float64]:
+    """(3, bands): count, sum and sum of squares of the values that are finite."""
+    values = picture.reshape(-1, picture.shape[2])
+    if values.dtype.kind == "f":
+        values = values[np.isfinite(values).all(1)]
+    values = values.astype(np.float32 if values.dtype == np.uint8 else np.float64)
+    total = values.sum(0, dtype=np.float64)
+    squares = np.square(values).sum(0, dtype=np.float64)
+    return np.stack([np.full_like(total, len(values)), total, squares])
 
 
 def _add(report: SplitReport, found: _Found) -> None:
@@ -120,3 +151,6 @@ def _add(report: SplitReport, found: _Found) -> None:
         report.pictures += found.counts > 0
         report.ignored += found.ignored
         report.sizes[found.size] += 1
+        report.dtypes.add(found.dtype)
+    if found.sums is not None:
+        report.sums.append(found.sums)

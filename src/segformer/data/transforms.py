@@ -173,8 +173,7 @@ class Augmentation:
             if kind == 2:
                 cells = int(rng.integers(2, 24))
                 noise = rng.normal(0, top / 6, (cells, cells, bands)).astype(np.float32)
-                cloudy = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-                values = values + cloudy.reshape(height, width, bands)
+                values = values + _resize(noise, (height, width))
         return np.clip(values, 0, top).astype(picture.dtype), ids
 
 
@@ -231,8 +230,12 @@ def _resize(picture: Picture, size: tuple[int, int]) -> Picture:
     method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
     if picture.dtype not in (np.uint8, np.uint16, np.int16, np.float32):
         picture = picture.astype(np.float32)
-    resized = cv2.resize(np.ascontiguousarray(picture), size[::-1], interpolation=method)
-    return resized.reshape(*size, picture.shape[2])
+    # OpenCV resizes at most four bands at a time
+    parts = [
+        cv2.resize(np.ascontiguousarray(picture[:, :, i : i + 4]), size[::-1], interpolation=method)
+        for i in range(0, picture.shape[2], 4)
+    ]
+    return np.concatenate([part.reshape(*size, -1) for part in parts], axis=2)
 
 
 def _resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:

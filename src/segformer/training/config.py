@@ -42,6 +42,10 @@ class TrainConfig:
         backdrop_class: Class id that counts as background for that.
         predict_size: Short side at which the trained model is to see pictures, in validation and
             ever after; default: short_side.
+        mean: Mean of each band; with std and rescale it makes the model's input. Default: that of
+            the model to start from; for 8-bit RGB ImageNet's; else the training pictures' own.
+        std: Deviation of each band, after rescaling.
+        rescale: Factor on stored values, before mean and std.
         lr: Peak learning rate of the encoder; default 6e-5 when starting from a model, else 6e-4.
         head_lr_factor: The decoder's rate over the encoder's; default 10 when starting from a
             model, else 1.
@@ -89,6 +93,9 @@ class TrainConfig:
     backdrop: float = 0.0
     backdrop_class: int = 0
     predict_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    rescale: float | None = None
     lr: float | None = None
     head_lr_factor: float | None = None
     weight_decay: float = 0.01
@@ -181,6 +188,10 @@ def _of_type(key: str, value: Any, expected: Any) -> Any:
             return float(value)  # YAML 1.1 reads 6e-5, without a dot, as a word
         except ValueError:
             pass
+    if any(get_origin(kind) is tuple for kind in kinds):
+        if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
+            return tuple(float(v) for v in value)
+        raise ValueError(f"{key} must be a list of numbers, not {value!r}")
     kind = kinds[0]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{key} must be of type {kind.__name__}, not {value!r}")

@@ -31,6 +31,7 @@ class RunFolder:
         self.best, self.last = self.path / "best", self.path / "last"
         self.recipe, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
         self.checkpoint = self.path / "resume.ckpt"
+        self._tensorboard: Any = None
 
     def create(self, dataset: Path, config: TrainConfig) -> None:
         """Make the folder and write the recipe into it.
@@ -44,6 +45,7 @@ class RunFolder:
                 "or choose another --out"
             )
         entries = {"dataset": str(dataset.resolve()), **asdict(config)}
+        entries = {k: list(v) if isinstance(v, tuple) else v for k, v in entries.items()}
         write_text(self.recipe, yaml.safe_dump(entries, sort_keys=False))
 
     def read_recipe(self) -> tuple[Path, TrainConfig]:
@@ -71,13 +73,23 @@ class RunFolder:
         return state
 
     def append_metrics(self, **values: float | int) -> None:
-        """Add a row to ``metrics.csv``."""
+        """Add a row to ``metrics.csv``, and to TensorBoard's logs if they are open."""
         fresh = not self.metrics.exists()
         with self.metrics.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             if fresh:
                 writer.writeheader()
             writer.writerow(values)
+        if self._tensorboard is not None:
+            for name in values.keys() - {"step"}:
+                self._tensorboard.add_scalar(name, values[name], values["step"])
+            self._tensorboard.flush()
+
+    def open_tensorboard(self) -> None:
+        """From now on also write TensorBoard logs, in ``tensorboard/``."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
 
     def read_metrics(self) -> list[dict[str, str]]:
         """The rows so far; a last one cut off by a kill is left out."""

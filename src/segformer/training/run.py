@@ -70,12 +70,14 @@ def train(dataset: str | Path, out: str | Path, config: TrainConfig) -> Scores |
         raise DatasetError(f"{dataset}: there is no split 'train' to train on")
     training = open_dataset(dataset, "train")
     validation = open_dataset(dataset, "val") if "val" in found else None
-    config = resolve(config, training)
-    reports = [_checked(split) for split in (training, validation) if split is not None]
+    report = _checked(training)
+    if validation is not None:
+        _checked(validation)
+    config = resolve(config, report)
     folder.create(dataset, config)
     if validation is None:
         console.print("no split 'val': training without validation, the last model is kept")
-    return _Run(folder, config, training, validation).fit(class_weights(config, reports[0]))
+    return _Run(folder, config, training, validation).fit(class_weights(config, report))
 
 
 def resume(out: str | Path) -> Scores | None:
@@ -102,21 +104,30 @@ def resume(out: str | Path) -> Scores | None:
     return _Run(folder, config, training, validation).fit(weights, state)
 
 
-def resolve(config: TrainConfig, training: Dataset) -> TrainConfig:
-    """Fill in the defaults that depend on other fields or on the data set."""
+def resolve(config: TrainConfig, report: SplitReport) -> TrainConfig:
+    """Fill in the defaults that depend on other fields or on the training pictures."""
+    training = report.dataset
     effective = config.batch_size * config.accumulate * config.devices
     steps = config.max_steps or math.ceil(config.epochs * len(training) / effective)
     started = config.init is not None
+    if config.init is not None:
+        normalisation = store.load(config.init).preprocessing
+    elif report.dtypes == {"uint8"} and training.bands == 3:
+        normalisation = Preprocessing()
+    else:
+        mean, std = report.mean_and_std
+        normalisation = Preprocessing(mean=mean, std=std, rescale=1.0)
     defaults = {
+        "mean": normalisation.mean,
+        "std": normalisation.std,
+        "rescale": normalisation.rescale,
         "max_steps": steps,
         "warmup_steps": min(1500, steps // 20),
         "lr": 6e-5 if started else 6e-4,
-        "head_lr_factor": 10.0 if started and not config.init_encoder_only else 1.0,
+        "head_lr_factor": 10.0 if started else 1.0,
         "predict_size": config.short_side,
         "workers": min(os.cpu_count() or 1, 8),
     }
-    if started and config.init_encoder_only:
-        defaults["head_lr_factor"] = 10.0
     missing = {name: v for name, v in defaults.items() if getattr(config, name) is None}
     return replace(config, **missing)  # type: ignore[arg-type]
 
@@ -152,7 +163,6 @@ def build_model(config: TrainConfig, training: Dataset) -> SegFormer:
             in_channels=training.bands,
             **regularisation,
         )
-        source_preprocessing = model.preprocessing
     else:
         source = store.load(config.init)
         if source.config.in_channels != training.bands:
@@ -171,13 +181,13 @@ def build_model(config: TrainConfig, training: Dataset) -> SegFormer:
                 "the classifier starts anew"
             )
         model.load_state_dict(tensors, strict=False)
-        source_preprocessing = source.preprocessing
-    assert config.predict_size is not None
+    assert config.predict_size and config.mean and config.std and config.rescale
+    if len(config.mean) != training.bands:
+        raise ValueError(
+            f"mean has {len(config.mean)} values, pictures have {training.bands} bands"
+        )
     model.preprocessing = Preprocessing(
-        size=config.predict_size,
-        mean=source_preprocessing.mean,
-        std=source_preprocessing.std,
-        rescale=source_preprocessing.rescale,
+        size=config.predict_size, mean=config.mean, std=config.std, rescale=config.rescale
     )
     return model
 
@@ -233,6 +243,8 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
         self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
         self.average = moving_average(self.model, config.ema_decay) if config.ema_decay else None
+        if config.tensorboard and self.fabric.is_global_zero:
+            folder.open_tensorboard()
         self.state = _State()
 
     def fit(

@@ -1,0 +1,139 @@
+"""The same minutes of training: this package, and a plain loop around transformers' own model.
+
+    python benchmarks/training.py camvid --recipe recipes/camvid-b0.yaml
+
+Trains with the recipe and notes the minutes; then trains transformers' model of the same variant
+for as many minutes on the same crops in the same order, with the same batch, optimiser, rate and
+schedule, as its documentation shows: ``model(pixel_values, labels=labels).loss.backward()``. First
+checks that both models compute the same from the same weights. Prints minutes, steps, pictures per
+second, validation mIoU and peak memory of each, and the ratio of the speeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+
+from segformer import Predictor, SegFormer
+from segformer.data.check import check_split
+from segformer.data.dataset import Dataset, open_dataset
+from segformer.data.loader import DrawSampler, TrainingCrops, crop_loader
+from segformer.evaluation.evaluate import evaluate
+from segformer.training.config import TrainConfig
+from segformer.training.folder import RunFolder
+from segformer.training.optimisation import lr_factor
+from segformer.training.run import augmentation, build_model, resolve, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, help="only the peer, for so long: used inside")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
+    options = parser.parse_args()
+    training = open_dataset(options.dataset, "train")
+    config = resolve(TrainConfig.from_yaml(options.recipe), check_split(training))
+    torch.manual_seed(config.seed)
+    if options.minutes is not None:
+        print_row("transformers", **train_peer(training, config, options))
+        return
+    check_equal(config, training)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        scores = train(options.dataset, run, config)
+        assert scores is not None
+        minutes = float(RunFolder(run).read_metrics()[-1]["minutes"])
+        assert config.max_steps is not None
+        print_row("ours", minutes, config.max_steps, config.batch_size, scores.miou)
+    # In a process of its own, so that each has its own peak of memory
+    words = [sys.executable, __file__, str(options.dataset), "--recipe", str(options.recipe)]
+    words += ["--minutes", f"{minutes:.3f}", "--precision", options.precision]
+    subprocess.run(words, check=True)
+
+
+def peer_model(config: TrainConfig, training: Dataset) -> Any:
+    """Transformers' model with the weights that ours starts from."""
+    with tempfile.TemporaryDirectory() as folder:
+        build_model(config, training).save_pretrained(folder)
+        return transformers.SegformerForSemanticSegmentation.from_pretrained(folder)
+
+
+def check_equal(config: TrainConfig, training: Dataset) -> None:
+    """Both compute the same from the same weights."""
+    pixels = torch.randn(1, 3, config.crop_size, config.crop_size)
+    with torch.no_grad():
+        ours = build_model(config, training).eval()(pixels)
+        theirs = peer_model(config, training).eval()(pixels).logits
+    difference = (ours - theirs).abs().max().item()
+    assert difference < 1e-4, difference
+    print(f"same weights, same picture: logits differ by at most {difference:.1e}")
+
+
+def train_peer(
+    training: Dataset, config: TrainConfig, options: argparse.Namespace
+) -> dict[str, Any]:
+    """A plain loop, until the minutes are over; the schedule is laid out by its measured speed."""
+    assert config.lr is not None and config.workers is not None and config.max_steps is not None
+    assert config.warmup_steps is not None
+    model = peer_model(config, training).train()
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
+    crops = TrainingCrops(
+        training,
+        augmentation(config, training.labels.ignore_index),
+        SegFormer.from_variant(config.variant).preprocessing,
+        config.seed,
+        config.cache,
+    )
+    sampler = DrawSampler(len(training), config.batch_size, 1, 0, 10**6, config.seed)
+    began, step, total = time.monotonic(), 0, config.max_steps
+    seconds = 60 * options.minutes
+    for pixels, mask in crop_loader(crops, sampler, config.workers):
+        elapsed = time.monotonic() - began
+        if elapsed >= seconds:
+            break
+        if step >= 10:
+            total = max(step + 1, round(step / elapsed * seconds))
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * lr_factor(step, total, config.warmup_steps, config.schedule)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
+            loss = model(pixel_values=pixels, labels=mask).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+    minutes = (time.monotonic() - began) / 60
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        predictor = Predictor(folder, short_side=config.predict_size)
+        miou = evaluate(open_dataset(options.dataset, "val"), predictor).scores().miou
+    return {"minutes": minutes, "steps": step, "batch": config.batch_size, "miou": miou}
+
+
+def print_row(name: str, minutes: float, steps: int, batch: int, miou: float) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    row = {
+        "minutes": round(minutes, 2),
+        "steps": steps,
+        "pictures_per_s": round(steps * batch / minutes / 60, 2),
+        "miou": round(miou, 4),
+        "peak_GiB": round(peak, 2),
+    }
+    print(yaml.safe_dump({name: row}, sort_keys=False), end="", flush=True)
+
+
+if __name__ == "__main__":
+    main()
