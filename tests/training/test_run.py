@@ -60,7 +60,7 @@ def test_it_learns_and_leaves_the_run_folder(tmp_path: Path, tiny_variant: str) 
         run,
         config(
             max_steps=150, batch_size=4, lr=5e-3, scale_min=0.8, scale_max=1.2, dice=0.5,
-            class_weights="sqrt", val_every=10, ema_decay=0.9, photometric=False,
+            class_weight_power=0.5, val_every=10, ema_decay=0.9, photometric=False,
             max_class_share=1.0, drop_path=0.0, dropout=0.0, precision="auto",
         ),
     )  # fmt: skip
@@ -246,7 +246,7 @@ def test_class_weights(small_dataset: Path) -> None:
     report = SplitReport(open_dataset(small_dataset))
     report.pixels[:] = (900, 100, 0)
     assert class_weights(config(), report) is None
-    weights = class_weights(config(class_weights="sqrt"), report)
+    weights = class_weights(config(class_weight_power=0.5), report)
     assert weights is not None
     assert weights[1] / weights[0] == pytest.approx(3)
     assert 0.9 * weights[0] + 0.1 * weights[1] == pytest.approx(1)

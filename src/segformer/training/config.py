@@ -57,7 +57,8 @@ class TrainConfig:
         ema_decay: Of the moving average of the weights that is evaluated and kept; 0 for none.
         drop_path: Stochastic depth of the last encoder block.
         dropout: Dropout before the classifier.
-        class_weights: Weight of a class in the loss: none, or by the square root of its rarity.
+        class_weight_power: Weigh classes in the loss by frequency to minus this power: 0 weighs all
+            alike, 0.5 by the square root of their rarity, 1 in full.
         dice: Weight of the Dice loss beside cross-entropy.
         average_over_ignored: Average the loss over ignored pixels too, as the original did.
         precision: Arithmetic; auto is bfloat16 where the device is fast in it, else float32.
@@ -106,7 +107,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     drop_path: float = 0.1
     dropout: float = 0.1
-    class_weights: Literal["none", "sqrt"] = "none"
+    class_weight_power: float = 0.0
     dice: float = 0.0
     average_over_ignored: bool = False
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -162,7 +163,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")
-        for name in ("focus", "flip", "backdrop", "max_class_share"):
+        for name in ("focus", "flip", "backdrop", "max_class_share", "class_weight_power"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
         for name in ("ema_decay", "drop_path", "dropout"):

@@ -133,14 +133,15 @@ def resolve(config: TrainConfig, report: SplitReport) -> TrainConfig:
 
 
 def class_weights(config: TrainConfig, report: SplitReport) -> Tensor | None:
-    """(K,) weights of the classes in the loss: 1 / sqrt(frequency), 1 for the mean pixel.
+    """(K,) weights of the classes in the loss: frequency ** -power, 1 for the mean pixel.
 
     Classes that never occur keep 1, and none weighs more than 10 times the mean.
     """
-    if config.class_weights == "none":
+    if config.class_weight_power == 0:
         return None
     frequency = report.frequencies
-    weights = np.where(frequency > 0, 1 / np.sqrt(np.maximum(frequency, 1e-12)), 0)
+    powers = np.maximum(frequency, 1e-12) ** -config.class_weight_power
+    weights = np.where(frequency > 0, powers, 0)
     weights /= (weights * frequency).sum()
     return torch.tensor(np.where(frequency > 0, weights.clip(max=10), 1), dtype=torch.float32)
 
