@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+_BACKGROUND = (40, 40, 40)
+"""Colour of a class 0 called background: it steps back behind the others."""
+
+
 @dataclass(frozen=True)
 class LabelSet:
     """The classes of a data set or a model.
@@ -34,7 +38,10 @@ class LabelSet:
         if not self.names:
             raise ValueError("a label set needs at least one class")
         if not self.palette:
-            object.__setattr__(self, "palette", default_palette(len(self.names)))
+            palette = default_palette(len(self.names))
+            if self.names[0].lower() == "background":
+                palette = (_BACKGROUND, *palette[1:])
+            object.__setattr__(self, "palette", palette)
         if len(self.palette) < len(self.names):
             raise ValueError(f"{len(self.names)} classes but {len(self.palette)} colours")
         if 0 <= self.ignore_index < len(self.names):
@@ -96,7 +103,12 @@ class LabelSet:
 
     def unknown_values(self, class_ids: NDArray[np.integer]) -> dict[int, int]:
         """Ids that are neither a class nor ignored, and how many pixels have each."""
-        values, counts = np.unique(class_ids, return_counts=True)
+        if class_ids.dtype.itemsize <= 2 and class_ids.dtype.kind == "u":
+            counts = np.bincount(class_ids.ravel())  # ten times as quick as sorting
+            values = np.flatnonzero(counts)
+            counts = counts[values]
+        else:
+            values, counts = np.unique(class_ids, return_counts=True)
         return {
             int(value): int(count)
             for value, count in zip(values, counts, strict=True)
