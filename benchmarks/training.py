@@ -32,7 +32,8 @@ from segformer.evaluation.evaluate import evaluate
 from segformer.training.config import TrainConfig
 from segformer.training.folder import RunFolder
 from segformer.training.optimisation import lr_factor
-from segformer.training.run import augmentation, build_model, resolve, train
+from segformer.training.preparation import augmentation, build_model, resolve
+from segformer.training.run import train
 
 
 def main() -> None:

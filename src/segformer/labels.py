@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-
 _BACKGROUND = (40, 40, 40)
 """Colour of a class 0 called background: it steps back behind the others."""
 

@@ -12,23 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
 from conftest import draw_dataset
 from segformer import SegFormer
-from segformer.data.check import SplitReport, check_split
-from segformer.data.dataset import DatasetError, open_dataset
+from segformer.data.dataset import DatasetError
 from segformer.training.config import TrainConfig
-from segformer.training.run import (
-    TrainingStopped,
-    build_model,
-    class_weights,
-    resolve,
-    resume,
-    train,
-)
+from segformer.training.run import TrainingStopped, resume, train
 
 QUICK = {
     "crop_size": 32,
@@ -197,40 +188,6 @@ def test_early_stop(tmp_path: Path, tiny_variant: str) -> None:
     assert best == len(mious) - 3
 
 
-def test_starting_from_a_model(small_dataset: Path, tmp_path: Path, tiny_model: SegFormer) -> None:
-    training = open_dataset(small_dataset)
-    report = check_split(training)
-    tiny_model.save_pretrained(tmp_path / "five")
-    start = resolve(config(init=str(tmp_path / "five")), report)
-    assert (start.lr, start.head_lr_factor) == (6e-5, 10)
-    model = build_model(start, training)
-    assert model.config.num_classes == 3
-    fresh = {"decoder.classifier.weight", "decoder.classifier.bias"}
-    for name, tensor in tiny_model.state_dict().items():
-        if name not in fresh:
-            assert torch.equal(model.state_dict()[name], tensor), name
-    encoder_only = build_model(
-        resolve(config(init=str(tmp_path / "five"), init_encoder_only=True), report), training
-    )
-    name = "decoder.fuse.weight"
-    assert not torch.equal(encoder_only.state_dict()[name], tiny_model.state_dict()[name])
-    for name, tensor in tiny_model.encoder.state_dict().items():
-        assert torch.equal(encoder_only.encoder.state_dict()[name], tensor), name
-
-    model.save_pretrained(tmp_path / "three")
-    same = build_model(resolve(config(init=str(tmp_path / "three")), report), training)
-    assert torch.equal(
-        same.state_dict()["decoder.classifier.weight"],
-        model.state_dict()["decoder.classifier.weight"],
-    )
-
-
-def test_binary_needs_two_classes(small_dataset: Path) -> None:
-    training = open_dataset(small_dataset)
-    with pytest.raises(DatasetError, match="needs two classes, there are 3"):
-        build_model(resolve(config(binary=True), check_split(training)), training)
-
-
 def test_binary_training(tmp_path: Path, tiny_variant: str) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     entries = yaml.safe_load((dataset / "dataset.yaml").read_text())
@@ -240,17 +197,6 @@ def test_binary_training(tmp_path: Path, tiny_variant: str) -> None:
     assert scores is not None
     assert len(scores.iou) == 2
     assert SegFormer.from_pretrained(tmp_path / "run" / "last").config.num_classes == 1
-
-
-def test_class_weights(small_dataset: Path) -> None:
-    report = SplitReport(open_dataset(small_dataset))
-    report.pixels[:] = (900, 100, 0)
-    assert class_weights(config(), report) is None
-    weights = class_weights(config(class_weight_power=0.5), report)
-    assert weights is not None
-    assert weights[1] / weights[0] == pytest.approx(3)
-    assert 0.9 * weights[0] + 0.1 * weights[1] == pytest.approx(1)
-    assert weights[2] == 1
 
 
 def test_more_bands(tmp_path: Path, tiny_variant: str) -> None:

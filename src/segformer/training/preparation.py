@@ -1,0 +1,117 @@
+"""What a recipe means for a data set: defaults, class weights, augmentation, the model."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segformer.checkpoints import store
+from segformer.data.check import SplitReport
+from segformer.data.dataset import Dataset, DatasetError
+from segformer.data.transforms import Augmentation
+from segformer.image import Preprocessing
+from segformer.model.segformer import SegFormer
+from segformer.progress import console
+from segformer.training.config import TrainConfig
+
+
+def resolve(config: TrainConfig, report: SplitReport) -> TrainConfig:
+    """Fill in the defaults that depend on other fields or on the training pictures."""
+    training = report.dataset
+    effective = config.batch_size * config.accumulate * config.devices
+    steps = config.max_steps or math.ceil(config.epochs * len(training) / effective)
+    started = config.init is not None
+    if config.init is not None:
+        normalisation = store.load(config.init).preprocessing
+    elif report.dtypes == {"uint8"} and training.bands == 3:
+        normalisation = Preprocessing()
+    else:
+        mean, std = report.mean_and_std
+        normalisation = Preprocessing(mean=mean, std=std, rescale=1.0)
+    defaults = {
+        "mean": normalisation.mean,
+        "std": normalisation.std,
+        "rescale": normalisation.rescale,
+        "max_steps": steps,
+        "warmup_steps": min(1500, steps // 20),
+        "lr": 6e-5 if started else 6e-4,
+        "head_lr_factor": 10.0 if started else 1.0,
+        "predict_size": config.short_side,
+        "workers": min(os.cpu_count() or 1, 8),
+    }
+    missing = {name: v for name, v in defaults.items() if getattr(config, name) is None}
+    return replace(config, **missing)  # type: ignore[arg-type]
+
+
+def class_weights(config: TrainConfig, report: SplitReport) -> Tensor | None:
+    """(K,) weights of the classes in the loss: frequency ** -power, 1 for the mean pixel.
+
+    Classes that never occur keep 1, and none weighs more than 10 times the mean.
+    """
+    if config.class_weight_power == 0:
+        return None
+    frequency = report.frequencies
+    powers = np.maximum(frequency, 1e-12) ** -config.class_weight_power
+    weights = np.where(frequency > 0, powers, 0)
+    weights /= (weights * frequency).sum()
+    return torch.tensor(np.where(frequency > 0, weights.clip(max=10), 1), dtype=torch.float32)
+
+
+def build_model(config: TrainConfig, training: Dataset) -> SegFormer:
+    """The model at step 0: fresh, or from another one with what fits of it."""
+    torch.manual_seed(config.seed)
+    labels = training.labels
+    if config.binary and len(labels) != 2:
+        raise DatasetError(
+            f"{training.root}: binary training needs two classes, there are {len(labels)}"
+        )
+    outputs = 1 if config.binary else len(labels)
+    regularisation: dict[str, Any] = {"drop_path": config.drop_path, "dropout": config.dropout}
+    if config.init is None:
+        model = SegFormer.from_variant(
+            config.variant,
+            labels=labels,
+            num_classes=outputs,
+            in_channels=training.bands,
+            **regularisation,
+        )
+    else:
+        source = store.load(config.init)
+        if source.config.in_channels != training.bands:
+            raise ValueError(
+                f"{config.init}: the model takes {source.config.in_channels} bands, "
+                f"the data set's pictures have {training.bands}"
+            )
+        model = SegFormer(replace(source.config, num_classes=outputs, **regularisation), labels)
+        tensors = source.state_dict()
+        if config.init_encoder_only:
+            tensors = {name: t for name, t in tensors.items() if name.startswith("encoder.")}
+        elif source.labels.names != labels.names or source.config.num_classes != outputs:
+            tensors = {n: t for n, t in tensors.items() if not n.startswith("decoder.classifier")}
+            console.print(
+                f"{config.init}: its {len(source.labels)} classes are not these {len(labels)}; "
+                "the classifier starts anew"
+            )
+        model.load_state_dict(tensors, strict=False)
+    assert config.predict_size and config.mean and config.std and config.rescale
+    if len(config.mean) != training.bands:
+        raise ValueError(
+            f"mean has {len(config.mean)} values, pictures have {training.bands} bands"
+        )
+    model.preprocessing = Preprocessing(
+        size=config.predict_size, mean=config.mean, std=config.std, rescale=config.rescale
+    )
+    return model
+
+
+def augmentation(config: TrainConfig, ignore_index: int) -> Augmentation:
+    """The recipe's augmentation."""
+    names = Augmentation.__dataclass_fields__.keys() - {"ignore_index"}
+    fields = {name: getattr(config, name) for name in names}
+    return Augmentation(**fields, ignore_index=ignore_index)
