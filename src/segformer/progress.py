@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,11 @@ console = Console(stderr=True)
 """Where progress and messages go; results go to standard output."""
 
 _LINE_EVERY_S = 15.0
+
+
+def say(sentence: str) -> None:
+    """Tell the user something beside the results, as one line however narrow the terminal."""
+    console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 class ProgressBar:
@@ -109,11 +113,9 @@ class ProgressBar:
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
         left = (self.total - self.done) * self.scale / self.rate if self.rate else 0
-        print(
+        say(
             f"{self.description}: {self.done}/{self.total}, {self.rate:.1f} {self.unit}/s, "
-            f"{_clock(left)} left{', ' + self.note if self.note else ''}",
-            file=sys.stderr,
-            flush=True,
+            f"{_clock(left)} left{', ' + self.note if self.note else ''}"
         )
 
 

@@ -17,7 +17,7 @@ from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.transforms import Augmentation
 from segformer.image import Preprocessing
 from segformer.model.segformer import SegFormer
-from segformer.progress import console
+from segformer.progress import say
 from segformer.training.config import TrainConfig
 
 
@@ -94,7 +94,7 @@ def build_model(config: TrainConfig, training: Dataset) -> SegFormer:
             tensors = {name: t for name, t in tensors.items() if name.startswith("encoder.")}
         elif source.labels.names != labels.names or source.config.num_classes != outputs:
             tensors = {n: t for n, t in tensors.items() if not n.startswith("decoder.classifier")}
-            console.print(
+            say(
                 f"{config.init}: its {len(source.labels)} classes are not these {len(labels)}; "
                 "the classifier starts anew"
             )

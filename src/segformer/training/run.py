@@ -7,6 +7,7 @@ to see in a loop whose whole state is a step number and the tensors.
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import time
@@ -31,7 +32,7 @@ from segformer.evaluation.plots import examples_sheet
 from segformer.model.segformer import SegFormer
 from segformer.prediction.predictor import Predictor
 from segformer.prediction.runtime import best_device, fast_in_bfloat16
-from segformer.progress import ProgressBar, console
+from segformer.progress import ProgressBar, console, say
 from segformer.training.config import TrainConfig
 from segformer.training.folder import RunFolder
 from segformer.training.losses import cross_entropy_at_mask_size, dice_loss
@@ -62,6 +63,7 @@ def train(dataset: str | Path, out: str | Path, config: TrainConfig) -> Scores |
     """
     folder = RunFolder(out)
     dataset = Path(dataset)
+    fabric = _launch(config)
     found = splits(dataset)
     if "train" not in found:
         raise DatasetError(f"{dataset}: there is no split 'train' to train on")
@@ -71,10 +73,11 @@ def train(dataset: str | Path, out: str | Path, config: TrainConfig) -> Scores |
     if validation is not None:
         _checked(validation)
     config = resolve(config, report)
-    folder.create(dataset, config)
+    if fabric.is_global_zero:
+        folder.create(dataset, config)
     if validation is None:
-        console.print("no split 'val': training without validation, the last model is kept")
-    return _Run(folder, config, training, validation).fit(class_weights(config, report))
+        say("no split 'val': training without validation, the last model is kept")
+    return _Run(fabric, folder, config, training, validation).fit(class_weights(config, report))
 
 
 def resume(out: str | Path) -> Scores | None:
@@ -89,16 +92,29 @@ def resume(out: str | Path) -> Scores | None:
     """
     folder = RunFolder(out)
     dataset, config = folder.read_recipe()
+    fabric = _launch(config)
     training = open_dataset(dataset, "train")
     validation = open_dataset(dataset, "val") if "val" in splits(dataset) else None
     state = folder.load_checkpoint()
     if state is None:
-        console.print(f"{folder.path}: killed before the first checkpoint; starting at step 0")
+        say(f"{folder.path}: killed before the first checkpoint; starting at step 0")
         folder.forget_metrics_after(-1)
         weights = class_weights(config, _checked(training))
     else:
         weights = state["class_weights"]
-    return _Run(folder, config, training, validation).fit(weights, state)
+    return _Run(fabric, folder, config, training, validation).fit(weights, state)
+
+
+def _launch(config: TrainConfig) -> Fabric:
+    """Fabric on the devices of the recipe; with several, one process for each from here on."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it tells of every step
+    precision: str = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if fast_in_bfloat16(best_device()) else "float32"
+    fabric = Fabric(devices=config.devices, precision=PRECISIONS[precision])  # type: ignore[arg-type]
+    fabric.launch()
+    console.quiet = not fabric.is_global_zero
+    return fabric
 
 
 def _checked(dataset: Dataset) -> SplitReport:
@@ -106,7 +122,7 @@ def _checked(dataset: Dataset) -> SplitReport:
         report = check_split(dataset, bar.advance)
     report.raise_errors()
     for warning in report.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
+        say(f"warning: {warning}")
     return report
 
 
@@ -124,20 +140,23 @@ class _Run:
     """One training, new or resumed."""
 
     def __init__(
-        self, folder: RunFolder, config: TrainConfig, training: Dataset, validation: Dataset | None
+        self,
+        fabric: Fabric,
+        folder: RunFolder,
+        config: TrainConfig,
+        training: Dataset,
+        validation: Dataset | None,
     ):
         assert config.max_steps and config.lr and config.head_lr_factor
         assert config.workers is not None and config.warmup_steps is not None
-        self.folder, self.config = folder, config
+        self.fabric, self.folder, self.config = fabric, folder, config
         self.training, self.validation = training, validation
         self.total_steps, self.workers = config.max_steps, config.workers
         self.warmup_steps = config.warmup_steps
         self.pictures_per_step = config.batch_size * config.accumulate * config.devices
         self.steps_per_epoch = len(training) / self.pictures_per_step
-        self.fabric = Fabric(devices=config.devices, precision=self._precision())  # type: ignore[arg-type]
-        self.fabric.launch()
         self.model = build_model(config, training)
-        if self.fabric.world_size > 1:
+        if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
             self.model = convert(self.model)  # type: ignore[no-untyped-call]
         groups = parameter_groups(self.model, config.lr, config.weight_decay, config.head_lr_factor)
@@ -183,9 +202,7 @@ class _Run:
                     if self.config.patience and (
                         self.state.stale_validations >= self.config.patience
                     ):
-                        console.print(
-                            f"no better mIoU in {self.config.patience} validations: stopping"
-                        )
+                        say(f"no better mIoU in {self.config.patience} validations: stopping")
                         break
                 if stop.requested or step % self.config.checkpoint_every == 0:
                     self._checkpoint()
@@ -261,11 +278,10 @@ class _Run:
                     val_pixel_accuracy=round(scores.pixel_accuracy, 5),
                     minutes=round(self.state.minutes, 3),
                 )
-                console.print(
+                say(
                     f"step {self.state.step}, epoch {self.state.step / self.steps_per_epoch:.1f}: "
                     f"validation mIoU {scores.miou:.2%}, pixel accuracy "
-                    f"{scores.pixel_accuracy:.2%}, best mIoU {self.state.best_miou:.2%}",
-                    highlight=False,
+                    f"{scores.pixel_accuracy:.2%}, best mIoU {self.state.best_miou:.2%}"
                 )
                 self.folder.draw_curves()
         self.state = _State(**self.fabric.broadcast(vars(self.state)))
@@ -280,7 +296,7 @@ class _Run:
     def _finish(self) -> Scores | None:
         """Write the pictures and the report of the model that was kept."""
         if not self.fabric.is_global_zero:
-            return None
+            raise SystemExit(0)  # one process of the several reports
         if not (self.folder.last / store.CONFIG_FILE).exists():
             self._kept_model().save_pretrained(self.folder.last)
         self.folder.draw_curves()
@@ -341,7 +357,7 @@ class _Run:
             self.average.load_state_dict(checkpoint["average"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.folder.forget_metrics_after(self.state.step)
-        console.print(f"{self.folder.path}: going on after step {self.state.step}")
+        say(f"{self.folder.path}: going on after step {self.state.step}")
 
     def _loader(self) -> Any:
         config = self.config
@@ -369,12 +385,6 @@ class _Run:
         count = int(self.total_steps / every)
         return {math.ceil(k * every) for k in range(1, count + 1)} | {self.total_steps}
 
-    def _precision(self) -> str:
-        precision: str = self.config.precision
-        if precision == "auto":
-            precision = "bfloat16" if fast_in_bfloat16(best_device()) else "float32"
-        return PRECISIONS[precision]
-
 
 class _StopRequest:
     requested = False
@@ -392,7 +402,7 @@ def _stop_requests() -> Iterator[_StopRequest]:
         if request.requested:
             raise KeyboardInterrupt
         request.requested = True
-        console.print("\nstopping after this step, saving ... (again to stop at once)")
+        say("\nstopping after this step, saving ... (again to stop at once)")
 
     try:
         previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
