@@ -107,7 +107,8 @@ def resume(out: str | Path) -> Scores | None:
 
 def _launch(config: TrainConfig) -> Fabric:
     """Fabric on the devices of the recipe; with several, one process for each from here on."""
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it tells of every step
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # what it does is in config.yaml
     precision: str = config.precision
     if precision == "auto":
         precision = "bfloat16" if fast_in_bfloat16(best_device()) else "float32"
