@@ -85,6 +85,7 @@ def test_errors_are_one_sentence_without_a_stack() -> None:
         (("evaluate", "nowhere"), "nowhere: no such data set"),
         (("train", "nowhere"), "nowhere: no such data set"),
         (("train", "--resume", "nowhere"), "nowhere: there is no run to resume"),
+        (("predict", "x.jpg", "--out", __file__), "test_cli.py"),
         (("data", "check", "nowhere"), "nowhere: no such data set"),
     ):
         result = run(*words)
@@ -134,5 +135,6 @@ def test_train_evaluate_predict_from_recipe_to_picture(
 
 
 def test_resume_takes_no_other_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--resume", "run", "--epochs", "3"]) == 1
-    assert "takes no other option" in capsys.readouterr().err
+    for words in (["--resume", "run", "--epochs", "3"], ["--resume=run", "--cache"]):
+        assert main(["train", *words]) == 1
+        assert "takes no other option" in capsys.readouterr().err

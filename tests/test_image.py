@@ -105,6 +105,10 @@ def test_floats_from_0_to_1(tmp_path: Path) -> None:
     ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
     path = saved(Image.fromarray(ramp), tmp_path / "a.tif")
     assert np.array_equal(read_picture(path)[:, :, 0].ravel(), np.arange(256))
+    ramp[0, :4] = (np.nan, -0.001, 0, 1.001)  # no data, and what a filter leaves
+    path = saved(Image.fromarray(ramp), tmp_path / "a.tif")
+    assert read_picture(path)[0, :4, 0].tolist() == [0, 0, 0, 255]
+    assert np.array_equal(read_picture(path)[1:, :, 0].ravel(), np.arange(16, 256))
 
 
 class TestBrokenFiles:
@@ -168,6 +172,11 @@ class TestMasks:
         path = saved(Image.fromarray(ids.astype(bool)), tmp_path / "a.png")
         assert np.array_equal(read_mask(path), ids)
 
+    @pytest.mark.parametrize("shape", [(5,), (4, 4, 0), (2, 3, 4, 1)])
+    def test_other_shapes_are_refused(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(UnreadableImage, match="a mask must be"):
+            read_mask(np.zeros(shape, np.uint8))
+
     def test_colours_are_refused(self, tmp_path: Path, rgb: np.ndarray) -> None:
         with pytest.raises(UnreadableImage, match="this one holds colours"):
             read_mask(saved(Image.fromarray(rgb), tmp_path / "a.png"))
@@ -196,8 +205,25 @@ def test_ratio_is_kept(height: int, width: int, short: int, multiple: int) -> No
     out = Preprocessing(size=short, multiple=multiple).target_size(height, width)
     assert (out[0] <= out[1]) == (height <= width) or abs(out[0] - out[1]) < multiple
     assert min(out) == -(-short // multiple) * multiple
-    exact = short * max(height, width) / min(height, width)
+    exact = short * min(max(height, width) / min(height, width), 16)
     assert exact - 1 <= max(out) < exact + multiple
+
+
+def test_a_strip_does_not_become_a_wall() -> None:
+    assert Preprocessing(size=512).target_size(10, 3000) == (512, 16 * 512)
+
+
+def test_no_data_becomes_the_mean() -> None:
+    picture = np.full((4, 4, 2), 3.0)
+    picture[0, 0], picture[1, 1] = np.nan, np.inf
+    normalised = Preprocessing(mean=(1, 1), std=(1, 2), rescale=1.0).normalise(picture)
+    assert normalised[0, 0].tolist() == normalised[1, 1].tolist() == [0, 0]
+    assert normalised[2, 2].tolist() == [2, 1]
+
+
+def test_floats_of_0_to_1_for_a_model_of_0_to_255_are_refused() -> None:
+    with pytest.raises(ValueError, match="values end at 1, the model expects 0..255"):
+        Preprocessing().normalise(np.random.default_rng(0).random((4, 4, 3)))
 
 
 def test_normalise_is_the_field_s(rgb: np.ndarray) -> None:

@@ -9,6 +9,10 @@ def test_names_from_numbers() -> None:
     assert LabelSet.from_names({1: "b", 0: "a"}).names == ("a", "b")
     with pytest.raises(ValueError, match=r"no name for \[1\]"):
         LabelSet.from_names({0: "a", 2: "c"})
+    with pytest.raises(ValueError, match="not the word 'water'"):
+        LabelSet.from_names("water")
+    with pytest.raises(ValueError, match="quote yes and no"):
+        LabelSet.from_names([False, True])
 
 
 def test_mapping_of_mask_values() -> None:
@@ -32,6 +36,9 @@ def test_mapping_of_every_value_of_a_16_bit_mask() -> None:
         ({"names": ()}, "at least one class"),
         ({"names": ("a", "b"), "ignore_index": 1}, "ignore_index 1 is also the class 'b'"),
         ({"names": ("a",), "mapping": {0: 3}}, "sends the value 0 to class 3"),
+        ({"names": ("a", "b", "a")}, "two classes have the name 'a'"),
+        ({"names": ("a",), "palette": ((300, 0, 0),)}, "three integers from 0 to 255"),
+        ({"names": ("a",), "palette": ((1, 2),)}, "three integers from 0 to 255"),
         ({"names": ("a", "b"), "palette": ((0, 0, 0),)}, "2 classes but 1 colours"),
     ],
 )

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     try:
         return COMMANDS[name].run(words)
-    except ValueError as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"segformer {name}: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
@@ -140,7 +140,8 @@ def _train(words: list[str]) -> int:
         config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=lambda: config)
 
     options = _parse(Train, "train", words)
-    if options.resume is not None and len(words) > 2:
+    alone = Train(resume=options.resume)
+    if options.resume is not None and (options != alone or recipe is not None):
         raise ValueError("--resume goes on with the run's own recipe; it takes no other option")
     if options.resume is None and options.dataset is None:
         raise ValueError("which data set? name its folder: segformer train DATASET")

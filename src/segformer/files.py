@@ -19,9 +19,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{uuid4().hex[:8]}{path.suffix}")
+    partial = path.with_name(f".{uuid4().hex}{path.suffix}")
     try:
         yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())  # before the name, lest a power cut leave the name alone
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -30,7 +32,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, whole, in UTF-8."""
     with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        # File names that are no valid UTF-8 are written with their bytes escaped
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -6,6 +6,7 @@ Legend: H W pixels, C bands.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,11 @@ PICTURE_SUFFIXES = frozenset(
 )
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".npy")
 
-_SAMPLES_PER_PIXEL = 277
-"""Number of the TIFF tag."""
+_LONGEST_RATIO = 16
+_ONE_OR_SO = 1.05
+"""Floats up to here are taken as 0..1, a little overshoot of some filter allowed."""
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # a broken file is reported once, by us
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -69,8 +73,10 @@ def read_picture(source: PictureSource, bands: int = 3) -> Picture:
         return _array_bands(source, bands, name)
     if isinstance(source, (str, Path)) and Path(source).suffix.lower() == ".npy":
         return _array_bands(_load_npy(Path(source)), bands, name)
-    if isinstance(source, (str, Path)) and _tiff_bands(Path(source)) > 4:
-        return _array_bands(_load_tiff(Path(source)), bands, name)
+    if isinstance(source, (str, Path)):
+        stored = _tiff_bands(Path(source))
+        if stored > 4 or (stored and bands not in (1, 3)):
+            return _array_bands(_load_tiff(Path(source)), bands, name)
     picture = _decode(source, name)
     if bands == 3:
         return np.asarray(_to_8_bit(picture).convert("RGB"))
@@ -97,7 +103,7 @@ def read_mask(source: PictureSource) -> NDArray[np.integer]:
         values = _load_npy(Path(source))
     else:
         values = np.asarray(_decode(source, name))
-    if values.ndim == 3:
+    if values.ndim == 3 and values.shape[2]:
         colours = values[:, :, : 3 if values.shape[2] >= 3 else 1]
         if (colours != colours[:, :, :1]).any():
             raise UnreadableImage(
@@ -105,6 +111,8 @@ def read_mask(source: PictureSource) -> NDArray[np.integer]:
                 "convert each colour to its class id first"
             )
         values = colours[:, :, 0]
+    if values.ndim != 2 or 0 in values.shape:
+        raise UnreadableImage(f"{name}: a mask must be (H, W), this one is {values.shape}")
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
     if not np.issubdtype(values.dtype, np.integer):
@@ -159,10 +167,10 @@ def _tiff_bands(path: Path) -> int:
     if path.suffix.lower() not in (".tif", ".tiff"):
         return 0
     try:
-        with Image.open(path) as file:
-            return int(getattr(file, "tag_v2", {}).get(_SAMPLES_PER_PIXEL, 0))
-    except (OSError, SyntaxError, ValueError):
-        return 5 if path.is_file() else 0  # tifffile may know it, or says what is wrong
+        with tifffile.TiffFile(path) as file:
+            return int(file.pages.first.samplesperpixel)
+    except Exception:  # whatever tifffile raises; Pillow says what is wrong with the file
+        return 0
 
 
 def _load_tiff(path: Path) -> Picture:
@@ -181,12 +189,14 @@ def _to_8_bit(picture: Image.Image) -> Image.Image:
     if not picture.mode.startswith(("I", "F")):
         return picture
     values = np.asarray(picture)
-    if picture.mode == "F" and values.min() >= 0 and values.max() <= 1:
-        return Image.fromarray(np.rint(255 * values).astype(np.uint8))
-    if not picture.mode.startswith("I;16") and values.min() >= 0 and values.max() <= 255:
-        return Image.fromarray(values.astype(np.uint8))
-    clipped = np.clip(values.astype(np.float32), 0, 65535)
-    return Image.fromarray(np.rint(clipped / 257).astype(np.uint8))
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    values = np.nan_to_num(values.astype(np.float64), nan=0, posinf=0, neginf=0)
+    if picture.mode == "F" and values.max() <= _ONE_OR_SO:
+        values = 255 * values
+    elif values.max() > 255:
+        values = values / 257
+    return Image.fromarray(np.rint(np.clip(values, 0, 255)).astype(np.uint8))
 
 
 def _array_bands(values: Picture, bands: int, name: str) -> Picture:
@@ -251,18 +261,32 @@ class Preprocessing:
         return cls(mean=(0.5,) * bands, std=(0.25,) * bands)
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels at which a picture of this size goes into the model."""
+        """Height and width in pixels at which a picture of this size goes into the model.
+
+        A strip longer than 16 times its width is made shorter: kept, its ratio would make
+        512 x 150,000 pixels of 10 x 3000.
+        """
         if isinstance(self.size, tuple):
             return self.size
         short, long = sorted((height, width))
-        target = short if self.size is None else self.size
-        sides = {short: target, long: target if long == short else int(target * long / short)}
+        if self.size is None:
+            sides = {short: short, long: long}
+        else:
+            ratio = min(long / short, _LONGEST_RATIO)
+            sides = {short: self.size, long: self.size if long == short else int(self.size * ratio)}
         if self.multiple > 1:
             sides = {k: -(-v // self.multiple) * self.multiple for k, v in sides.items()}
         return sides[height], sides[width]
 
     def normalise(self, picture: Picture) -> NDArray[np.float32]:
-        """(H, W, C) stored values -> (H, W, C) float32 of mean 0 and deviation 1, roughly."""
+        """(H, W, C) stored values -> (H, W, C) float32 of mean 0 and deviation 1, roughly.
+
+        Values that are not finite, no data in many float pictures, become the mean.
+
+        Raises:
+            ValueError: Other bands than the preprocessing has, or floats of 0..1 for a model of
+                0..255.
+        """
         if picture.shape[2] != len(self.mean):
             raise ValueError(
                 f"the picture has {picture.shape[2]} bands, "
@@ -271,7 +295,12 @@ class Preprocessing:
         std = np.asarray(self.std, dtype=np.float64)
         scale = np.float32(self.rescale / std)
         shift = np.float32(np.asarray(self.mean) / std)
-        return picture.astype(np.float32) * scale - shift
+        if picture.dtype.kind != "f":
+            return picture.astype(np.float32) * scale - shift
+        if abs(255 * self.rescale - 1) < 1e-3 and 0 < np.nanmax(picture, initial=0) <= 1:
+            raise ValueError("the picture's values end at 1, the model expects 0..255; scale them")
+        normalised = picture.astype(np.float32) * scale - shift
+        return np.nan_to_num(normalised, copy=False, nan=0, posinf=0, neginf=0)
 
 
 def resize(picture: Picture, size: tuple[int, int], resample: str = "bilinear") -> Picture:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,12 +42,18 @@ class LabelSet:
             if self.names[0].lower() == "background":
                 palette = (_BACKGROUND, *palette[1:])
             object.__setattr__(self, "palette", palette)
+        repeated = [name for name, count in Counter(self.names).items() if count > 1]
+        if repeated:
+            raise ValueError(f"two classes have the name {repeated[0]!r}")
+        for colour in self.palette:
+            if len(colour) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in colour):
+                raise ValueError(f"a colour is three integers from 0 to 255, not {colour}")
         if len(self.palette) < len(self.names):
             raise ValueError(f"{len(self.names)} classes but {len(self.palette)} colours")
         if 0 <= self.ignore_index < len(self.names):
             raise ValueError(
                 f"ignore_index {self.ignore_index} is also the class "
-                f"{self.names[self.ignore_index]!r}; choose a value that no class has, such as 255"
+                f"{self.names[self.ignore_index]!r}; choose a value that no class has"
             )
         for value, class_id in self.mapping.items():
             if class_id != self.ignore_index and not 0 <= class_id < len(self.names):
@@ -75,6 +82,12 @@ class LabelSet:
         Raises:
             ValueError: An id is missing.
         """
+        if isinstance(names, str):
+            raise ValueError(f"class names must be a list or {{id: name}}, not the word {names!r}")
+        given: Iterable[object] = names.values() if isinstance(names, Mapping) else names
+        for name in given:
+            if not isinstance(name, (str, int, float)) or isinstance(name, bool):
+                raise ValueError(f"a class name must be a word, not {name!r} (quote yes and no)")
         if isinstance(names, Mapping):
             ids = sorted(int(key) for key in names)
             if ids != list(range(len(ids))):

@@ -8,8 +8,6 @@ from segformer.checkpoints.dialects import HUB
 def test_round_trip_is_bit_exact(tiny_model: SegFormer) -> None:
     tensors = tiny_model.state_dict()
     theirs = HUB.from_ours(tensors)
-    assert HUB.recognises(theirs)
-    assert not HUB.recognises(tensors)
     again, unknown = HUB.to_ours(theirs)
     assert unknown == []
     assert again.keys() == tensors.keys()

@@ -92,6 +92,23 @@ def test_binary_model_and_own_eps_round_trip(tmp_path: Path) -> None:
     assert entries["id2label"] == {"0": "water"}  # one output: what transformers counts
 
 
+@pytest.mark.parametrize("classes", [255, 256, 300])
+def test_many_classes_round_trip(tmp_path: Path, classes: int) -> None:
+    model = SegFormer.from_variant("b0", num_classes=classes)
+    model.save_pretrained(tmp_path)
+    assert SegFormer.from_pretrained(tmp_path).labels == model.labels
+
+
+def test_two_classes_of_one_name_are_told_apart(tmp_path: Path, tiny_model: SegFormer) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    entries = json.loads((tmp_path / "config.json").read_text())
+    del entries["segformer"]
+    entries["id2label"] = {"0": "a", "1": "screen", "2": "b", "3": "screen", "4": "c"}
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    names = SegFormer.from_pretrained(tmp_path).labels.names
+    assert names == ("a", "screen", "b", "screen (2)", "c")
+
+
 def test_half_precision_is_stored_and_read_back(tmp_path: Path, tiny_model: SegFormer) -> None:
     tiny_model.save_pretrained(tmp_path, dtype=torch.float16)
     stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
@@ -179,7 +196,37 @@ class TestErrors:
         with pytest.raises(CheckpointError) as caught:
             SegFormer.from_pretrained(tmp_path)
         assert "blocks.0.attention.key_value.weight: missing" in str(caught.value)
-        assert "auxiliary.weight: not part of a SegFormer" in str(caught.value)
+        assert "auxiliary.weight: not part of a model of this configuration" in str(caught.value)
+
+    def test_weights_of_a_deeper_model(self, tmp_path: Path, tiny_model: SegFormer) -> None:
+        tiny_model.save_pretrained(tmp_path)
+        entries = json.loads((tmp_path / "config.json").read_text())
+        entries["depths"] = [1, 1, 1, 1]
+        (tmp_path / "config.json").write_text(json.dumps(entries))
+        with pytest.raises(CheckpointError, match=r"blocks.1.* not part of a model of this conf"):
+            SegFormer.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("file", "changes"),
+        [
+            ("config.json", {"id2label": []}),
+            ("config.json", {"segformer": None}),
+            ("config.json", {"decoder_hidden_size": 16.5}),
+            ("config.json", {"depths": "many"}),
+            ("preprocessor_config.json", {"image_mean": "abc"}),
+            ("preprocessor_config.json", {"rescale_factor": None}),
+            ("preprocessor_config.json", {"size": {"width": 3}}),
+            ("preprocessor_config.json", {"resample": 99}),
+        ],
+    )
+    def test_nonsense_is_a_sentence(
+        self, tmp_path: Path, tiny_model: SegFormer, file: str, changes: dict
+    ) -> None:
+        tiny_model.save_pretrained(tmp_path)
+        entries = json.loads((tmp_path / file).read_text()) | changes
+        (tmp_path / file).write_text(json.dumps(entries))
+        with pytest.raises(CheckpointError, match=file):
+            SegFormer.from_pretrained(tmp_path)
 
     def test_another_kind_of_model(self, tmp_path: Path, tiny_model: SegFormer) -> None:
         tiny_model.save_pretrained(tmp_path)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segformer import LabelSet, Predictor, SegFormer, SegFormerConfig
+from segformer import LabelSet, Prediction, Predictor, SegFormer, SegFormerConfig
 from segformer.data.dataset import DatasetError, open_dataset
 from segformer.evaluation.evaluate import evaluate, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
@@ -56,6 +56,13 @@ def test_report_and_pictures(small_dataset: Path, predictor: Predictor, tmp_path
     examples_sheet(pairs, tmp_path / "examples.jpg", width=64)
     with Image.open(tmp_path / "examples.jpg") as sheet:
         assert sheet.size == (3 * 64 + 8, 2 * (48 + 4))
+
+
+def test_examples_of_pictures_longer_than_an_overlay(tmp_path: Path) -> None:
+    labels = np.zeros((10, 5000), np.uint8)
+    prediction = Prediction(labels, LabelSet(("a", "b")), np.zeros((10, 5000, 3), np.uint8))
+    examples_sheet([(prediction, labels)], tmp_path / "examples.jpg")
+    assert (tmp_path / "examples.jpg").exists()
 
 
 def test_curves_with_and_without_values(tmp_path: Path) -> None:

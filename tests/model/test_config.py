@@ -54,7 +54,7 @@ def test_unknown_variant() -> None:
     [
         ({"channels": (32, 64, 160)}, "four positive integers"),
         ({"heads": (3, 2, 5, 8)}, "3 attention heads do not divide 32"),
-        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"num_classes": 0}, "num_classes must be an integer of at least 1"),
         ({"drop_path": 1.0}, "probability"),
     ],
 )

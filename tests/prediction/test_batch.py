@@ -66,10 +66,23 @@ def test_a_broken_file_costs_only_itself(
     assert (tmp_path / "out" / "b" / "c_overlay.jpg").exists()
 
 
+def test_pictures_that_are_not_inputs_are_spared_too(album: Path, tiny_model: SegFormer) -> None:
+    before = (album / "a.png").read_bytes()
+    predictor = Predictor(tiny_model, size=(32, 32), device="cpu")
+    result = predict_files(predictor, find_pictures([album / "a.jpg"]), album)
+    assert "a.png: is among the pictures" in result.failed[0]["error"]
+    assert (album / "a.png").read_bytes() == before
+
+
+def test_a_folder_named_like_a_picture(album: Path) -> None:
+    (album / "b" / "folder.jpg").mkdir()
+    assert len(find_pictures([album / "b"])) == 2
+
+
 def test_results_beside_the_pictures_spare_the_pictures(album: Path, tiny_model: SegFormer) -> None:
     before = (album / "b" / "c.png").read_bytes()
     predictor = Predictor(tiny_model, size=(32, 32), device="cpu")
     result = predict_files(predictor, find_pictures([album / "b"]), album / "b")
     assert (album / "b" / "c.png").read_bytes() == before
-    assert "would replace the picture" in result.failed[0]["error"]
+    assert "c.png: is among the pictures" in result.failed[0]["error"]
     assert [Path(row["picture"]).name for row in result.pictures] == ["d.webp"]

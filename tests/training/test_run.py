@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,13 +134,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     monkeypatch.setattr(module._Run, "_step", interrupted)
     with pytest.raises(TrainingStopped, match=r"after step 5 of 12; .* train --resume .*stopped"):
         train(dataset, stopped, config())
-    monkeypatch.undo()
-    monkeypatch.setitem(
-        __import__("segformer.model.config", fromlist=["VARIANTS"]).VARIANTS,
-        "tiny",
-        {"channels": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "heads": (1, 2, 3, 4),
-         "decoder_width": 16},
-    )  # fmt: skip
+    monkeypatch.setattr(module._Run, "_step", step)
     resume(stopped)
     assert rows_of(stopped) == rows_of(whole)
     assert (stopped / "last/model.safetensors").read_bytes() == (
@@ -186,6 +181,41 @@ def test_early_stop(tmp_path: Path, tiny_variant: str) -> None:
     assert len(mious) < 100  # with such a rate only the norms' statistics move, and settle
     best = mious.index(max(mious))
     assert best == len(mious) - 3
+    resume(tmp_path / "run")
+    assert len([row for row in rows_of(tmp_path / "run") if row["val_miou"]]) == len(mious)
+
+
+def test_what_cannot_be_built_leaves_no_run(tmp_path: Path, small_dataset: Path) -> None:
+    for wrong in ({"variant": "b9"}, {"binary": True}, {"backdrop": 1, "backdrop_class": 9}):
+        with pytest.raises(ValueError):
+            train(small_dataset, tmp_path / "run", TrainConfig(**{**QUICK, **wrong}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_needs_no_model_that_it_started_from(
+    tmp_path: Path, small_dataset: Path, tiny_model: SegFormer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model.save_pretrained("start")
+    train(small_dataset, tmp_path / "run", config(init="start", max_steps=2))
+    shutil.rmtree("start")
+    monkeypatch.chdir(small_dataset)
+    resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("text", ["a: [", "word", "epochs: 3", "dataset: x\nepochs: 0"])
+def test_a_broken_record_of_a_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config.yaml: not the recipe of a run"):
+        resume(tmp_path)
+
+
+def test_a_truncated_checkpoint(tmp_path: Path, small_dataset: Path, tiny_variant: str) -> None:
+    train(small_dataset, tmp_path / "run", config(max_steps=2))
+    checkpoint = tmp_path / "run" / "resume.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:999])
+    with pytest.raises(ValueError, match=r"resume.ckpt: cannot be read"):
+        resume(tmp_path / "run")
 
 
 def test_binary_training(tmp_path: Path, tiny_variant: str) -> None:

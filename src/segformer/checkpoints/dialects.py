@@ -69,11 +69,6 @@ class Dialect:
                 renamed[f"{ours[0]}.{suffix}"] = torch.cat(joined) if len(keys) > 1 else joined[0]
         return renamed, unknown
 
-    def recognises(self, keys: Mapping[str, Tensor]) -> bool:
-        """Whether most of these tensors have a name in this dialect."""
-        known = sum(self._translate(k.rpartition(".")[0], forwards=False) is not None for k in keys)
-        return bool(keys) and known > len(keys) / 2
-
     def _translate(self, module: str, *, forwards: bool) -> tuple[str, ...] | None:
         for ours, theirs in self.rows.items():
             for pattern in (ours,) if forwards else theirs:

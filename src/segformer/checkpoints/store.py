@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from segformer.checkpoints.dialects import HUB
 from segformer.files import whole_file, write_json
-from segformer.image import RESAMPLING, Preprocessing
+from segformer.image import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
 from segformer.labels import LabelSet
 from segformer.model.config import (
     PATCH_KERNELS,
@@ -33,6 +34,10 @@ SHIPPED = "human-parsing-b0"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessor_config.json"
+
+
+_NONSENSE = (KeyError, TypeError, ValueError, AttributeError)
+"""What reading a JSON file of the wrong types can raise."""
 
 
 class CheckpointError(ValueError):
@@ -57,16 +62,19 @@ def load(source: str | Path) -> SegFormer:
     tensors = _read_tensors(folder)
     try:
         config, labels = _config_from_hub(entries)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error!s}") from None
+    except _NONSENSE as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {_describe(error)}") from None
     preprocessing = Preprocessing.for_bands(config.in_channels)
     if (folder / PREPROCESSING_FILE).is_file():
         try:
             preprocessing = _preprocessing_from_hub(_read_json(folder / PREPROCESSING_FILE))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / PREPROCESSING_FILE}: {error!s}") from None
+        except _NONSENSE as error:
+            raise CheckpointError(f"{folder / PREPROCESSING_FILE}: {_describe(error)}") from None
     model = SegFormer(config, labels, preprocessing)
-    renamed, unknown = HUB.to_ours(tensors)
+    try:
+        renamed, unknown = HUB.to_ours(tensors)
+    except RuntimeError as error:  # keys and values that cannot be joined
+        raise CheckpointError(f"{folder}: keys and values do not fit: {error}") from None
     _check_fit(model, renamed, unknown, folder)
     model.load_state_dict({name: tensor.float() for name, tensor in renamed.items()}, strict=False)
     return model.eval()
@@ -119,6 +127,12 @@ def find(source: str | Path) -> Path:
     raise CheckpointError(f"{path}: there is no {CONFIG_FILE} in this folder{hint}")
 
 
+def _describe(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    return str(error) if isinstance(error, ValueError) else f"a value of the wrong type ({error})"
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -145,6 +159,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch.load has no narrower type for a broken file
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: not a file of tensors alone: {reason}") from None
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+        raise CheckpointError(f"{path}: holds a {type(tensors).__name__}, not tensors by name")
     return {name: t for name, t in tensors.items() if isinstance(t, Tensor)}
 
 
@@ -163,7 +179,8 @@ def _check_fit(
         if name in expected and tensor.shape != expected[name].shape
     ]
     problems += [f"{name}: missing" for name in expected if name not in tensors]
-    problems += [f"{name}: not part of a SegFormer" for name in unknown]
+    extra = [n for n in tensors if n not in expected and not n.endswith("num_batches_tracked")]
+    problems += [f"{name}: not part of a model of this configuration" for name in unknown + extra]
     if not problems:
         problems = [
             f"{name}: holds values that are not finite"
@@ -228,7 +245,8 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, LabelSet
         raise ValueError(f"mlp_ratios {sorted(ratios)} differ between stages")
     own = entries.get("segformer", {})
     if "id2label" in entries:
-        labels = LabelSet.from_names({int(k): v for k, v in entries["id2label"].items()})
+        names_by_id = _distinct({int(k): str(v) for k, v in entries["id2label"].items()})
+        labels = LabelSet.from_names(names_by_id, ignore_index=-1)
     else:  # transformers writes none for its default of two classes
         labels = LabelSet.numbered(entries.get("num_labels", 2))
     num_classes = len(labels)
@@ -256,6 +274,16 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, LabelSet
         eps=NormEps(**own["eps"]) if "eps" in own else TRANSFORMERS_EPS,
     )
     return config, labels
+
+
+def _distinct(names: dict[int, str]) -> dict[int, str]:
+    """Published models give some name to two classes; the second becomes "name (2)"."""
+    seen: Counter[str] = Counter()
+    distinct = {}
+    for class_id, name in sorted(names.items()):
+        seen[name] += 1
+        distinct[class_id] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return distinct
 
 
 def _preprocessing_to_hub(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -294,15 +322,16 @@ def _preprocessing_from_hub(entries: dict[str, Any]) -> Preprocessing:
     else:
         target = (int(size["height"]), int(size["width"]))
     normalise = entries.get("do_normalize", True)
-    mean = entries.get("image_mean", (0.485, 0.456, 0.406))
-    std = entries.get("image_std", (0.229, 0.224, 0.225))
+    mean = tuple(float(value) for value in entries.get("image_mean", IMAGENET_MEAN))
+    std = tuple(float(value) for value in entries.get("image_std", IMAGENET_STD))
+    rescale = float(entries.get("rescale_factor", 1 / 255))
     names = {int(value): name for name, value in RESAMPLING.items()}
     return Preprocessing(
         size=target,
         multiple=int(entries.get("size_multiple", 1)),
-        mean=tuple(mean) if normalise else (0.0,) * len(mean),
-        std=tuple(std) if normalise else (1.0,) * len(std),
-        rescale=entries.get("rescale_factor", 1 / 255) if entries.get("do_rescale", True) else 1.0,
+        mean=mean if normalise else (0.0,) * len(mean),
+        std=std if normalise else (1.0,) * len(std),
+        rescale=rescale if entries.get("do_rescale", True) else 1.0,
         resample=names[entries.get("resample", 2)],
         reduce_labels=entries.get("do_reduce_labels", entries.get("reduce_labels", False)),
     )

@@ -155,21 +155,25 @@ def _from_yaml(file: Path, split: str) -> Dataset:
         raise DatasetError(f"{file}: there are no class names; add names: {{0: background, ...}}")
     if not entries.get(split):
         raise DatasetError(f"{file}: the data set has no split {split!r}")
-    root = file.parent / str(entries.get("path", "."))
+    root = file.parent / str(entries.get("path") or ".")
     pictures = root / str(entries[split])
-    masks = _masks_folder(root, str(entries[split]), str(entries.get("masks_dir", "masks")))
+    masks = _masks_folder(root, str(entries[split]), str(entries.get("masks_dir") or "masks"))
     try:
         labels = _labels(entries)
     except (ValueError, TypeError, AttributeError) as error:
         raise DatasetError(f"{file}: {error}") from None
-    bands = int(entries.get("bands", 3))
+    if entries.get("nc", len(labels)) != len(labels):
+        raise DatasetError(f"{file}: nc is {entries['nc']}, but there are {len(labels)} names")
+    bands = entries.get("bands", 3)
+    if not isinstance(bands, int) or bands < 1:
+        raise DatasetError(f"{file}: bands must be a number of at least 1, not {bands!r}")
     return _pair(file.parent, split, pictures, masks, labels, bands)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DatasetError(f"{file}: not readable as YAML: {error}") from None
     if not isinstance(entries, dict):
         raise DatasetError(f"{file}: must be keys and values: path, train, val, masks_dir, names")
@@ -228,11 +232,11 @@ def _pair(
     mask_of = {
         file.relative_to(masks).with_suffix(""): file
         for file in sorted(masks.rglob("*"))
-        if file.suffix.lower() in MASK_SUFFIXES
+        if file.suffix.lower() in MASK_SUFFIXES and file.is_file()
     }
     samples = []
     for file in sorted(pictures.rglob("*")):
-        if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith("."):
+        if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file() and file.name[0] != ".":
             relative = file.relative_to(pictures)
             mask = mask_of.pop(relative.with_suffix(""), None)
             samples.append(Sample(relative.as_posix(), file, mask))

@@ -91,8 +91,9 @@ def examples_sheet(
             classes=prediction.classes,
             picture=prediction.picture,
         )
-        plain = prediction.overlay(opacity=0, legend=False)
-        shown = np.array(true.overlay(legend=False))
+        side = max(truth.shape)
+        plain = prediction.overlay(opacity=0, legend=False, max_side=side)
+        shown = np.array(true.overlay(legend=False, max_side=side))
         shown[truth == prediction.classes.ignore_index] //= 3
         columns = (plain, Image.fromarray(shown), prediction.overlay(legend=False))
         height = max(1, round(width * plain.height / plain.width))

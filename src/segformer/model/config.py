@@ -73,14 +73,20 @@ class SegFormerConfig:
             if len(values) != 4 or not all(isinstance(v, int) and v >= 1 for v in values):
                 raise ValueError(f"{name} must be four positive integers, not {values}")
         for name in ("mlp_ratio", "decoder_width", "num_classes", "in_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a probability in [0, 1), not {getattr(self, name)}")
         for width, heads in zip(self.channels, self.heads, strict=True):
             if width % heads:
                 raise ValueError(f"{heads} attention heads do not divide {width} channels")
+
+    @classmethod
+    def from_dict(cls, entries: dict[str, Any]) -> SegFormerConfig:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**entries, "eps": NormEps(**entries["eps"])})
 
     @property
     def min_size(self) -> int:

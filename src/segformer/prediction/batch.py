@@ -61,7 +61,9 @@ def find_pictures(sources: Sequence[str | Path]) -> list[Job]:
             inside = sorted(
                 file
                 for file in path.rglob("*")
-                if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith(".")
+                if file.suffix.lower() in PICTURE_SUFFIXES
+                and file.is_file()
+                and not file.name.startswith(".")
             )
             if not inside:
                 raise ValueError(f"{path}: there are no pictures in this folder")
@@ -97,6 +99,8 @@ def predict_files(
     on_picture: Callable[[], None] | None = None,
 ) -> BatchResult:
     """Segment pictures and write ids, overlays and ``summary.json``.
+
+    Nothing that lies beside the pictures is replaced: it may be a picture itself.
 
     Args:
         predictor: With its model and options.
@@ -135,6 +139,15 @@ def predict_files(
             on_picture()
 
     remaining = {job.picture: job for job in jobs}
+    pictures_in = {job.picture.resolve().parent for job in jobs}
+    for job in jobs:
+        ids = (out / f"{job.name}.png").resolve()
+        if ids.parent in pictures_in and ids.exists():
+            fail(
+                job.picture,
+                ValueError(f"{ids}: is among the pictures; save elsewhere"),
+            )
+            del remaining[job.picture]
     with ThreadPoolExecutor(2, thread_name_prefix="writer") as pool:
         pictures: Iterable[Path] = list(remaining)
         for prediction in predictor.stream(pictures, on_error=fail):

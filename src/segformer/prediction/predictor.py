@@ -89,7 +89,7 @@ class Predictor:
         self,
         sources: Iterable[PictureSource],
         *,
-        on_error: Callable[[PictureSource, ValueError], None] | None = None,
+        on_error: Callable[[PictureSource, Exception], None] | None = None,
         readers: int = 2,
     ) -> Iterator[Prediction]:
         """Segment many pictures in order; reading and preparing run ahead of the model.
@@ -116,7 +116,7 @@ class Predictor:
                     source, future = waiting.popleft()
                     try:
                         prediction = self._finish(future.result())
-                    except ValueError as error:
+                    except (ValueError, MemoryError) as error:
                         if on_error is None:
                             raise
                         on_error(source, error)
@@ -144,6 +144,18 @@ class Predictor:
         return self.preprocessing.normalise(resized)
 
     def _finish(self, prepared: _Prepared) -> Prediction:
+        try:
+            return self._predict(prepared)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            height, width = prepared.picture.shape[:2]
+            raise MemoryError(
+                f"{prepared.source if isinstance(prepared.source, (str, Path)) else 'picture'}: "
+                f"{width} x {height} pixels do not fit into memory; try a window of 1024"
+            ) from None
+
+    def _predict(self, prepared: _Prepared) -> Prediction:
         height, width = prepared.picture.shape[:2]
         views = []
         for view in prepared.views:

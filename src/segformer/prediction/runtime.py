@@ -45,7 +45,11 @@ class TorchRuntime:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r}: PyTorch finds no CUDA GPU here")
         self.precision = precision
-        self.model = model.to(self.device).eval().fold()
+        try:
+            self.model = model.to(self.device).eval().fold()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device {device!r} cannot be used: {reason}") from None
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:

@@ -159,7 +159,9 @@ class TrainConfig:
         for name in positive.split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("max_steps", "predict_size", "lr", "head_lr_factor"):
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, as {self.seed} is")
+        for name in ("max_steps", "predict_size", "lr", "head_lr_factor", "rescale"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")

@@ -56,9 +56,12 @@ class RunFolder:
         """
         if not self.recipe.is_file():
             raise ValueError(f"{self.path}: there is no run to resume here ({self.recipe.name})")
-        entries = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
-        dataset = Path(entries.pop("dataset"))
-        return dataset, TrainConfig.from_dict(entries)
+        try:
+            entries = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+            dataset = Path(entries.pop("dataset"))
+            return dataset, TrainConfig.from_dict(entries)
+        except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.recipe}: not the recipe of a run: {error}") from None
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the resume checkpoint, whole."""
@@ -69,7 +72,13 @@ class RunFolder:
         """The resume checkpoint, or None where the run was killed before its first."""
         if not self.checkpoint.is_file():
             return None
-        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(
+                self.checkpoint, map_location="cpu", weights_only=True
+            )
+        except Exception as error:  # torch.load has no narrower type for a broken file
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{self.checkpoint}: cannot be read: {reason}") from None
         return state
 
     def append_metrics(self, **values: float | int) -> None:

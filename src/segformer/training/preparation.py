@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,12 @@ def resolve(config: TrainConfig, report: SplitReport) -> TrainConfig:
     effective = config.batch_size * config.accumulate * config.devices
     steps = config.max_steps or math.ceil(config.epochs * len(training) / effective)
     started = config.init is not None
+    if config.backdrop and config.backdrop_class >= len(training.labels):
+        raise ValueError(f"there is no class {config.backdrop_class} to put backdrops in place of")
     if config.init is not None:
+        if Path(config.init).exists():  # and not the name of the model that ships inside
+            config = replace(config, init=str(Path(config.init).resolve()))
+        assert config.init is not None
         normalisation = store.load(config.init).preprocessing
     elif report.dtypes == {"uint8"} and training.bands == 3:
         normalisation = Preprocessing()
@@ -99,15 +105,20 @@ def build_model(config: TrainConfig, training: Dataset) -> SegFormer:
                 "the classifier starts anew"
             )
         model.load_state_dict(tensors, strict=False)
+    model.preprocessing = preprocessing(config, training)
+    return model
+
+
+def preprocessing(config: TrainConfig, training: Dataset) -> Preprocessing:
+    """How the trained model is to see pictures, from a resolved recipe."""
     assert config.predict_size and config.mean and config.std and config.rescale
     if len(config.mean) != training.bands:
         raise ValueError(
             f"mean has {len(config.mean)} values, pictures have {training.bands} bands"
         )
-    model.preprocessing = Preprocessing(
+    return Preprocessing(
         size=config.predict_size, mean=config.mean, std=config.std, rescale=config.rescale
     )
-    return model
 
 
 def augmentation(config: TrainConfig, ignore_index: int) -> Augmentation:

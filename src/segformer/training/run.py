@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +29,7 @@ from segformer.data.loader import DrawSampler, TrainingCrops, crop_loader
 from segformer.evaluation.evaluate import evaluate, write_report
 from segformer.evaluation.metrics import ConfusionMatrix, Scores
 from segformer.evaluation.plots import examples_sheet
+from segformer.model.config import SegFormerConfig
 from segformer.model.segformer import SegFormer
 from segformer.prediction.predictor import Predictor
 from segformer.prediction.runtime import best_device, fast_in_bfloat16
@@ -37,7 +38,13 @@ from segformer.training.config import TrainConfig
 from segformer.training.folder import RunFolder
 from segformer.training.losses import cross_entropy_at_mask_size, dice_loss
 from segformer.training.optimisation import lr_factor, moving_average, parameter_groups
-from segformer.training.preparation import augmentation, build_model, class_weights, resolve
+from segformer.training.preparation import (
+    augmentation,
+    build_model,
+    class_weights,
+    preprocessing,
+    resolve,
+)
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -72,12 +79,14 @@ def train(dataset: str | Path, out: str | Path, config: TrainConfig) -> Scores |
     report = _checked(training)
     if validation is not None:
         _checked(validation)
-    config = resolve(config, report)
-    if fabric.is_global_zero:
-        folder.create(dataset, config)
     if validation is None:
         say("no split 'val': training without validation, the last model is kept")
-    return _Run(fabric, folder, config, training, validation).fit(class_weights(config, report))
+    config = resolve(config, report)
+    model = build_model(config, training)
+    if fabric.is_global_zero:
+        folder.create(dataset, config)
+    run = _Run(fabric, folder, config, model, training, validation)
+    return run.fit(class_weights(config, report))
 
 
 def resume(out: str | Path) -> Scores | None:
@@ -95,14 +104,18 @@ def resume(out: str | Path) -> Scores | None:
     fabric = _launch(config)
     training = open_dataset(dataset, "train")
     validation = open_dataset(dataset, "val") if "val" in splits(dataset) else None
-    state = folder.load_checkpoint()
-    if state is None:
+    checkpoint = folder.load_checkpoint()
+    if checkpoint is None:
         say(f"{folder.path}: killed before the first checkpoint; starting at step 0")
         folder.forget_metrics_after(-1)
         weights = class_weights(config, _checked(training))
+        model = build_model(config, training)
     else:
-        weights = state["class_weights"]
-    return _Run(fabric, folder, config, training, validation).fit(weights, state)
+        weights = checkpoint["class_weights"]
+        # Not from config.init, which may be gone by now
+        model = SegFormer(SegFormerConfig.from_dict(checkpoint["architecture"]), training.labels)
+        model.preprocessing = preprocessing(config, training)
+    return _Run(fabric, folder, config, model, training, validation).fit(weights, checkpoint)
 
 
 def _launch(config: TrainConfig) -> Fabric:
@@ -145,6 +158,7 @@ class _Run:
         fabric: Fabric,
         folder: RunFolder,
         config: TrainConfig,
+        model: SegFormer,
         training: Dataset,
         validation: Dataset | None,
     ):
@@ -156,7 +170,7 @@ class _Run:
         self.warmup_steps = config.warmup_steps
         self.pictures_per_step = config.batch_size * config.accumulate * config.devices
         self.steps_per_epoch = len(training) / self.pictures_per_step
-        self.model = build_model(config, training)
+        self.model = model
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
             self.model = convert(self.model)  # type: ignore[no-untyped-call]
@@ -189,7 +203,7 @@ class _Run:
                 scale=self.pictures_per_step,
             ) as bar,
         ):
-            while self.state.step < self.total_steps:
+            while self.state.step < self.total_steps and not self._out_of_patience():
                 loss = self._step(batches)
                 self.state.step += 1
                 self.state.minutes = (time.monotonic() - began) / 60
@@ -200,19 +214,31 @@ class _Run:
                 if step in validation_steps:
                     with bar.paused():
                         self._validate()
-                    if self.config.patience and (
-                        self.state.stale_validations >= self.config.patience
-                    ):
-                        say(f"no better mIoU in {self.config.patience} validations: stopping")
-                        break
-                if stop.requested or step % self.config.checkpoint_every == 0:
+                stopping = self._any_process(stop.requested)
+                if stopping or step % self.config.checkpoint_every == 0:
                     self._checkpoint()
-                if stop.requested and step < self.total_steps:
+                if stopping and step < self.total_steps:
                     raise TrainingStopped(
                         f"stopped after step {step} of {self.total_steps}; everything is saved. "
                         f"Go on with: segformer train --resume {self.folder.path}"
                     )
         return self._finish()
+
+    def _out_of_patience(self) -> bool:
+        patience, stale = self.config.patience, self.state.stale_validations
+        if patience == 0 or stale < patience:
+            return False
+        say(f"no better mIoU in {patience} validations: stopping")
+        return True
+
+    def _any_process(self, wish: bool) -> bool:
+        """Whether any of the processes wishes it: they must stop at the same step."""
+        if self.fabric.world_size == 1:
+            return wish
+        wishes = torch.tensor(float(wish), device=self.fabric.device)
+        total = self.fabric.all_reduce(wishes, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return bool(total > 0)
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
         """One optimiser step; returns its mean loss."""
@@ -344,19 +370,27 @@ class _Run:
             self.folder.save_checkpoint(
                 {
                     "state": vars(self.state),
+                    "architecture": asdict(self.model.config),
                     "class_weights": self.weights,
                     "model": self.model.state_dict(),
                     "average": self.average.state_dict() if self.average else None,
                     "optimizer": self.optimizer.state_dict(),
+                    "precision": self.fabric.strategy.precision.state_dict(),  # float16's scale
                 }
             )
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.state = _State(**checkpoint["state"])
-        self.model.load_state_dict(checkpoint["model"])
+        try:
+            self.model.load_state_dict(checkpoint["model"])
+        except RuntimeError:
+            raise ValueError(
+                f"{self.folder.path}: the data set has other classes than when the run began"
+            ) from None
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
         self.folder.forget_metrics_after(self.state.step)
         say(f"{self.folder.path}: going on after step {self.state.step}")
 
