@@ -20,8 +20,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid4().hex}{path.suffix}")
+    partial.touch()
+    mode = partial.stat().st_mode
     try:
         yield partial
+        partial.chmod(mode)  # some writers make files that only their owner may read
         with partial.open("rb") as written:
             os.fsync(written.fileno())  # before the name, lest a power cut leave the name alone
         os.replace(partial, path)
