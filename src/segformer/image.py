@@ -149,7 +149,7 @@ def _decode(source: str | Path | bytes | Image.Image, name: str) -> Image.Image:
         raise UnreadableImage(
             f"{name}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except Exception as error:  # decoders raise what they like on broken files
         raise UnreadableImage(f"{name}: cannot be decoded ({error})") from None
 
 
