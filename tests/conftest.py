@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,11 @@ TINY = SegFormerConfig(
     decoder_width=16,
     num_classes=5,
 )
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in an interpreter of its own, where nothing has been imported yet."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import draw_dataset
+from conftest import draw_dataset, run_python
 from segformer import SegFormer
 from segformer.cli import COMMANDS, main
 
@@ -27,9 +27,8 @@ def test_help_lists_the_commands_without_importing_torch() -> None:
         "import sys; from segformer.cli import main; main(['--help']);"
         "assert not {'torch', 'numpy', 'PIL', 'rich'} & set(sys.modules), sorted(sys.modules)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
     assert all(name in result.stdout for name in COMMANDS)
 
 
@@ -43,7 +42,7 @@ def test_help_of_a_command_teaches_and_needs_no_torch(
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert "Example: segformer" in result.stdout
 

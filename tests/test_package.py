@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pkgutil
-import subprocess
-import sys
 
 import segformer
+from conftest import run_python
 
 
 def test_public_names_are_there() -> None:
@@ -29,7 +28,8 @@ def test_prediction_needs_the_base_dependencies_alone() -> None:
         f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
         f"import importlib; [importlib.import_module(room) for room in {rooms}]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_missing_extra_is_named() -> None:
@@ -37,8 +37,6 @@ def test_a_missing_extra_is_named() -> None:
         "import sys; sys.modules['lightning.fabric'] = None\n"
         "from segformer.cli import main; sys.exit(main(['train', 'x']))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True
-    )
+    result = run_python(code)
     assert result.returncode == 1
     assert "pip install 'segformer[train]'" in result.stderr

@@ -31,6 +31,8 @@ PICTURE_SUFFIXES = frozenset(
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".npy")
 
 _LONGEST_RATIO = 16
+"""Long side over short side, up to which a resize to a short side keeps the ratio."""
+
 _ONE_OR_SO = 1.05
 """Floats up to here are taken as 0..1, a little overshoot of some filter allowed."""
 
@@ -71,12 +73,13 @@ def read_picture(source: PictureSource, bands: int = 3) -> Picture:
     name = _name(source)
     if isinstance(source, np.ndarray):
         return _array_bands(source, bands, name)
-    if isinstance(source, (str, Path)) and Path(source).suffix.lower() == ".npy":
-        return _array_bands(_load_npy(Path(source)), bands, name)
     if isinstance(source, (str, Path)):
-        stored = _tiff_bands(Path(source))
+        path = Path(source)
+        if path.suffix.lower() == ".npy":
+            return _array_bands(_load_npy(path), bands, name)
+        stored = _tiff_bands(path)
         if stored > 4 or (stored and bands not in (1, 3)):
-            return _array_bands(_load_tiff(Path(source)), bands, name)
+            return _array_bands(_load_tiff(path), bands, name)
     picture = _decode(source, name)
     if bands == 3:
         return np.asarray(_to_8_bit(picture).convert("RGB"))

@@ -25,7 +25,8 @@ class LabelSet:
         mapping: Value in a mask file -> class id, for values that are not class ids themselves.
 
     Raises:
-        ValueError: No names, too few colours, or a mapping to a class that is not there.
+        ValueError: No names, one name twice, too few colours or none that are colours, an
+            ``ignore_index`` that is a class, or a mapping to a class that is not there.
     """
 
     names: tuple[str, ...]
@@ -80,7 +81,7 @@ class LabelSet:
         """From a list, or from ``{id: name}`` with ids 0, 1, 2, ... without a gap.
 
         Raises:
-            ValueError: An id is missing.
+            ValueError: An id is missing, or a name is no word.
         """
         if isinstance(names, str):
             raise ValueError(f"class names must be a list or {{id: name}}, not the word {names!r}")

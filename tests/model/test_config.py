@@ -3,7 +3,6 @@ import torch
 
 from segformer import SegFormer, SegFormerClassifier, SegFormerConfig
 from segformer.model.config import VARIANTS, count_macs
-from segformer.model.segformer import count_parameters
 
 # The paper's tables 1 and 6: encoder and decoder (150 classes) in millions, GMACs, picture size
 PUBLISHED = {
@@ -25,6 +24,10 @@ def test_parameters_and_macs_are_the_published_ones(variant: str) -> None:
     assert round(count_parameters(model.decoder) / 1e6, 2) == decoder
     macs = count_macs(model.config, size, size)
     assert (macs.encoder + macs.decoder) / 1e9 == pytest.approx(gmacs, rel=2e-3)
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_folding_removes_the_widest_product() -> None:

@@ -96,12 +96,11 @@ def save(model: SegFormer, folder: str | Path, *, dtype: torch.dtype | None = No
     if not isinstance(model.decoder, MLPDecoder):
         raise ValueError("a folded model cannot be saved; save the one it was folded from")
     folder = Path(folder)
+    # Copies, since a view of a larger tensor, as keys and values are, cannot be stored
     tensors = {
-        name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else None)
+        name: tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
         for name, tensor in HUB.from_ours(model.state_dict()).items()
     }
-    # A view of a larger tensor would be stored with all of it: save copies.
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     with whole_file(folder / WEIGHTS_FILE) as partial:
         safetensors.torch.save_file(tensors, partial, metadata={"format": "pt"})
     stored = next(iter(tensors.values())).dtype

@@ -10,14 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer.data.dataset import (
-    Dataset,
-    DatasetError,
-    Sample,
-    describe_sizes,
-    describe_unknown,
-)
-from segformer.image import Picture, read_mask, read_picture
+from segformer.data.dataset import Dataset, DatasetError, Sample
+from segformer.image import Picture
 
 
 @dataclass
@@ -98,34 +92,25 @@ def check_split(dataset: Dataset, on_sample: Callable[[], None] | None = None) -
 class _Found:
     """What one pair holds."""
 
-    error: str | None = None
-    size: tuple[int, int] | None = None
-    counts: NDArray[np.int64] | None = None
-    ignored: int = 0
-    dtype: str = ""
-    sums: NDArray[np.float64] | None = None
+    size: tuple[int, int]
+    counts: NDArray[np.int64]
+    ignored: int
+    dtype: str
+    sums: NDArray[np.float64]
 
 
-def _examine(dataset: Dataset, sample: Sample) -> _Found:
+def _examine(dataset: Dataset, sample: Sample) -> _Found | str:
+    """What a pair holds, or the sentence that says what is wrong with it."""
     labels = dataset.labels
-    if sample.mask is None:
-        return _Found(f"{sample.picture}: there is no mask for this picture")
     try:
-        picture = read_picture(sample.picture, dataset.bands)
-        class_ids = labels.to_class_ids(read_mask(sample.mask))
+        picture, class_ids = dataset.read(sample)
     except ValueError as error:
-        return _Found(str(error))
-    if picture.shape[:2] != class_ids.shape:
-        return _Found(describe_sizes(sample, picture.shape[:2], class_ids.shape))
-    unknown = labels.unknown_values(class_ids)
-    if unknown:
-        return _Found(describe_unknown(sample, unknown, labels))
+        return str(error)
     ignored = class_ids == labels.ignore_index
-    counts = np.bincount(class_ids[~ignored].astype(np.int64), minlength=len(labels))
     height, width = class_ids.shape
     return _Found(
         size=(height, width),
-        counts=counts,
+        counts=np.bincount(class_ids[~ignored].astype(np.int64), minlength=len(labels)),
         ignored=int(ignored.sum()),
         dtype=str(picture.dtype),
         sums=_sums(picture),
@@ -143,14 +128,13 @@ def _sums(picture: Picture) -> NDArray[np.float64]:
     return np.stack([np.full_like(total, len(values)), total, squares])
 
 
-def _add(report: SplitReport, found: _Found) -> None:
-    if found.error is not None:
-        report.errors.append(found.error)
-    if found.counts is not None and found.size is not None:
-        report.pixels += found.counts
-        report.pictures += found.counts > 0
-        report.ignored += found.ignored
-        report.sizes[found.size] += 1
-        report.dtypes.add(found.dtype)
-    if found.sums is not None:
-        report.sums.append(found.sums)
+def _add(report: SplitReport, found: _Found | str) -> None:
+    if isinstance(found, str):
+        report.errors.append(found)
+        return
+    report.pixels += found.counts
+    report.pictures += found.counts > 0
+    report.ignored += found.ignored
+    report.sizes[found.size] += 1
+    report.dtypes.add(found.dtype)
+    report.sums.append(found.sums)

@@ -69,15 +69,15 @@ class Dataset:
             ValueError: A file cannot be read, there is no mask, sizes differ, or the mask has
                 values outside the classes.
         """
-        picture = read_picture(sample.picture, self.bands)
         if sample.mask is None:
             raise DatasetError(f"{sample.picture}: there is no mask for this picture")
+        picture = read_picture(sample.picture, self.bands)
         class_ids = self.labels.to_class_ids(read_mask(sample.mask))
         if picture.shape[:2] != class_ids.shape:
-            raise DatasetError(describe_sizes(sample, picture.shape[:2], class_ids.shape))
+            raise DatasetError(_describe_sizes(sample, picture.shape[:2], class_ids.shape))
         unknown = self.labels.unknown_values(class_ids)
         if unknown:
-            raise DatasetError(describe_unknown(sample, unknown, self.labels))
+            raise DatasetError(_describe_unknown(sample, unknown, self.labels))
         return picture, class_ids
 
     def with_bands(self, bands: int) -> Dataset:
@@ -85,7 +85,7 @@ class Dataset:
         return replace(self, bands=bands)
 
 
-def describe_sizes(sample: Sample, picture: tuple[int, ...], mask: tuple[int, ...]) -> str:
+def _describe_sizes(sample: Sample, picture: tuple[int, ...], mask: tuple[int, ...]) -> str:
     """The sentence for a picture and a mask of different sizes."""
     return (
         f"{sample.mask}: the mask is {mask[1]} x {mask[0]} pixels, "
@@ -93,7 +93,7 @@ def describe_sizes(sample: Sample, picture: tuple[int, ...], mask: tuple[int, ..
     )
 
 
-def describe_unknown(sample: Sample, unknown: dict[int, int], labels: LabelSet) -> str:
+def _describe_unknown(sample: Sample, unknown: dict[int, int], labels: LabelSet) -> str:
     """The sentence for mask values that are no class."""
     values = ", ".join(f"{value} ({count} pixels)" for value, count in sorted(unknown.items())[:8])
     more = f" and {len(unknown) - 8} more values" if len(unknown) > 8 else ""

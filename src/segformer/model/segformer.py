@@ -68,16 +68,28 @@ class SegFormer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> SegFormer:
-        """Load a model in the Hub layout; see `segformer.checkpoints.load`."""
+        """Load a model from a folder in the Hub layout; see `segformer.checkpoints.store.load`.
+
+        Raises:
+            CheckpointError: Something is missing, broken, or does not fit.
+        """
         from segformer.checkpoints import store
 
         return store.load(source)
 
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write the model in the Hub layout; see `segformer.checkpoints.save`."""
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write the model in the Hub layout; see `segformer.checkpoints.store.save`.
+
+        Args:
+            folder: Made if it is not there.
+            dtype: Of the stored weights; left out, as they are.
+
+        Raises:
+            ValueError: The model is folded.
+        """
         from segformer.checkpoints import store
 
-        store.save(self, folder, **options)
+        store.save(self, folder, dtype=dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits at a quarter of the picture's size.
@@ -132,19 +144,9 @@ class SegFormerClassifier(nn.Module):
         return self.head(self.encoder(pixels)[-1].mean(dim=(2, 3)))
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Number of trained values in a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def is_binary(logits: Tensor) -> bool:
-    """Whether logits (B, K, ...) come from a model of one output, a sigmoid's."""
-    return logits.shape[1] == 1
-
-
 def probabilities(logits: Tensor) -> Tensor:
     """Class probabilities (B, K, ...); two classes for a binary model's one logit."""
-    if is_binary(logits):
+    if logits.shape[1] == 1:
         foreground = logits.sigmoid()
         return torch.cat([1 - foreground, foreground], dim=1)
     return logits.softmax(dim=1)

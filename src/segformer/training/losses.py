@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from segformer.model.segformer import probabilities
+
 
 def cross_entropy_at_mask_size(
     logits: Tensor,
@@ -110,11 +112,7 @@ def dice_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Tenso
     small = F.interpolate(mask[:, None].float(), size=logits.shape[2:], mode="nearest-exact")
     ids = small[:, 0].long()
     labelled = ids != ignore_index
-    if logits.shape[1] == 1:
-        foreground = logits.float().sigmoid()
-        shares = torch.cat([1 - foreground, foreground], 1)
-    else:
-        shares = logits.float().softmax(1)
+    shares = probabilities(logits.float())
     one_hot = F.one_hot(ids.masked_fill(~labelled, 0), shares.shape[1]).movedim(-1, 1)
     one_hot = one_hot * labelled[:, None]
     shares = shares * labelled[:, None]

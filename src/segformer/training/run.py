@@ -77,10 +77,10 @@ def train(dataset: str | Path, out: str | Path, config: TrainConfig) -> Scores |
     training = open_dataset(dataset, "train")
     validation = open_dataset(dataset, "val") if "val" in found else None
     report = _checked(training)
-    if validation is not None:
-        _checked(validation)
     if validation is None:
         say("no split 'val': training without validation, the last model is kept")
+    else:
+        _checked(validation)
     config = resolve(config, report)
     model = build_model(config, training)
     if fabric.is_global_zero:
@@ -138,6 +138,11 @@ def _checked(dataset: Dataset) -> SplitReport:
     for warning in report.warnings:
         say(f"warning: {warning}")
     return report
+
+
+def _evaluate(validation: Dataset, predictor: Predictor) -> ConfusionMatrix:
+    with ProgressBar("validating", len(validation), "pictures") as bar:
+        return evaluate(validation, predictor, on_picture=bar.advance)
 
 
 @dataclass
@@ -291,7 +296,8 @@ class _Run:
         if self.fabric.is_global_zero:
             model.save_pretrained(self.folder.last)
             if self.validation is not None:
-                scores = self._evaluate(model).scores()
+                predictor = Predictor(model, device=str(self.fabric.device))
+                scores = _evaluate(self.validation, predictor).scores()
                 if scores.miou > self.state.best_miou:
                     self.state.best_miou, self.state.stale_validations = scores.miou, 0
                     model.save_pretrained(self.folder.best)
@@ -314,12 +320,6 @@ class _Run:
         self.state = _State(**self.fabric.broadcast(vars(self.state)))
         self._checkpoint()
 
-    def _evaluate(self, model: SegFormer) -> ConfusionMatrix:
-        assert self.validation is not None
-        predictor = Predictor(model, device=str(self.fabric.device))
-        with ProgressBar("validating", len(self.validation), "pictures") as bar:
-            return evaluate(self.validation, predictor, on_picture=bar.advance)
-
     def _finish(self) -> Scores | None:
         """Write the pictures and the report of the model that was kept."""
         if not self.fabric.is_global_zero:
@@ -330,7 +330,7 @@ class _Run:
         if self.validation is None:
             return None
         predictor = Predictor(self.folder.best, device=str(self.fabric.device))
-        matrix = evaluate(self.validation, predictor)
+        matrix = _evaluate(self.validation, predictor)
         write_report(
             matrix,
             self.folder.path,
