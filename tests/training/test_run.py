@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -140,6 +141,29 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert (stopped / "last/model.safetensors").read_bytes() == (
         whole / "last/model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no groups of this kind")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_stops_cleanly(tmp_path: Path, number: int) -> None:
+    """As a terminal sends Ctrl-C and a scheduler its notice: to the workers too."""
+    dataset = draw_dataset(tmp_path / "shapes")
+    words = [
+        sys.executable, "-m", "segformer", "train", str(dataset), "--out", str(tmp_path / "run"),
+        "--crop-size", "32", "--short-side", "48", "--batch-size", "2", "--max-steps", "9999",
+        "--workers", "1", "--log-every", "1", "--val-every", "9999",
+    ]  # fmt: skip
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = tmp_path / "run" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert "everything is saved" in told
+    assert "Traceback" not in told
+    assert (tmp_path / "run" / "resume.ckpt").is_file()
 
 
 def test_a_bad_data_set_is_refused_before_the_first_step(

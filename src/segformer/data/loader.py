@@ -136,8 +136,13 @@ def crop_loader(crops: TrainingCrops, sampler: DrawSampler, workers: int) -> Dat
 
 
 def _start_worker(_: int) -> None:
-    """Workers are many, so each keeps to one core; Ctrl-C is their parent's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Workers are many, so each keeps to one core; stopping is their parent's to do.
+
+    Ctrl-C and many schedulers signal the whole group of processes. Workers end when the parent
+    tells them to, or is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
