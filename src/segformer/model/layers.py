@@ -54,8 +54,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     PyTorch's fused kernel never stores the scores, which is what counts on a GPU and for large
     pictures. The few keys that the reduction leaves make small score matrices, though, and on a
-    CPU its backward pass in bfloat16 then takes two to five times as long as two products and a
-    softmax (``benchmarks/attention.py``).
+    CPU, in bfloat16 and with its backward pass, it then takes three to six times as long as two
+    products and a softmax (``benchmarks/attention.py``).
     """
     scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
