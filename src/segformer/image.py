@@ -235,6 +235,8 @@ class Preprocessing:
         std: Of each band, after rescaling.
         rescale: Factor on the stored values; 1/255 takes 8 bits to 0..1.
         resample: Filter of the resizing, antialiased as Pillow's: a key of ``RESAMPLING``.
+        crop: (height, width) of the middle that is kept after resizing; for classifiers, whose
+            output has no places.
         reduce_labels: The model was trained with mask value 0 dropped and the rest shifted
             down (ADE20K). It concerns masks, never pictures.
     """
@@ -245,6 +247,7 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     rescale: float = 1 / 255
     resample: str = "bilinear"
+    crop: tuple[int, int] | None = None
     reduce_labels: bool = False
 
     def __post_init__(self) -> None:

@@ -1,55 +1,200 @@
-"""Models on disk: the Hub layout, a folder of ``config.json``, weights and preprocessing."""
+"""Models on disk and on the Hub: any dialect in, the Hub layout or any dialect out."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
-from segformer.checkpoints.dialects import HUB
-from segformer.files import whole_file, write_json
-from segformer.image import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
-from segformer.labels import LabelSet
-from segformer.model.config import (
-    PATCH_KERNELS,
-    PATCH_STRIDES,
-    TRANSFORMERS_EPS,
-    NormEps,
-    SegFormerConfig,
+from segformer.checkpoints import hub, layout
+from segformer.checkpoints.dialects import DIALECTS, HUB, Dialect, recognise
+from segformer.checkpoints.fit import FIRST_CONVOLUTION, check_fit, infer_config
+from segformer.checkpoints.tensors import (
+    WEIGHT_SUFFIXES,
+    CheckpointError,
+    Shards,
+    TensorFile,
+    open_tensors,
 )
+from segformer.files import whole_file, write_json
+from segformer.image import Preprocessing
+from segformer.labels import LabelSet
+from segformer.model.config import SegFormerConfig
 from segformer.model.decoder import MLPDecoder
-from segformer.model.segformer import SegFormer
+from segformer.model.encoder import MixTransformer
+from segformer.model.segformer import SegFormer, SegFormerClassifier
+from segformer.progress import say
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SHIPPED = "human-parsing-b0"
 """Name of the model that ships inside the package."""
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-PREPROCESSING_FILE = "preprocessor_config.json"
+_PART = {"segmenter": "decoder.", "classifier": "head."}
+_ARCHITECTURES = {
+    "segmenter": "SegformerForSemanticSegmentation",
+    "classifier": "SegformerForImageClassification",
+    "encoder": "SegformerModel",
+}
+
+Whole = TypeVar("Whole", SegFormer, SegFormerClassifier)
 
 
-_NONSENSE = (KeyError, TypeError, ValueError, AttributeError)
-"""What reading a JSON file of the wrong types can raise."""
+@dataclass
+class Checkpoint:
+    """A model on disk, opened: everything but the weights is read.
+
+    Attributes:
+        origin: What to call it in messages: a path, or a Hub id.
+        path: The file of its weights.
+        dialect: Whose names its tensors have.
+        shapes: Of the tensors, by their names here.
+        config: Of the model, as its file tells or its tensors show.
+        labels: Its classes; numbered where no file names them.
+        preprocessing: How pictures become its input.
+        unknown: Names in the file that no module has.
+        unused: Names in the file that inference does not use.
+        licence: What its card states.
+    """
+
+    origin: str
+    path: Path
+    dialect: Dialect
+    shapes: dict[str, tuple[int, ...]]
+    config: SegFormerConfig
+    labels: LabelSet
+    preprocessing: Preprocessing
+    unknown: list[str]
+    unused: list[str]
+    licence: str | None
+    _names: dict[str, str] = field(repr=False)
+    _file: TensorFile = field(repr=False)
+
+    @property
+    def kind(self) -> str:
+        """What it holds: a "segmenter", a "classifier" or an "encoder"."""
+        for kind, part in _PART.items():
+            if any(name.startswith(part) for name in self.shapes):
+                return kind
+        return "encoder"
+
+    def read(self, part: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Read the tensors of a part of the model, a few at a time, as they are stored.
+
+        Raises:
+            CheckpointError: One holds values that are not finite.
+        """
+        broken = []
+        read = partial(_take, self._file, self._names)
+        for name, tensor in self.dialect.to_ours(self._names, read, part):
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                broken.append(name)
+            yield name, tensor
+        if broken:
+            raise CheckpointError(
+                f"{self.origin}: holds values that are not finite: {', '.join(broken[:5])}"
+                f"{f' and {len(broken) - 5} more' if len(broken) > 5 else ''}"
+            )
+
+    def check(self, parts: tuple[str, ...]) -> None:
+        """Raise a CheckpointError unless the tensors of these parts fit the configuration."""
+        unknown = self.unknown
+        if parts == ("encoder.",):  # whatever head it was trained with
+            unknown = [name for name in unknown if name.startswith(self.dialect.encoder)]
+        try:
+            check_fit(self.config, self.shapes, parts, unknown)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.origin}: {error}") from None
 
 
-class CheckpointError(ValueError):
-    """A model that cannot be loaded; the message says which file or tensor, and what to do."""
-
-
-def load(source: str | Path) -> SegFormer:
-    """Load a segmentation model from a folder in the Hub layout.
+def open_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
+    """Open a model without reading its weights.
 
     Args:
-        source: Folder with ``config.json`` and ``model.safetensors`` (or
-            ``pytorch_model.bin``), or the name of the model that ships inside.
+        source: A folder, a file of weights, a Hub id such as ``nvidia/segformer-b0-finetuned-
+            ade-512-512`` (with ``@revision`` behind it, if need be), or the name of the model
+            that ships inside.
+        **options: For the Hub; see `segformer.checkpoints.hub.download`.
+
+    Raises:
+        CheckpointError: There is no such model, or it is none of SegFormer's.
+    """
+    path, origin = find(source, **options), str(source)
+    folder = path if path.is_dir() else path.parent
+    file = _open_weights(path)
+    recognised = recognise(file.stored)
+    if recognised is None:
+        some = ", ".join(list(file.stored)[:3])
+        raise CheckpointError(
+            f"{file.path}: no SegFormer: none of the {len(file.stored)} tensors is its encoder's "
+            f"first convolution (they are called {some}, ...)"
+        )
+    dialect, names, outside = recognised
+    try:
+        shapes = {
+            name: tuple(tensor.shape)
+            for name, tensor in dialect.to_ours(names, partial(_shape_alone, file, names))
+        }
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: {error}") from None
+    unknown = dialect.unknown(names)
+    unused = [name for name in names if not dialect.knows(name) and name not in unknown]
+    entries, preprocessing_entries = _described(path, file)
+    if entries is not None:
+        config, labels = layout.config_from_hub(entries, folder / layout.CONFIG_FILE)
+    else:
+        try:
+            config = infer_config(shapes, dialect.eps)
+        except CheckpointError as error:
+            raise CheckpointError(f"{file.path}: {error}") from None
+        labels = _labels_of_training_code(file.metadata, config.num_classes)
+    if preprocessing_entries is not None:
+        preprocessing = layout.preprocessing_from_hub(
+            preprocessing_entries, folder / layout.PREPROCESSING_FILE
+        )
+    else:
+        preprocessing = Preprocessing.for_bands(config.in_channels)
+        if entries is None:  # the protocol of the paper, which all but transformers follow
+            preprocessing = replace(preprocessing, size=512, multiple=32)
+    return Checkpoint(
+        origin,
+        file.path,
+        dialect,
+        shapes,
+        config,
+        labels,
+        preprocessing,
+        unknown,
+        unused + outside,
+        hub.licence(folder) if path.is_dir() else None,
+        names,
+        file,
+    )
+
+
+def load(
+    source: str | Path | Checkpoint,
+    *,
+    labels: LabelSet | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    **options: Any,
+) -> SegFormer:
+    """Load a segmentation model.
+
+    Args:
+        source: As for `open_checkpoint`, or an opened one.
+        labels: Other classes than the model's own.
+        num_classes: Another number of classes: the classifier, or the whole decoder where there
+            is none, starts from fresh weights, and that is said.
+        in_channels: Another number of bands; see `adapt_bands`.
+        **options: For the Hub; see `segformer.checkpoints.hub.download`.
 
     Returns:
         The model in float32, in evaluation mode, with its labels and preprocessing.
@@ -57,33 +202,60 @@ def load(source: str | Path) -> SegFormer:
     Raises:
         CheckpointError: Something is missing, broken, or does not fit.
     """
-    folder = find(source)
-    entries = _read_json(folder / CONFIG_FILE)
-    tensors = _read_tensors(folder)
-    try:
-        config, labels = _config_from_hub(entries)
-    except _NONSENSE as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {_describe(error)}") from None
-    preprocessing = Preprocessing.for_bands(config.in_channels)
-    if (folder / PREPROCESSING_FILE).is_file():
-        try:
-            preprocessing = _preprocessing_from_hub(_read_json(folder / PREPROCESSING_FILE))
-        except _NONSENSE as error:
-            raise CheckpointError(f"{folder / PREPROCESSING_FILE}: {_describe(error)}") from None
-    model = SegFormer(config, labels, preprocessing)
-    try:
-        renamed, unknown = HUB.to_ours(tensors)
-    except RuntimeError as error:  # keys and values that cannot be joined
-        raise CheckpointError(f"{folder}: keys and values do not fit: {error}") from None
-    _check_fit(model, renamed, unknown, folder)
-    model.load_state_dict({name: tensor.float() for name, tensor in renamed.items()}, strict=False)
-    return model.eval()
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, **options)
+    return _assemble(SegFormer, checkpoint, labels, num_classes, in_channels)
 
 
-def save(model: SegFormer, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+def load_classifier(
+    source: str | Path | Checkpoint,
+    *,
+    labels: LabelSet | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    **options: Any,
+) -> SegFormerClassifier:
+    """Load a classifier; arguments and errors as for `load`."""
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, **options)
+    return _assemble(SegFormerClassifier, checkpoint, labels, num_classes, in_channels)
+
+
+def load_encoder(
+    source: str | Path | Checkpoint,
+    *,
+    out_indices: Sequence[int] = (0, 1, 2, 3),
+    in_channels: int | None = None,
+    **options: Any,
+) -> MixTransformer:
+    """Load the encoder of any model, whatever head it was trained with.
+
+    Args:
+        source: As for `open_checkpoint`, or an opened one.
+        out_indices: Which stages' maps to return.
+        in_channels: Another number of bands; see `adapt_bands`.
+        **options: For the Hub; see `segformer.checkpoints.hub.download`.
+
+    Raises:
+        CheckpointError: Something is missing, broken, or does not fit.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, **options)
+    checkpoint.check(("encoder.",))
+    bands = in_channels or checkpoint.config.in_channels
+    with torch.device("meta"):
+        encoder = MixTransformer(replace(checkpoint.config, in_channels=bands), out_indices)
+    tensors = _floats(checkpoint.read("encoder."), bands)
+    encoder.load_state_dict(
+        {name.removeprefix("encoder."): tensor for name, tensor in tensors}, assign=True
+    )
+    return encoder.eval()
+
+
+def save(
+    model: SegFormer | SegFormerClassifier, folder: str | Path, *, dtype: torch.dtype | None = None
+) -> None:
     """Write a model in the Hub layout; transformers loads it as it is.
 
-    Each file appears whole or not at all, the weights first.
+    Each file appears whole or not at all, the weights first. A model with OpenMMLab's decoder is
+    written in the same manner, but only this package can read that.
 
     Args:
         model: Not folded.
@@ -93,244 +265,346 @@ def save(model: SegFormer, folder: str | Path, *, dtype: torch.dtype | None = No
     Raises:
         ValueError: The model is folded.
     """
-    if not isinstance(model.decoder, MLPDecoder):
+    if isinstance(model, SegFormer) and not isinstance(model.decoder, MLPDecoder):
         raise ValueError("a folded model cannot be saved; save the one it was folded from")
-    folder = Path(folder)
-    # Copies, since a view of a larger tensor, as keys and values are, cannot be stored
-    tensors = {
-        name: tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-        for name, tensor in HUB.from_ours(model.state_dict()).items()
-    }
-    with whole_file(folder / WEIGHTS_FILE) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata={"format": "pt"})
-    stored = next(iter(tensors.values())).dtype
-    write_json(folder / CONFIG_FILE, _config_to_hub(model, stored))
-    write_json(folder / PREPROCESSING_FILE, _preprocessing_to_hub(model.preprocessing))
+    kind = "segmenter" if isinstance(model, SegFormer) else "classifier"
+    tensors = HUB.from_ours(model.state_dict())
+    _write_folder(Path(folder), tensors, dtype, _describe(model, _ARCHITECTURES[kind]))
 
 
-def find(source: str | Path) -> Path:
-    """The folder of a model: the path itself, or that of the model inside the package."""
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    dialect: str,
+    *,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Checkpoint:
+    """Write a model's weights with another codebase's names.
+
+    Args:
+        source: As for `open_checkpoint`.
+        destination: A file (``.pth``, ``.pt``, ``.bin`` or ``.safetensors``); for "hf" and "smp"
+            also a folder, with the configuration that they read.
+        dialect: "hf", "nvlabs", "mmseg" or "smp".
+        dtype: Of the stored weights; left out, as they are.
+        **options: For the Hub; see `segformer.checkpoints.hub.download`.
+
+    Returns:
+        The source, opened.
+
+    Raises:
+        CheckpointError: The source cannot be read.
+        ValueError: That codebase has no such model.
+    """
+    known = {entry.name: entry for entry in DIALECTS}
+    if dialect not in known:
+        raise ValueError(f"no dialect {dialect!r}; there are {', '.join(known)}")
+    target, destination = known[dialect], Path(destination)
+    checkpoint = open_checkpoint(source, **options)
+    parts = tuple(part for kind, part in _PART.items() if checkpoint.kind == kind)
+    checkpoint.check(("encoder.", *parts))
+    config = checkpoint.config
+    if checkpoint.kind == "segmenter" and config.decoder != target.decoder:
+        raise ValueError(
+            f"{source}: {target.title} has no decoder of this kind ({config.decoder}); its own is "
+            f"{target.decoder}. SegFormer.save_pretrained writes it for this package"
+        )
+    tensors = target.from_ours(dict(checkpoint.read()))
+    if checkpoint.kind == "encoder" or (checkpoint.kind == "classifier" and target is not HUB):
+        tensors = {n.removeprefix(target.encoder): tensor for n, tensor in tensors.items()}
+    description = _describe(checkpoint, _ARCHITECTURES[checkpoint.kind])
+    if destination.suffix in WEIGHT_SUFFIXES:
+        _write_file(destination, tensors, dtype, description)
+    elif target is HUB:
+        _write_folder(destination, tensors, dtype, description)
+    elif target.name == "smp" and checkpoint.kind == "segmenter":
+        _write_smp_folder(destination, tensors, dtype, config, description)
+    else:
+        raise ValueError(f"{destination}: {target.title} keeps its models in files; end it in .pth")
+    return checkpoint
+
+
+def find(source: str | Path, **options: Any) -> Path:
+    """Where a model is: its folder or file, fetched from the Hub if it is not here.
+
+    Raises:
+        CheckpointError: Nowhere.
+    """
     path = Path(source)
     if not path.exists() and str(source) == SHIPPED:
-        path = ASSETS / SHIPPED
-    if (path / CONFIG_FILE).is_file():
+        return ASSETS / SHIPPED
+    if path.exists():
         return path
-    if not path.exists():
+    if hub.is_model_id(str(source)) and not path.parent.exists():
+        return hub.download(str(source), **options)
+    raise CheckpointError(
+        f"{source}: no such model: neither a folder nor a file; the model that ships inside is "
+        f"called {SHIPPED!r}, and models on the Hub OWNER/NAME"
+    )
+
+
+def adapt_bands(weight: Tensor, bands: int) -> Tensor:
+    """The first convolution for another number of bands.
+
+    The bands it knows stay; each further one starts as their mean, and where there are fewer all
+    do. Everything is scaled by the ratio of the numbers, so that a picture whose bands are all
+    alike gives the same response as before: a grey picture that of the same picture in colour.
+
+    Args:
+        weight: (C, bands it knows, k, k).
+        bands: How many there are to be.
+    """
+    known = weight.shape[1]
+    if bands == known:
+        return weight
+    mean = weight.mean(1, keepdim=True)
+    kept = weight if bands > known else weight[:, :0]
+    extra = mean.expand(-1, bands - kept.shape[1], -1, -1)
+    return torch.cat([kept, extra], dim=1) * (known / bands)
+
+
+def _adapt_preprocessing(preprocessing: Preprocessing, bands: int) -> Preprocessing:
+    """Statistics for another number of bands, after the manner of `adapt_bands`."""
+    known = len(preprocessing.mean)
+    if bands == known:
+        return preprocessing
+
+    def adapt(values: tuple[float, ...]) -> tuple[float, ...]:
+        kept = values if bands > known else ()
+        return kept + (sum(values) / known,) * (bands - len(kept))
+
+    return replace(preprocessing, mean=adapt(preprocessing.mean), std=adapt(preprocessing.std))
+
+
+def _assemble(
+    whole: type[Whole],
+    checkpoint: Checkpoint,
+    labels: LabelSet | None,
+    num_classes: int | None,
+    in_channels: int | None,
+) -> Whole:
+    """A model of a class from a checkpoint, with fresh weights only where they were asked for."""
+    kind = "segmenter" if whole is SegFormer else "classifier"
+    part, found = _PART[kind], checkpoint.kind
+    head = "decoder" if kind == "segmenter" else "head"
+    if num_classes is None and labels is not None:
+        as_many = found == kind and len(labels) == len(checkpoint.labels)
+        num_classes = checkpoint.config.num_classes if as_many else len(labels)
+    if found != kind and num_classes is None:
+        loader = {"segmenter": "SegFormer", "classifier": "SegFormerClassifier"}
+        other = loader.get(found, "MixTransformer")
         raise CheckpointError(
-            f"{source}: no such model folder; the model that ships inside is called {SHIPPED!r}"
+            f"{checkpoint.origin}: holds {'an' if found == 'encoder' else 'a'} {found} without "
+            f"{head}; with num_classes=... the {head} starts from fresh weights, or load it with "
+            f"{other}.from_pretrained"
         )
-    if path.is_file():
-        raise CheckpointError(f"{path}: give the folder that holds {CONFIG_FILE}, not a file")
-    inside = [name for name in ("best", "last") if (path / name / CONFIG_FILE).is_file()]
-    hint = f"; did you mean {path / inside[0]}?" if inside else ""
-    raise CheckpointError(f"{path}: there is no {CONFIG_FILE} in this folder{hint}")
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"there is no {error}"
-    return str(error) if isinstance(error, ValueError) else f"a value of the wrong type ({error})"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{path}: must be a JSON object")
-    return entries
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Safetensors if there, else a pickle of tensors alone: no file runs code."""
-    path = folder / WEIGHTS_FILE
-    if path.is_file():
-        try:
-            return safetensors.torch.load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: truncated or not safetensors: {error}") from None
-    path = folder / "pytorch_model.bin"
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: there is no {WEIGHTS_FILE} in this folder")
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no narrower type for a broken file
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not a file of tensors alone: {reason}") from None
-    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
-        raise CheckpointError(f"{path}: holds a {type(tensors).__name__}, not tensors by name")
-    return {name: t for name, t in tensors.items() if isinstance(t, Tensor)}
-
-
-def _check_fit(
-    model: SegFormer, tensors: dict[str, Tensor], unknown: list[str], folder: Path
-) -> None:
-    """Every tensor there, none too many, all of the right shape and finite."""
-    expected = {
+    checkpoint.check(("encoder.", part) if found == kind else ("encoder.",))
+    source = checkpoint.config
+    config = replace(
+        source,
+        num_classes=num_classes or source.num_classes,
+        in_channels=in_channels or source.in_channels,
+    )
+    anew = found != kind or config.num_classes != source.num_classes
+    if labels is None:
+        labels = None if anew else checkpoint.labels
+    preprocessing = _adapt_preprocessing(checkpoint.preprocessing, config.in_channels)
+    with torch.device("meta"):
+        model = whole(config, labels, preprocessing)
+    classifier = "decoder.classifier." if kind == "segmenter" else "head."
+    if anew:
+        model.reset_head()
+        what = f"the {head} starts" if found != kind else "the classifier starts"
+        has = f"its {source.num_classes} classes are not the {config.num_classes} asked for"
+        say(f"{checkpoint.origin}: {f'no {head} in it' if found != kind else has}; {what} anew")
+    if config.in_channels != source.in_channels:
+        say(
+            f"{checkpoint.origin}: made for {source.in_channels} bands; its first convolution is "
+            f"adapted to {config.in_channels}"
+        )
+    tensors = {
         name: tensor
-        for name, tensor in model.state_dict().items()
-        if not name.endswith("num_batches_tracked")
+        for name, tensor in _floats(_parts(checkpoint, part, found == kind), config.in_channels)
+        if not (anew and name.startswith(classifier))
     }
-    problems = [
-        f"{name}: expected {tuple(expected[name].shape)}, found {tuple(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    problems += [f"{name}: missing" for name in expected if name not in tensors]
-    extra = [n for n in tensors if n not in expected and not n.endswith("num_batches_tracked")]
-    problems += [f"{name}: not part of a model of this configuration" for name in unknown + extra]
-    if not problems:
-        problems = [
-            f"{name}: holds values that are not finite"
-            for name, tensor in tensors.items()
-            if tensor.is_floating_point() and not tensor.isfinite().all()
-        ]
-    if problems:
-        shown = "\n  ".join(problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise CheckpointError(
-            f"{folder}: the weights do not fit {CONFIG_FILE} (another variant, another number of "
-            f"classes or of bands?):\n  {shown}{more}"
-        )
+    model.load_state_dict(tensors, strict=False, assign=True)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.get_buffer("num_batches_tracked").is_meta:
+            module.num_batches_tracked = torch.tensor(0)  # old files do not count them
+    return model.eval()
 
 
-def _config_to_hub(model: SegFormer, dtype: torch.dtype) -> dict[str, Any]:
-    config, labels = model.config, model.labels
-    names = labels.names[1:] if config.num_classes == 1 else labels.names
-    id2label = {str(i): name for i, name in enumerate(names)}
+def _parts(checkpoint: Checkpoint, part: str, with_head: bool) -> Iterator[tuple[str, Tensor]]:
+    yield from checkpoint.read("encoder.")
+    if with_head:
+        yield from checkpoint.read(part)
+
+
+def _floats(tensors: Iterator[tuple[str, Tensor]], bands: int) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in float32, the first convolution for ``bands`` bands."""
+    for name, tensor in tensors:
+        if name == FIRST_CONVOLUTION:
+            yield name, adapt_bands(tensor.float(), bands)
+        else:
+            yield name, tensor if name.endswith("num_batches_tracked") else tensor.float()
+
+
+def _take(file: TensorFile, names: Mapping[str, str], name: str) -> Tensor:
+    return file.take(names[name])
+
+
+def _shape_alone(file: TensorFile, names: Mapping[str, str], name: str) -> Tensor:
+    stored = file.stored[names[name]]
+    return torch.empty(stored.shape, dtype=stored.dtype, device="meta")
+
+
+def _open_weights(path: Path) -> TensorFile:
+    """The weights of a folder, safetensors before pickles, or of a file."""
+    if path.is_file():
+        return open_tensors(path)
+    for name in (layout.WEIGHTS_FILE, "pytorch_model.bin"):
+        if (path / name).is_file():
+            return open_tensors(path / name)
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            try:
+                shards = sorted(
+                    {str(shard) for shard in layout.read_json(index)["weight_map"].values()}
+                )
+            except (KeyError, AttributeError):
+                raise CheckpointError(f"{index}: there is no weight_map") from None
+            return Shards(open_tensors(path / Path(shard).name) for shard in shards)
+    files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+    files = [file for file in files if file.suffix != ".ckpt"] or files
+    if len(files) == 1:
+        return open_tensors(files[0])
+    if files:
+        names = ", ".join(file.name for file in files[:6])
+        raise CheckpointError(f"{path}: which of its files is the model? name one: {names}")
+    inside = [name for name in ("best", "last") if (path / name / layout.CONFIG_FILE).is_file()]
+    hint = f"; did you mean {path / inside[0]}?" if inside else ""
+    raise CheckpointError(f"{path}: there is no {layout.WEIGHTS_FILE} in this folder{hint}")
+
+
+def _described(path: Path, file: TensorFile) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Configuration and preprocessing, from the folder's files or from inside the file."""
+    own = file.metadata.get("segformer")
+    if isinstance(own, str):
+        try:
+            own = json.loads(own)
+        except ValueError:
+            own = None
+    own = own if isinstance(own, dict) else {}
+    config, preprocessing = own.get("config"), own.get("preprocessing")
+    if path.is_dir():
+        if (path / layout.CONFIG_FILE).is_file():
+            entries = layout.read_json(path / layout.CONFIG_FILE)
+            if "_model_class" not in entries:
+                config = entries
+            elif entries["_model_class"] != "Segformer":
+                raise CheckpointError(
+                    f"{path}: a {entries['_model_class']} of segmentation_models.pytorch, "
+                    "not a Segformer"
+                )
+        if (path / layout.PREPROCESSING_FILE).is_file():
+            preprocessing = layout.read_json(path / layout.PREPROCESSING_FILE)
+    return config, preprocessing
+
+
+def _labels_of_training_code(metadata: Mapping[str, Any], num_classes: int) -> LabelSet:
+    """Class names and colours that OpenMMLab's and NVlabs' training codes leave in ``meta``."""
+    labels = LabelSet.numbered(num_classes)
+    inner = metadata.get("dataset_meta")
+    source = inner if isinstance(inner, Mapping) else metadata
+    names = source.get("classes", source.get("CLASSES"))
+    palette = source.get("palette", source.get("PALETTE"))
+    try:
+        if names is not None and len(names) == len(labels):
+            distinct = layout.distinct(dict(enumerate(map(str, names))))
+            labels = replace(labels, names=tuple(distinct.values()))
+        if palette is not None and len(palette) == len(labels):
+            colours = tuple((int(r), int(g), int(b)) for r, g, b in palette)
+            labels = replace(labels, palette=colours)
+    except (TypeError, ValueError):
+        pass  # names are a courtesy: what is there is no list of names or colours
+    return labels
+
+
+def _describe(model: Any, architecture: str) -> dict[str, Any]:
+    """What there is to know of a model beside its weights, as the Hub's JSON has it."""
     return {
-        "model_type": "segformer",
-        "architectures": ["SegformerForSemanticSegmentation"],
-        "dtype": str(dtype).removeprefix("torch."),
-        "num_channels": config.in_channels,
-        "num_encoder_blocks": 4,
-        "hidden_sizes": list(config.channels),
-        "depths": list(config.depths),
-        "num_attention_heads": list(config.heads),
-        "sr_ratios": list(config.reductions),
-        "mlp_ratios": [config.mlp_ratio] * 4,
-        "patch_sizes": list(PATCH_KERNELS),
-        "strides": list(PATCH_STRIDES),
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "classifier_dropout_prob": config.dropout,
-        "drop_path_rate": config.drop_path,
-        "initializer_range": 0.02,
-        "layer_norm_eps": config.eps.block,
-        "decoder_hidden_size": config.decoder_width,
-        "semantic_loss_ignore_index": labels.ignore_index,
-        "id2label": id2label,
-        "label2id": {name: int(i) for i, name in id2label.items()},
-        "segformer": {
-            "eps": asdict(config.eps),
-            "names": list(labels.names),
-            "palette": [list(colour) for colour in labels.palette],
-        },
+        "config": layout.config_to_hub(model.config, model.labels, torch.float32, architecture),
+        "preprocessing": layout.preprocessing_to_hub(model.preprocessing),
     }
 
 
-def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, LabelSet]:
-    if entries.get("model_type", "segformer") != "segformer":
-        raise ValueError(f"a model of type {entries['model_type']!r}, not a SegFormer")
-    fixed = {"patch_sizes": PATCH_KERNELS, "strides": PATCH_STRIDES, "hidden_act": "gelu"}
-    for name, value in fixed.items():
-        found = entries.get(name, value)
-        if (tuple(found) if isinstance(found, list) else found) != value:
-            raise ValueError(f"{name} is {found}; every SegFormer has {value}")
-    ratios = set(entries.get("mlp_ratios", [4]))
-    if len(ratios) != 1:
-        raise ValueError(f"mlp_ratios {sorted(ratios)} differ between stages")
-    own = entries.get("segformer", {})
-    if "id2label" in entries:
-        names_by_id = _distinct({int(k): str(v) for k, v in entries["id2label"].items()})
-        labels = LabelSet.from_names(names_by_id, ignore_index=-1)
-    else:  # transformers writes none for its default of two classes
-        labels = LabelSet.numbered(entries.get("num_labels", 2))
-    num_classes = len(labels)
-    if num_classes == 1:
-        labels = LabelSet(("background", *labels.names))
-    names = tuple(own.get("names", labels.names))
-    palette = tuple((int(r), int(g), int(b)) for r, g, b in own.get("palette", ()))
-    ignore_index = entries.get("semantic_loss_ignore_index", 255)
-    if 0 <= ignore_index < len(names):
-        ignore_index = -1  # a class of that number: the field's default ids run out at 255
-    labels = replace(
-        labels, names=names, palette=palette or labels.palette, ignore_index=ignore_index
-    )
-    config = SegFormerConfig(
-        channels=tuple(entries.get("hidden_sizes", (32, 64, 160, 256))),
-        depths=tuple(entries.get("depths", (2, 2, 2, 2))),
-        heads=tuple(entries.get("num_attention_heads", (1, 2, 5, 8))),
-        reductions=tuple(entries.get("sr_ratios", (8, 4, 2, 1))),
-        mlp_ratio=int(ratios.pop()),
-        decoder_width=entries.get("decoder_hidden_size", 256),
-        num_classes=num_classes,
-        in_channels=entries.get("num_channels", 3),
-        drop_path=entries.get("drop_path_rate", 0.1),
-        dropout=entries.get("classifier_dropout_prob", 0.1),
-        eps=NormEps(**own["eps"]) if "eps" in own else TRANSFORMERS_EPS,
-    )
-    return config, labels
-
-
-def _distinct(names: dict[int, str]) -> dict[int, str]:
-    """Published models give some name to two classes; the second becomes "name (2)"."""
-    seen: Counter[str] = Counter()
-    distinct = {}
-    for class_id, name in sorted(names.items()):
-        seen[name] += 1
-        distinct[class_id] = name if seen[name] == 1 else f"{name} ({seen[name]})"
-    return distinct
-
-
-def _preprocessing_to_hub(preprocessing: Preprocessing) -> dict[str, Any]:
-    size = preprocessing.size
-    entries: dict[str, Any] = {
-        "image_processor_type": "SegformerImageProcessor",
-        "do_resize": size is not None,
-        "resample": int(RESAMPLING[preprocessing.resample]),
-        "do_rescale": True,
-        "rescale_factor": preprocessing.rescale,
-        "do_normalize": True,
-        "image_mean": list(preprocessing.mean),
-        "image_std": list(preprocessing.std),
-        "do_reduce_labels": preprocessing.reduce_labels,
+def _stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Copies, since a view of a larger tensor, as keys and values are, cannot be stored."""
+    return {
+        name: tensor.detach()
+        .to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        .contiguous()
+        for name, tensor in tensors.items()
     }
-    if isinstance(size, tuple):
-        entries["size"] = {"height": size[0], "width": size[1]}
-    elif size is not None:
-        entries["size"] = {"shortest_edge": size}
-        # transformers takes a size without height as a square unless told so
-        entries["default_to_square"] = False
-    if preprocessing.multiple > 1:
-        entries["size_multiple"] = preprocessing.multiple
-    return entries
 
 
-def _preprocessing_from_hub(entries: dict[str, Any]) -> Preprocessing:
-    size = entries.get("size", 512)
-    target: tuple[int, int] | int | None
-    if not entries.get("do_resize", True):
-        target = None
-    elif isinstance(size, int):  # as written by transformers before 4.26
-        target = (size, size)
-    elif "shortest_edge" in size:
-        target = int(size["shortest_edge"])
-    else:
-        target = (int(size["height"]), int(size["width"]))
-    normalise = entries.get("do_normalize", True)
-    mean = tuple(float(value) for value in entries.get("image_mean", IMAGENET_MEAN))
-    std = tuple(float(value) for value in entries.get("image_std", IMAGENET_STD))
-    rescale = float(entries.get("rescale_factor", 1 / 255))
-    names = {int(value): name for name, value in RESAMPLING.items()}
-    return Preprocessing(
-        size=target,
-        multiple=int(entries.get("size_multiple", 1)),
-        mean=mean if normalise else (0.0,) * len(mean),
-        std=std if normalise else (1.0,) * len(std),
-        rescale=rescale if entries.get("do_rescale", True) else 1.0,
-        resample=names[entries.get("resample", 2)],
-        reduce_labels=entries.get("do_reduce_labels", entries.get("reduce_labels", False)),
-    )
+def _write_folder(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    description: dict[str, Any],
+) -> None:
+    stored = _stored(tensors, dtype)
+    with whole_file(folder / layout.WEIGHTS_FILE) as partial_file:
+        safetensors.torch.save_file(stored, partial_file, metadata={"format": "pt"})
+    kept = next(iter(stored.values())).dtype
+    config = description["config"] | {"dtype": str(kept).removeprefix("torch.")}
+    write_json(folder / layout.CONFIG_FILE, config)
+    write_json(folder / layout.PREPROCESSING_FILE, description["preprocessing"])
+
+
+def _write_file(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    description: dict[str, Any],
+) -> None:
+    """One file; what its codebase has no place for lies in the metadata, where none looks."""
+    stored = _stored(tensors, dtype)
+    with whole_file(path) as partial_file:
+        if path.suffix == ".safetensors":
+            metadata = {"format": "pt", "segformer": json.dumps(description)}
+            safetensors.torch.save_file(stored, partial_file, metadata=metadata)
+        else:
+            own = description["config"]["segformer"]
+            meta = {"CLASSES": own["names"], "PALETTE": own["palette"], "segformer": description}
+            torch.save({"meta": meta, "state_dict": stored}, partial_file)
+
+
+def _write_smp_folder(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    config: SegFormerConfig,
+    description: dict[str, Any],
+) -> None:
+    """As its ``save_pretrained`` does: the arguments of its class beside the weights."""
+    if config.variant is None:
+        raise ValueError(f"{folder}: segmentation_models.pytorch has no encoder of these sizes")
+    with whole_file(folder / layout.WEIGHTS_FILE) as partial_file:
+        metadata = {"format": "pt", "segformer": json.dumps(description)}
+        safetensors.torch.save_file(_stored(tensors, dtype), partial_file, metadata=metadata)
+    arguments = {
+        "_model_class": "Segformer",
+        "encoder_name": f"mit_{config.variant}",
+        "encoder_depth": 5,
+        "encoder_weights": None,
+        "decoder_segmentation_channels": config.decoder_width,
+        "in_channels": config.in_channels,
+        "classes": config.num_classes,
+        "activation": None,
+        "aux_params": None,
+        "upsampling": 4,
+    }
+    write_json(folder / layout.CONFIG_FILE, arguments)

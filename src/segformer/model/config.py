@@ -11,6 +11,8 @@ from typing import Any
 STRIDES = (4, 8, 16, 32)
 """Pixels per token along a side, for the four stages."""
 
+DECODERS = ("original", "openmmlab")
+
 PATCH_KERNELS = (7, 3, 3, 3)
 PATCH_STRIDES = (4, 2, 2, 2)
 
@@ -32,6 +34,8 @@ class NormEps:
 
 ORIGINAL_EPS = NormEps(block=1e-6, merging=1e-5, reduction=1e-5)
 """As in the original implementation (NVlabs)."""
+OPENMMLAB_EPS = NormEps(block=1e-6, merging=1e-6, reduction=1e-6)
+"""As in mmsegmentation, which hands one setting to every norm."""
 TRANSFORMERS_EPS = NormEps()
 """As in transformers, whose modules ignore ``layer_norm_eps`` of their configuration."""
 
@@ -47,6 +51,8 @@ class SegFormerConfig:
         reductions: Spatial reduction r of keys and values (the sequence reduction is r squared).
         mlp_ratio: Widening of the Mix-FFN.
         decoder_width: Width D of the all-MLP decoder.
+        decoder: "original", the paper's; or "openmmlab", which has a BatchNorm and a ReLU after
+            each stage's projection.
         num_classes: Channels K of the logits. 1 means a binary model: one logit, a sigmoid.
         in_channels: Bands of the picture.
         drop_path: Stochastic depth of the last block; rises linearly from 0 over all blocks.
@@ -60,6 +66,7 @@ class SegFormerConfig:
     reductions: tuple[int, int, int, int] = (8, 4, 2, 1)
     mlp_ratio: int = 4
     decoder_width: int = 256
+    decoder: str = "original"
     num_classes: int = 150
     in_channels: int = 3
     drop_path: float = 0.1
@@ -76,6 +83,8 @@ class SegFormerConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder {self.decoder!r} is none of {', '.join(DECODERS)}")
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a probability in [0, 1), not {getattr(self, name)}")
@@ -175,4 +184,10 @@ def count_macs(config: SegFormerConfig, height: int, width: int) -> Macs:
     d, first = config.decoder_width, tokens_of_stage[0]
     projections = sum(n * c * d for n, c in zip(tokens_of_stage, config.channels, strict=True))
     classifier = first * d * config.num_classes
-    return Macs(encoder, projections + first * 4 * d * d + classifier, projections + classifier)
+    # Behind a ReLU a projection cannot be composed; its slice still runs before the upsampling
+    slices = sum(tokens_of_stage) * d * d if config.decoder == "openmmlab" else 0
+    return Macs(
+        encoder,
+        projections + first * 4 * d * d + classifier,
+        projections + slices + classifier,
+    )

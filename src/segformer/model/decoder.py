@@ -11,6 +11,9 @@ Each stage therefore goes straight to its share of the fused map at its own reso
 the composed weight W_i P_i: the widest product of the model, 4 D^2 per token, disappears. The
 parameters stay the published ones, and gradients reach them through the composition.
 
+OpenMMLab's head has a BatchNorm and a ReLU after each projection. Those stay where they are, at
+each stage's own resolution, and W_i alone commutes with the upsampling.
+
 Legend: B batch, h w tokens of stage 1, C channels, D decoder width, K classes.
 """
 
@@ -30,8 +33,11 @@ class MLPDecoder(nn.Module):
     """Projections, fusion, BatchNorm, ReLU, dropout over whole channels, classifier.
 
     Attributes:
-        projections: Four linears C_i -> D, stage 1 first.
-        fuse: 1x1 convolution 4D -> D without bias; its input is ordered stage 4 first.
+        projections: Four linears C_i -> D, stage 1 first; without bias where a norm follows.
+        stage_norms: BatchNorms over D after the projections, each before a ReLU: OpenMMLab's
+            head alone has them.
+        fuse: 1x1 convolution 4D -> D without bias; its input is ordered stage 4 first, in
+            OpenMMLab's head stage 1 first.
         norm: BatchNorm over D.
         classifier: 1x1 convolution D -> K.
     """
@@ -39,7 +45,13 @@ class MLPDecoder(nn.Module):
     def __init__(self, config: SegFormerConfig):
         super().__init__()
         width = config.decoder_width
-        self.projections = nn.ModuleList(nn.Linear(c, width) for c in config.channels)
+        normed = config.decoder == "openmmlab"
+        self.projections = nn.ModuleList(
+            nn.Linear(c, width, bias=not normed) for c in config.channels
+        )
+        self.stage_norms = (
+            nn.ModuleList(nn.BatchNorm2d(width) for _ in config.channels) if normed else None
+        )
         self.fuse = nn.Conv2d(len(config.channels) * width, width, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.dropout = config.dropout
@@ -50,6 +62,13 @@ class MLPDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Four maps (B, C_i, h_i, w_i), stage 1 first -> logits (B, K, h_1, w_1)."""
+        if self.stage_norms is not None:
+            features = [
+                norm(to_maps(linear(to_tokens(maps)))).relu_()
+                for maps, linear, norm in zip(
+                    features, self.projections, self.stage_norms, strict=True
+                )
+            ]
         weights, bias = self.compose()
         fused = self.norm(_fuse(features, weights, bias)).relu_()
         if not self.training or self.dropout == 0:
@@ -74,11 +93,15 @@ class MLPDecoder(nn.Module):
     def compose(self) -> tuple[list[Tensor], Tensor]:
         """The composed weights W_i P_i, each (D, C_i), stage 1 first, and sum_i W_i b_i, (D,).
 
+        Where norms follow the projections it is the slices W_i, each (D, D), and no bias.
+
         In full precision even under autocast: a product of rounded weights, rounded again,
         would lose bits that cost nothing to keep.
         """
         with torch.autocast(self.fuse.weight.device.type, enabled=False):
             slices = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)
+            if self.stage_norms is not None:
+                return list(slices), slices[0].new_zeros(len(slices[0]))
             pairs = list(zip(reversed(slices), self.projections, strict=True))
             weights = [part @ linear.get_parameter("weight") for part, linear in pairs]
             biases = [part @ linear.get_parameter("bias") for part, linear in pairs]
@@ -101,22 +124,43 @@ class FoldedDecoder(nn.Module):
 
     def __init__(self, decoder: MLPDecoder):
         super().__init__()
-        norm = decoder.norm
-        if norm.running_mean is None or norm.running_var is None:
-            raise ValueError("the decoder's BatchNorm keeps no running statistics to fold in")
+        self.normed_stages = decoder.stage_norms is not None
         with torch.no_grad():
             weights, bias = decoder.compose()
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            scale, shift = _scale_and_shift(decoder.norm)
             self.stages = len(weights)
             for stage, weight in enumerate(weights):
                 self.register_buffer(f"weight_{stage}", weight * scale[:, None])
-            self.register_buffer("bias", (bias - norm.running_mean) * scale + norm.bias)
+            self.register_buffer("bias", bias * scale + shift)
+            for stage, norm in enumerate(decoder.stage_norms or ()):
+                scale, shift = _scale_and_shift(norm)
+                projection = decoder.projections[stage].get_parameter("weight")
+                self.register_buffer(f"projection_{stage}", projection * scale[:, None])
+                self.register_buffer(f"projection_bias_{stage}", shift)
         self.classifier = decoder.classifier
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Four maps (B, C_i, h_i, w_i), stage 1 first -> logits (B, K, h_1, w_1)."""
+        if self.normed_stages:
+            features = [
+                to_maps(F.linear(to_tokens(maps), *self._projection(stage)).relu_())
+                for stage, maps in enumerate(features)
+            ]
         weights = [self.get_buffer(f"weight_{stage}") for stage in range(self.stages)]
         return self.classifier(_fuse(features, weights, self.bias).relu_())
+
+    def _projection(self, stage: int) -> tuple[Tensor, Tensor]:
+        names = (f"projection_{stage}", f"projection_bias_{stage}")
+        return self.get_buffer(names[0]), self.get_buffer(names[1])
+
+
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A BatchNorm's running statistics and weights as one factor and one summand, (D,) each."""
+    assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("the decoder's BatchNorm keeps no running statistics to fold in")
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
 
 
 def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:

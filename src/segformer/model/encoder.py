@@ -6,10 +6,14 @@ Legend: B batch, H W pixels, h w tokens, C channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from segformer.model.config import PATCH_KERNELS, PATCH_STRIDES, SegFormerConfig
+from segformer.model.config import PATCH_KERNELS, PATCH_STRIDES, STRIDES, SegFormerConfig
 from segformer.model.layers import (
     DropPath,
     EfficientSelfAttention,
@@ -17,6 +21,11 @@ from segformer.model.layers import (
     OverlapPatchMerging,
     to_maps,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from segformer.model.segformer import HubOptions
 
 
 class EncoderBlock(nn.Module):
@@ -54,28 +63,56 @@ class EncoderStage(nn.Module):
         )
         self.blocks = nn.ModuleList(EncoderBlock(config, stage, p) for p in drop_paths)
         self.norm = nn.LayerNorm(channels, eps=config.eps.block)
+        self._recompute = False
+
+    def recompute_activations(self, enabled: bool) -> None:
+        """See `MixTransformer.recompute_activations`."""
+        self._recompute = enabled
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, h, w), in channels_last memory."""
         tokens = self.merging(maps)
         for block in self.blocks:
-            tokens = block(tokens)
+            if self._recompute and self.training:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
         return to_maps(self.norm(tokens))
 
 
 class MixTransformer(nn.Module):
-    """The hierarchical encoder MiT (paper, section 3.1).
+    """The hierarchical encoder MiT (paper, section 3.1), alone a backbone for any head.
 
     Args:
         config: Its encoder fields are used.
+        out_indices: Which stages' maps to return, in order; stages behind the last do not run.
 
     Attributes:
         stages: Four stages, at 1/4, 1/8, 1/16 and 1/32 of the picture.
+        channels: Of each map that is returned: for B0 32, 64, 160, 256, for B1 to B5 64, 128,
+            320, 512.
+        strides: Pixels per cell of each map that is returned: 4, 8, 16, 32.
+
+    Raises:
+        ValueError: ``out_indices`` are not rising numbers from 0 to 3.
+
+    Example:
+        >>> encoder = MixTransformer.from_variant("b0", out_indices=(1, 3))
+        >>> [tuple(maps.shape) for maps in encoder(torch.rand(2, 3, 256, 320))]
+        [(2, 64, 32, 40), (2, 256, 8, 10)]
     """
 
-    def __init__(self, config: SegFormerConfig):
+    def __init__(self, config: SegFormerConfig, out_indices: Sequence[int] = (0, 1, 2, 3)):
         super().__init__()
         self.config = config
+        self.out_indices = tuple(out_indices)
+        if not self.out_indices or list(self.out_indices) != sorted(
+            {*self.out_indices} & {0, 1, 2, 3}
+        ):
+            raise ValueError(f"out_indices must be rising numbers from 0 to 3, not {out_indices}")
+        self.channels = tuple(config.channels[i] for i in self.out_indices)
+        self.strides = tuple(STRIDES[i] for i in self.out_indices)
+        self.frozen_stages = 0
         blocks = sum(config.depths)
         drop_paths = [config.drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
         self.stages = nn.ModuleList()
@@ -85,12 +122,69 @@ class MixTransformer(nn.Module):
         self.apply(_initialise)
 
     @classmethod
-    def from_variant(cls, variant: str, **overrides: object) -> MixTransformer:
+    def from_variant(
+        cls, variant: str, out_indices: Sequence[int] = (0, 1, 2, 3), **overrides: object
+    ) -> MixTransformer:
         """Fresh weights for "b0".."b5"; ``overrides`` are fields of `SegFormerConfig`."""
-        return cls(SegFormerConfig.from_variant(variant, **overrides))
+        return cls(SegFormerConfig.from_variant(variant, **overrides), out_indices)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        in_channels: int | None = None,
+        **hub: Unpack[HubOptions],
+    ) -> MixTransformer:
+        """The encoder of any model: a segmenter, a classifier or an encoder's own file.
+
+        Args:
+            source: As for `SegFormer.from_pretrained`.
+            out_indices: Which stages' maps to return.
+            in_channels: Another number of bands than the model's own; the first convolution is
+                adapted (`segformer.checkpoints.store.adapt_bands`).
+            **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+
+        Raises:
+            CheckpointError: Something is missing, broken, or does not fit.
+        """
+        from segformer.checkpoints import store
+
+        return store.load_encoder(source, out_indices=out_indices, in_channels=in_channels, **hub)
+
+    def freeze(self, stages: int = 4) -> MixTransformer:
+        """Keep the first stages as they are in training: no gradients, no stochastic depth.
+
+        Args:
+            stages: How many; 0 lets all learn again.
+        """
+        if not 0 <= stages <= len(self.stages):
+            raise ValueError(f"there are {len(self.stages)} stages to freeze, not {stages}")
+        self.frozen_stages = stages
+        for i, stage in enumerate(self.stages):
+            stage.requires_grad_(i >= stages)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> MixTransformer:
+        """Training mode for the stages that are not frozen."""
+        super().train(mode)
+        for stage in self.stages[: self.frozen_stages]:
+            stage.eval()
+        return self
+
+    def recompute_activations(self, enabled: bool = True) -> MixTransformer:
+        """Gradient checkpointing: keep no activations inside blocks, make them again backwards.
+
+        Training then takes about a third longer and far less memory; gradients are the same.
+        """
+        for stage in self.stages:
+            assert isinstance(stage, EncoderStage)
+            stage.recompute_activations(enabled)
+        return self
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Four feature maps of a batch of pictures.
+        """Feature maps of a batch of pictures, those of ``out_indices``.
 
         Args:
             pixels: (B, in_channels, H, W), normalised, any height and width of at least
@@ -104,9 +198,10 @@ class MixTransformer(nn.Module):
         """
         self.check(pixels)
         maps = []
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages[: self.out_indices[-1] + 1]):
             pixels = stage(pixels)
-            maps.append(pixels)
+            if i in self.out_indices:
+                maps.append(pixels)
         return maps
 
     def check(self, pixels: Tensor) -> None:

@@ -6,8 +6,9 @@ Legend: B batch, H W pixels, C channels, K classes.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,25 @@ from segformer.labels import LabelSet
 from segformer.model.config import SegFormerConfig
 from segformer.model.decoder import FoldedDecoder, MLPDecoder
 from segformer.model.encoder import MixTransformer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class HubOptions(TypedDict, total=False):
+    """How to fetch a model from the Hub.
+
+    Attributes:
+        revision: Branch, tag or commit.
+        token: For private models; left out, the one that ``hf auth login`` stored.
+        cache_dir: Left out, the cache of all Hub tools.
+        local_files_only: Use the cache alone.
+    """
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
 
 
 class SegFormer(nn.Module):
@@ -67,15 +87,40 @@ class SegFormer(nn.Module):
         return cls(SegFormerConfig.from_variant(variant, **overrides), labels)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> SegFormer:
-        """Load a model from a folder in the Hub layout; see `segformer.checkpoints.store.load`.
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        labels: LabelSet | None = None,
+        num_classes: int | None = None,
+        in_channels: int | None = None,
+        **hub: Unpack[HubOptions],
+    ) -> SegFormer:
+        """Load a model, whatever wrote it: transformers, NVlabs, OpenMMLab, SMP or this package.
+
+        Args:
+            source: A Hub id (OWNER/NAME, or OWNER/NAME@REVISION), a folder, or a file of weights
+                (``.safetensors``, ``.pth``, ``.pt``, ``.bin``). Names of tensors tell the
+                codebase, their shapes the variant where no configuration does.
+            labels: Other classes than the model's own.
+            num_classes: Another number of classes than the model's own: the classifier alone
+                starts anew, and that is said. With it an encoder or a classifier can be loaded
+                too; the whole decoder then starts anew.
+            in_channels: Another number of bands than the model's own; the first convolution is
+                adapted (`segformer.checkpoints.store.adapt_bands`).
+            **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+
+        Returns:
+            The model in float32, in evaluation mode, with its labels and preprocessing.
 
         Raises:
             CheckpointError: Something is missing, broken, or does not fit.
         """
         from segformer.checkpoints import store
 
-        return store.load(source)
+        return store.load(
+            source, labels=labels, num_classes=num_classes, in_channels=in_channels, **hub
+        )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the model in the Hub layout; see `segformer.checkpoints.store.save`.
@@ -90,6 +135,25 @@ class SegFormer(nn.Module):
         from segformer.checkpoints import store
 
         store.save(self, folder, dtype=dtype)
+
+    def push_to_hub(self, model_id: str, *, run: str | Path | None = None, **options: Any) -> str:
+        """Publish the model with a card; see `segformer.checkpoints.card.push`.
+
+        Args:
+            model_id: OWNER/NAME; made if it is not there.
+            run: Folder of the training that made it: its report and recipe go into the card.
+            **options: ``licence``, ``private``, ``token``, ``revision``, ``message``.
+
+        Returns:
+            Address of the commit.
+        """
+        from segformer.checkpoints import card
+
+        return card.push(self, model_id, run=run, **options)
+
+    def reset_head(self) -> None:
+        """Give the decoder fresh weights."""
+        self.decoder = MLPDecoder(self.config)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits at a quarter of the picture's size.
@@ -123,21 +187,82 @@ class SegFormerClassifier(nn.Module):
 
     Args:
         config: Shapes and arithmetic; its decoder fields are not used.
+        labels: Its classes. Left out: numbered ones.
+        preprocessing: How pictures become its input. Left out: short side 256, of which the
+            middle 224 x 224 are kept.
+
+    Raises:
+        ValueError: ``labels`` and ``config.num_classes`` disagree.
     """
 
-    def __init__(self, config: SegFormerConfig):
+    def __init__(
+        self,
+        config: SegFormerConfig,
+        labels: LabelSet | None = None,
+        preprocessing: Preprocessing | None = None,
+    ):
         super().__init__()
         self.config = config
-        self.encoder = MixTransformer(config)
-        self.head = nn.Linear(config.channels[-1], config.num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.labels = labels or LabelSet.numbered(config.num_classes)
+        self.preprocessing = preprocessing or replace(
+            Preprocessing.for_bands(config.in_channels), size=256, crop=(224, 224)
+        )
+        if len(self.labels) != config.num_classes:
+            raise ValueError(
+                f"a classifier of {config.num_classes} outputs has as many classes, not the "
+                f"{len(self.labels)} that were named"
+            )
+        self.encoder = MixTransformer(config, out_indices=(3,))
+        self.reset_head()
 
     @classmethod
-    def from_variant(cls, variant: str, **overrides: Any) -> SegFormerClassifier:
-        """A classifier with fresh weights; ``overrides`` are fields of `SegFormerConfig`."""
-        overrides.setdefault("num_classes", 1000)
-        return cls(SegFormerConfig.from_variant(variant, **overrides))
+    def from_variant(
+        cls, variant: str, *, labels: LabelSet | None = None, **overrides: Any
+    ) -> SegFormerClassifier:
+        """A classifier with fresh weights.
+
+        Args:
+            variant: "b0" to "b5".
+            labels: Its classes; left out, 1000 numbered ones, or ``num_classes``.
+            **overrides: Fields of `SegFormerConfig`.
+        """
+        overrides.setdefault("num_classes", 1000 if labels is None else len(labels))
+        return cls(SegFormerConfig.from_variant(variant, **overrides), labels)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        labels: LabelSet | None = None,
+        num_classes: int | None = None,
+        in_channels: int | None = None,
+        **hub: Unpack[HubOptions],
+    ) -> SegFormerClassifier:
+        """Load a classifier; arguments and errors as for `SegFormer.from_pretrained`."""
+        from segformer.checkpoints import store
+
+        return store.load_classifier(
+            source, labels=labels, num_classes=num_classes, in_channels=in_channels, **hub
+        )
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write the model in the Hub layout; see `segformer.checkpoints.store.save`."""
+        from segformer.checkpoints import store
+
+        store.save(self, folder, dtype=dtype)
+
+    def push_to_hub(self, model_id: str, *, run: str | Path | None = None, **options: Any) -> str:
+        """Publish the model with a card; as `SegFormer.push_to_hub`."""
+        from segformer.checkpoints import card
+
+        return card.push(self, model_id, run=run, **options)
+
+    def reset_head(self) -> None:
+        """Give the head fresh weights."""
+        self.head = nn.Linear(self.config.channels[-1], self.config.num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, in_channels, H, W), normalised -> logits (B, num_classes)."""

@@ -22,7 +22,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from segformer.checkpoints import store
+from segformer.checkpoints.layout import CONFIG_FILE
 from segformer.data.check import SplitReport, check_split
 from segformer.data.dataset import Dataset, DatasetError, open_dataset, splits
 from segformer.data.loader import DrawSampler, TrainingCrops, crop_loader
@@ -324,7 +324,7 @@ class _Run:
         """Write the pictures and the report of the model that was kept."""
         if not self.fabric.is_global_zero:
             raise SystemExit(0)  # one process of the several reports
-        if not (self.folder.last / store.CONFIG_FILE).exists():
+        if not (self.folder.last / CONFIG_FILE).exists():
             self._kept_model().save_pretrained(self.folder.last)
         self.folder.draw_curves()
         if self.validation is None:

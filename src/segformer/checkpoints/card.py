@@ -1,0 +1,164 @@
+"""The card of a published model, written from what its training left."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segformer.checkpoints import hub, store
+from segformer.checkpoints.tensors import CheckpointError
+from segformer.model.segformer import SegFormer, SegFormerClassifier
+
+_OF_INTEREST = (
+    "variant init epochs max_steps batch_size accumulate devices crop_size lr head_lr_factor "
+    "weight_decay warmup_steps schedule ema_decay precision seed"
+).split()
+
+
+def push(
+    model: SegFormer | SegFormerClassifier,
+    model_id: str,
+    *,
+    run: str | Path | None = None,
+    licence: str | None = None,
+    **options: Any,
+) -> str:
+    """Publish a model with a card.
+
+    Args:
+        model: Not folded.
+        model_id: OWNER/NAME; made if it is not there.
+        run: Folder of the training that made it.
+        licence: As the Hub names licences, such as "apache-2.0".
+        **options: ``private``, ``token``, ``revision``, ``message``: see `hub.upload`.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        CheckpointError: The Hub refused, or the run has no readable report.
+    """
+    text = model_card(model, model_id, run=run, licence=licence)
+    return hub.upload(partial(store.save, model), model_id, card=text, **options)
+
+
+def model_card(
+    model: SegFormer | SegFormerClassifier,
+    model_id: str,
+    *,
+    run: str | Path | None = None,
+    licence: str | None = None,
+) -> str:
+    """The text of ``README.md``: what the model is, how to use it, how it was made, how good it is.
+
+    Args:
+        model: What is described.
+        model_id: OWNER/NAME.
+        run: Folder of its training; left out, the card has no scores and says so.
+        licence: As the Hub names licences.
+
+    Raises:
+        CheckpointError: ``run`` has no readable ``report.json`` or ``config.yaml``.
+    """
+    report, recipe = _read_run(Path(run)) if run is not None else ({}, {})
+    segmenter = isinstance(model, SegFormer)
+    title = f"SegFormer-{(model.config.variant or 'of its own size').upper()}"
+    front: dict[str, Any] = {"library_name": "segformer"}
+    if licence is not None:
+        front["license"] = licence
+    front["pipeline_tag"] = "image-segmentation" if segmenter else "image-classification"
+    front["tags"] = ["segformer", "semantic-segmentation" if segmenter else "classification"]
+    if report:
+        front["model-index"] = [_index_entry(model_id, front["pipeline_tag"], report)]
+    classes = ", ".join(model.labels.names[:40])
+    more = f" and {len(model.labels) - 40} more" if len(model.labels) > 40 else ""
+    use = (
+        f'predictor = segformer.Predictor("{model_id}")\nprediction = predictor("picture.jpg")\n'
+        "prediction.overlay()"
+        if segmenter
+        else f'classifier = segformer.SegFormerClassifier.from_pretrained("{model_id}")'
+    )
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"# {title}: {Path(model_id).name}\n",
+        f"Classes ({len(model.labels)}): {classes}{more}.\n",
+        f"Input: {model.config.in_channels} bands, {_sizes(model)}.\n",
+        f"## Use\n\n```python\nimport segformer\n\n{use}\n```\n",
+        _scores(report),
+        _training(recipe, report),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{run}: not the folder of a finished run: {error}") from None
+    return dict(report), dict(recipe)
+
+
+def _index_entry(model_id: str, task: str, report: dict[str, Any]) -> dict[str, Any]:
+    """Scores as the Hub's own table of results takes them."""
+    names = {"miou": "mean_iou", "pixel_accuracy": "pixel_accuracy", "top1": "accuracy"}
+    metrics = [
+        {"type": kind, "name": name, "value": round(100 * report[name], 2)}
+        for name, kind in names.items()
+        if report.get(name) is not None
+    ]
+    dataset = Path(str(report.get("dataset", "unnamed"))).name
+    entry = {"task": {"type": task}, "dataset": {"name": dataset, "type": dataset}}
+    return {"name": model_id, "results": [{**entry, "metrics": metrics}]}
+
+
+def _sizes(model: SegFormer | SegFormerClassifier) -> str:
+    size = model.preprocessing.size
+    if isinstance(size, tuple):
+        return f"resized to {size[1]} x {size[0]} pixels"
+    return f"short side {size} pixels" if size is not None else "at the picture's own size"
+
+
+def _scores(report: dict[str, Any]) -> str:
+    if not report:
+        return "## How good it is\n\nNot stated: no evaluation came with it.\n"
+    where = f"`{Path(str(report['dataset'])).name}`, split {report['split']}"
+    lines = [f"## How good it is\n\nOn {report['pictures']} pictures of {where}.\n"]
+    if "miou" in report:
+        lines.append("| class | IoU | accuracy | Dice |\n| --- | ---: | ---: | ---: |")
+        rows = {**report["classes"], "**mean**": _mean_row(report)}
+        for name, row in rows.items():
+            cells = (_percent(row[key]) for key in ("iou", "accuracy", "dice"))
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"\nPixel accuracy {_percent(report['pixel_accuracy'])} %.\n")
+    else:
+        lines.append(f"Top-1 {_percent(report['top1'])} %, top-5 {_percent(report['top5'])} %.\n")
+    return "\n".join(lines)
+
+
+def _mean_row(report: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "iou": report["miou"],
+        "accuracy": report["mean_accuracy"],
+        "dice": report["mean_dice"],
+    }
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _training(recipe: dict[str, Any], report: dict[str, Any]) -> str:
+    if not recipe:
+        return ""
+    pictures, minutes = report.get("training_pictures"), report.get("minutes")
+    lines = [f"## Training\n\n{pictures} pictures, {minutes} minutes, with this recipe:\n\n```yaml"]
+    kept = {k: recipe[k] for k in _OF_INTEREST if recipe.get(k) is not None}
+    if "init" in kept:
+        kept["init"] = Path(str(kept["init"])).name
+    lines.append(yaml.safe_dump(kept, sort_keys=False) + "```\n")
+    return "\n".join(lines)

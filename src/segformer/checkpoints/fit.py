@@ -1,0 +1,146 @@
+"""What the shapes of tensors say of a model, and whether they fit one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from segformer.checkpoints.tensors import CheckpointError
+from segformer.model.config import VARIANTS, NormEps, SegFormerConfig
+from segformer.model.segformer import SegFormer, SegFormerClassifier
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+FIRST_CONVOLUTION = "encoder.stages.0.merging.projection.weight"
+
+
+def infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
+    """The configuration that tensors were made with.
+
+    Heads leave no trace in the tensors: every published variant has heads as wide as the first
+    stage, and so it is assumed.
+
+    Args:
+        shapes: Of the tensors, by their names here.
+        eps: Of the dialect.
+
+    Raises:
+        CheckpointError: The encoder is incomplete.
+    """
+    stages = [f"encoder.stages.{s}." for s in range(4)]
+    depths = [_depth(shapes, stage) for stage in stages]
+    needed = [FIRST_CONVOLUTION, *(f"{stage}merging.projection.weight" for stage in stages)]
+    needed += [stage + "blocks.0.ffn.expand.weight" for stage in stages]
+    missing = [name for name in needed if len(shapes.get(name, ())) < 2]
+    if missing or not all(depths):
+        raise CheckpointError(f"the encoder is incomplete: {(missing or ['its blocks'])[0]}")
+    channels = [shapes[stage + "merging.projection.weight"][0] for stage in stages]
+    reductions = [
+        shapes.get(stage + "blocks.0.attention.reduction.weight", (0, 0, 1, 1))[-1]
+        for stage in stages
+    ]
+    hidden = shapes[stages[0] + "blocks.0.ffn.expand.weight"][0]
+    decoder = [name for name in shapes if name.startswith("decoder.")]
+    classifier = shapes.get("decoder.classifier.weight", shapes.get("head.weight", (1,)))
+    normed = any(name.startswith("decoder.stage_norms.") for name in decoder)
+    try:
+        config = SegFormerConfig(
+            channels=tuple(channels),  # type: ignore[arg-type]
+            depths=tuple(depths),  # type: ignore[arg-type]
+            heads=tuple(max(1, c // channels[0]) for c in channels),  # type: ignore[arg-type]
+            reductions=tuple(reductions),  # type: ignore[arg-type]
+            mlp_ratio=hidden // channels[0],
+            decoder="openmmlab" if normed else "original",
+            num_classes=classifier[0],
+            in_channels=shapes[FIRST_CONVOLUTION][1],
+            eps=eps,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"the tensors are of no SegFormer: {error}") from None
+    usual = VARIANTS.get(config.variant or "b0", VARIANTS["b0"])["decoder_width"]
+    return replace(config, decoder_width=shapes.get("decoder.fuse.weight", (usual,))[0])
+
+
+def check_fit(
+    config: SegFormerConfig, shapes: Shapes, parts: Sequence[str], unknown: Sequence[str]
+) -> None:
+    """Compare tensors with what a configuration asks for.
+
+    Args:
+        config: Of the model.
+        shapes: Of the tensors, by their names here.
+        parts: Which parts of the model are wanted: "encoder.", "decoder.", "head.".
+        unknown: Names in the file that no module here has.
+
+    Raises:
+        CheckpointError: A tensor is missing, left over, or of another shape; the message lists
+            them and says what is the likely cause.
+    """
+    expected = expected_shapes(config, parts)
+    found = {n: shape for n, shape in shapes.items() if n.startswith(tuple(parts))}
+    optional = ("num_batches_tracked",)
+    problems = [
+        f"{name}: expected {tuple(expected[name])}, found {tuple(shape)}"
+        for name, shape in found.items()
+        if name in expected and tuple(shape) != tuple(expected[name])
+    ]
+    problems += [
+        f"{name}: missing" for name in expected if name not in found and not name.endswith(optional)
+    ]
+    extra = [name for name in found if name not in expected and not name.endswith(optional)]
+    problems += [f"{n}: not part of a model of this configuration" for n in (*extra, *unknown)]
+    if problems:
+        shown = "\n  ".join(problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise CheckpointError(
+            f"the weights do not fit the model{_likely_cause(config, shapes)}:\n  {shown}{more}"
+        )
+
+
+def expected_shapes(config: SegFormerConfig, parts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's tensors, by name; nothing is allocated."""
+    with torch.device("meta"):
+        whole = SegFormerClassifier if "head." in parts else SegFormer
+        model: torch.nn.Module = whole(config)
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if name.startswith(tuple(parts))
+    }
+
+
+def _likely_cause(config: SegFormerConfig, shapes: Shapes) -> str:
+    """What the tensors themselves say, where the configuration says otherwise."""
+    try:
+        found = infer_config(shapes, config.eps)
+    except CheckpointError:
+        return ""
+    differences = []
+    if (found.channels, found.depths) != (config.channels, config.depths):
+        differences.append(f"the file holds {_encoder(found)}, not {_encoder(config)}")
+    if found.in_channels != config.in_channels:
+        differences.append(f"the file is for {found.in_channels} bands, not {config.in_channels}")
+    has_classes = {"decoder.classifier.weight", "head.weight"} & shapes.keys()
+    if has_classes and found.num_classes != config.num_classes:
+        differences.append(f"the file has {found.num_classes} classes, not {config.num_classes}")
+    has_decoder = "decoder.fuse.weight" in shapes
+    if has_decoder and found.decoder_width != config.decoder_width:
+        differences.append(
+            f"the file's decoder is {found.decoder_width} wide, not {config.decoder_width}"
+        )
+    return f" ({'; '.join(differences)})" if differences else ""
+
+
+def _encoder(config: SegFormerConfig) -> str:
+    if config.variant is not None:
+        return config.variant.upper()
+    return f"channels {config.channels} with depths {config.depths}"
+
+
+def _depth(shapes: Shapes, stage: str) -> int:
+    pattern = re.compile(re.escape(stage) + r"blocks\.(\d+)\.")
+    blocks = [int(found[1]) for name in shapes if (found := pattern.match(name))]
+    return max(blocks, default=-1) + 1

@@ -1,0 +1,249 @@
+"""The Hugging Face Hub: fetching a model, and publishing one with its card."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from segformer.checkpoints.layout import CONFIG_FILE, PREPROCESSING_FILE, WEIGHTS_FILE, read_json
+from segformer.checkpoints.tensors import WEIGHT_SUFFIXES, CheckpointError
+from segformer.progress import say
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+_MODEL_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_WEIGHTS = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", "pytorch_model.bin")
+_INDEX_OF_BIN = "pytorch_model.bin.index.json"
+_CARD = "README.md"
+
+
+def is_model_id(source: str) -> bool:
+    """Whether a name could be a model's on the Hub: OWNER/NAME, or OWNER/NAME@REVISION."""
+    found = _MODEL_ID.fullmatch(source)
+    return found is not None and not source.startswith(".") and ".." not in found["name"]
+
+
+def download(
+    model_id: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Fetch a model into the Hub's cache, with progress; what is there is not fetched again.
+
+    A download that was interrupted goes on where it stopped. All files are of one revision.
+
+    Args:
+        model_id: OWNER/NAME, or OWNER/NAME@REVISION.
+        revision: Branch, tag or commit; a commit is never looked up again once it is cached.
+        token: Of the Hub, for private models; left out, the one that ``hf auth login`` stored.
+        cache_dir: Left out, the cache of all Hub tools (``HF_HOME``).
+        local_files_only: Use the cache alone, as ``HF_HUB_OFFLINE=1`` does for everything.
+
+    Returns:
+        The folder of the model in the cache, or its file of weights if that is all there is.
+
+    Raises:
+        CheckpointError: There is no such model, it is not for this token, or there is no network;
+            the message says what to do.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    found = _MODEL_ID.fullmatch(model_id)
+    if found is None:
+        raise CheckpointError(f"{model_id!r} is no model's name on the Hub: OWNER/NAME")
+    name, pinned = found["name"], revision or found["revision"]
+
+    def fetch(filename: str, at: str | None) -> Path:
+        return Path(
+            hf_hub_download(
+                name,
+                filename,
+                revision=at,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                library_name="segformer",
+            )
+        )
+
+    def fetch_if_there(filename: str, at: str | None) -> Path | None:
+        try:
+            return fetch(filename, at)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            return None
+
+    def fetch_weights() -> Path | None:
+        unreachable = None
+        for filename in (*_WEIGHTS, _INDEX_OF_BIN):
+            try:
+                path = fetch_if_there(filename, pinned)
+            except LocalEntryNotFoundError as error:  # not cached; another kind may be
+                unreachable = error
+                continue
+            if path is not None:
+                return path
+        if unreachable is not None:
+            raise unreachable
+        files = HfApi(token=token).list_repo_files(name, revision=pinned)
+        candidates = [file for file in files if Path(file).suffix in WEIGHT_SUFFIXES]
+        if len(candidates) > 1:
+            raise CheckpointError(
+                f"{model_id}: which of its files is the model? Fetch one with 'hf download {name} "
+                f"FILE' and give its path: {', '.join(candidates[:6])}"
+            )
+        return fetch(candidates[0], pinned) if candidates else None
+
+    try:
+        weights = fetch_weights()
+        if weights is None:
+            raise CheckpointError(f"{model_id}: there are no weights of PyTorch in this model")
+        folder = weights.parent
+        commit = folder.name  # the cache names a snapshot's folder after its commit
+        for filename in (CONFIG_FILE, PREPROCESSING_FILE, _CARD):
+            with suppress(LocalEntryNotFoundError):  # offline, and never there
+                fetch_if_there(filename, commit)
+        if weights.name.endswith(".index.json"):
+            for shard in sorted(set(read_json(weights).get("weight_map", {}).values())):
+                fetch(str(shard), commit)
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise CheckpointError(_not_reached(model_id, error, local_files_only)) from None
+    except HFValidationError as error:
+        raise CheckpointError(f"{model_id!r} is no model's name on the Hub: {error}") from None
+    except HfHubHTTPError as error:
+        raise CheckpointError(_refused(model_id, pinned, error)) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{model_id}: the download failed: {' '.join(str(error).split())}; "
+            "try again, it goes on where it stopped"
+        ) from None
+    stated = licence(folder)
+    if stated:
+        say(f"{model_id}: licence {stated}")
+    return (
+        weights if not (folder / CONFIG_FILE).is_file() and weights.name not in _WEIGHTS else folder
+    )
+
+
+def upload(
+    folder_writer: Any,
+    model_id: str,
+    *,
+    card: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    message: str = "Upload a SegFormer model",
+) -> str:
+    """Publish a model with its card, as one commit.
+
+    Args:
+        folder_writer: Called with a folder; writes the model into it.
+        model_id: OWNER/NAME; made if it is not there.
+        card: Text of ``README.md``.
+        private: Make a new repository private.
+        token: With the right to write; left out, the one that ``hf auth login`` stored.
+        revision: Branch to commit to.
+        message: Of the commit.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        CheckpointError: The Hub refused, or there is no network.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(token=token, library_name="segformer")
+    try:
+        api.create_repo(model_id, private=private, exist_ok=True)
+        with TemporaryDirectory() as temporary:
+            folder_writer(temporary)
+            (Path(temporary) / _CARD).write_text(card, encoding="utf-8")
+            commit = api.upload_folder(
+                repo_id=model_id,
+                folder_path=temporary,
+                revision=revision,
+                commit_message=message,
+            )
+    except HfHubHTTPError as error:
+        raise CheckpointError(_refused(model_id, revision, error)) from None
+    return str(commit.commit_url)
+
+
+def licence(folder: Path) -> str | None:
+    """The licence that a model's card states, or None."""
+    try:
+        text = (folder / _CARD).read_text(encoding="utf-8")
+        front = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, IndexError):
+        return None
+    if not isinstance(front, dict) or not front.get("license"):
+        return None
+    stated, name, link = (front.get(key) for key in ("license", "license_name", "license_link"))
+    words = [str(name if stated == "other" and name else stated), f"({link})" if link else ""]
+    return " ".join(word for word in words if word)
+
+
+def _not_reached(model_id: str, error: Exception, local_files_only: bool) -> str:
+    from huggingface_hub import constants
+
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        switch = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
+        return (
+            f"{model_id}: not in the cache ({constants.HF_HUB_CACHE}), and {switch} forbids to "
+            "fetch it. Load it once with a connection, or give the path of a copy"
+        )
+    cause = error.__cause__ or error
+    reason = " ".join(str(cause).split())[:160]
+    return (
+        f"{model_id}: neither a folder here nor in the cache, and the Hub cannot be reached "
+        f"({reason}). Check the connection, or give the path of a copy"
+    )
+
+
+def _refused(model_id: str, revision: str | None, error: HfHubHTTPError) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    status = error.response.status_code
+    words = error.server_message or " ".join(str(error).split())[:200]
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{model_id}: its owner grants access on request: ask for it on the model's page, "
+            "then log in with 'hf auth login'"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{model_id}: there is no revision {revision!r} of this model"
+    if status in (401, 403):
+        return (
+            f"{model_id}: the Hub refuses ({status}: {words}). It is private, does not exist, or "
+            "the token is not valid for it: log in with 'hf auth login', or pass token=..."
+        )
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return (
+            f"{model_id}: no such model, neither a folder here nor on the Hub (404); if it is "
+            "private, log in with 'hf auth login', or pass token=..."
+        )
+    return f"{model_id}: the Hub answers {status}: {words}; try again later"

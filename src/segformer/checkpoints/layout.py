@@ -1,0 +1,246 @@
+"""The Hub layout's JSON: a model's configuration, labels and preprocessing as transformers has it.
+
+What transformers has no place for, names of a binary model's background, colours, eps, the
+decoder's kind, stands under a key of its own, ``segformer``, which transformers carries along.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segformer.checkpoints.tensors import CheckpointError
+from segformer.image import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
+from segformer.labels import LabelSet
+from segformer.model.config import (
+    PATCH_KERNELS,
+    PATCH_STRIDES,
+    TRANSFORMERS_EPS,
+    NormEps,
+    SegFormerConfig,
+)
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+PREPROCESSING_FILE = "preprocessor_config.json"
+
+_NONSENSE = (KeyError, TypeError, ValueError, AttributeError)
+"""What reading a JSON file of the wrong types can raise."""
+
+_MODEL_TYPE = "segformer"
+_OPENMMLAB_TYPE = "segformer-openmmlab"
+"""For a decoder that transformers does not have: it must not load such a folder in silence."""
+
+
+def config_to_hub(
+    config: SegFormerConfig, labels: LabelSet, dtype: torch.dtype, architecture: str
+) -> dict[str, Any]:
+    """The entries of ``config.json``.
+
+    Args:
+        config: Of the model.
+        labels: Its classes.
+        dtype: Of the stored weights.
+        architecture: transformers' name of the whole model.
+    """
+    names = labels.names[1:] if config.num_classes == 1 else labels.names
+    id2label = {str(i): name for i, name in enumerate(names)}
+    return {
+        "model_type": _MODEL_TYPE if config.decoder == "original" else _OPENMMLAB_TYPE,
+        "architectures": [architecture],
+        "dtype": str(dtype).removeprefix("torch."),
+        "num_channels": config.in_channels,
+        "num_encoder_blocks": 4,
+        "hidden_sizes": list(config.channels),
+        "depths": list(config.depths),
+        "num_attention_heads": list(config.heads),
+        "sr_ratios": list(config.reductions),
+        "mlp_ratios": [config.mlp_ratio] * 4,
+        "patch_sizes": list(PATCH_KERNELS),
+        "strides": list(PATCH_STRIDES),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "classifier_dropout_prob": config.dropout,
+        "drop_path_rate": config.drop_path,
+        "initializer_range": 0.02,
+        "layer_norm_eps": config.eps.block,
+        "decoder_hidden_size": config.decoder_width,
+        "semantic_loss_ignore_index": labels.ignore_index,
+        "id2label": id2label,
+        "label2id": {name: int(i) for i, name in id2label.items()},
+        "segformer": {
+            "eps": asdict(config.eps),
+            "decoder": config.decoder,
+            "names": list(labels.names),
+            "palette": [list(colour) for colour in labels.palette],
+        },
+    }
+
+
+def config_from_hub(entries: dict[str, Any], origin: object) -> tuple[SegFormerConfig, LabelSet]:
+    """The inverse of `config_to_hub`, and the reader of what transformers 4 and 5 write.
+
+    Args:
+        entries: Of ``config.json``.
+        origin: Where they come from, for messages.
+
+    Raises:
+        CheckpointError: They are of another model, or nonsense.
+    """
+    try:
+        return _config_from_hub(entries)
+    except _NONSENSE as error:
+        raise CheckpointError(f"{origin}: {_describe(error)}") from None
+
+
+def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, LabelSet]:
+    if entries.get("model_type", _MODEL_TYPE) not in (_MODEL_TYPE, _OPENMMLAB_TYPE):
+        raise ValueError(f"a model of type {entries['model_type']!r}, not a SegFormer")
+    fixed = {"patch_sizes": PATCH_KERNELS, "strides": PATCH_STRIDES, "hidden_act": "gelu"}
+    for name, value in fixed.items():
+        found = entries.get(name, value)
+        if (tuple(found) if isinstance(found, list) else found) != value:
+            raise ValueError(f"{name} is {found}; every SegFormer has {value}")
+    ratios = set(entries.get("mlp_ratios", [4]))
+    if len(ratios) != 1:
+        raise ValueError(f"mlp_ratios {sorted(ratios)} differ between stages")
+    own = entries.get("segformer", {})
+    if "id2label" in entries:
+        names_by_id = distinct({int(k): str(v) for k, v in entries["id2label"].items()})
+        labels = LabelSet.from_names(names_by_id, ignore_index=-1)
+    else:  # transformers writes none for its default of two classes
+        labels = LabelSet.numbered(entries.get("num_labels", 2))
+    num_classes = len(labels)
+    if num_classes == 1:
+        labels = LabelSet(("background", *labels.names))
+    names = tuple(own.get("names", labels.names))
+    palette = tuple((int(r), int(g), int(b)) for r, g, b in own.get("palette", ()))
+    ignore_index = entries.get("semantic_loss_ignore_index", 255)
+    if 0 <= ignore_index < len(names):
+        ignore_index = -1  # a class of that number: the field's default ids run out at 255
+    labels = replace(
+        labels, names=names, palette=palette or labels.palette, ignore_index=ignore_index
+    )
+    config = SegFormerConfig(
+        channels=tuple(entries.get("hidden_sizes", (32, 64, 160, 256))),
+        depths=tuple(entries.get("depths", (2, 2, 2, 2))),
+        heads=tuple(entries.get("num_attention_heads", (1, 2, 5, 8))),
+        reductions=tuple(entries.get("sr_ratios", (8, 4, 2, 1))),
+        mlp_ratio=int(ratios.pop()),
+        decoder_width=entries.get("decoder_hidden_size", 256),
+        decoder=own.get("decoder", "original"),
+        num_classes=num_classes,
+        in_channels=entries.get("num_channels", 3),
+        drop_path=entries.get("drop_path_rate", 0.1),
+        dropout=entries.get("classifier_dropout_prob", 0.1),
+        eps=NormEps(**own["eps"]) if "eps" in own else TRANSFORMERS_EPS,
+    )
+    return config, labels
+
+
+def distinct(names: dict[int, str]) -> dict[int, str]:
+    """Published models give some name to two classes; the second becomes "name (2)"."""
+    seen: Counter[str] = Counter()
+    distinct = {}
+    for class_id, name in sorted(names.items()):
+        seen[name] += 1
+        distinct[class_id] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return distinct
+
+
+def preprocessing_to_hub(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The entries of ``preprocessor_config.json``."""
+    size = preprocessing.size
+    entries: dict[str, Any] = {
+        "image_processor_type": "SegformerImageProcessor",
+        "do_resize": size is not None,
+        "resample": int(RESAMPLING[preprocessing.resample]),
+        "do_rescale": True,
+        "rescale_factor": preprocessing.rescale,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "do_reduce_labels": preprocessing.reduce_labels,
+    }
+    if isinstance(size, tuple):
+        entries["size"] = {"height": size[0], "width": size[1]}
+    elif size is not None:
+        entries["size"] = {"shortest_edge": size}
+        # transformers takes a size without height as a square unless told so
+        entries["default_to_square"] = False
+    if preprocessing.multiple > 1:
+        entries["size_multiple"] = preprocessing.multiple
+    if preprocessing.crop is not None:
+        height, width = preprocessing.crop
+        entries |= {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+    return entries
+
+
+def preprocessing_from_hub(entries: dict[str, Any], origin: object) -> Preprocessing:
+    """The inverse of `preprocessing_to_hub`, for files of every age.
+
+    Raises:
+        CheckpointError: Nonsense.
+    """
+    try:
+        return _preprocessing_from_hub(entries)
+    except _NONSENSE as error:
+        raise CheckpointError(f"{origin}: {_describe(error)}") from None
+
+
+def _preprocessing_from_hub(entries: dict[str, Any]) -> Preprocessing:
+    size = entries.get("size", 512)
+    target: tuple[int, int] | int | None
+    if not entries.get("do_resize", True):
+        target = None
+    elif isinstance(size, int):  # as written by transformers before 4.26
+        target = (size, size)
+    elif "shortest_edge" in size:
+        target = int(size["shortest_edge"])
+    else:
+        target = (int(size["height"]), int(size["width"]))
+    normalise = entries.get("do_normalize", True)
+    mean = tuple(float(value) for value in entries.get("image_mean", IMAGENET_MEAN))
+    std = tuple(float(value) for value in entries.get("image_std", IMAGENET_STD))
+    rescale = float(entries.get("rescale_factor", 1 / 255))
+    names = {int(value): name for name, value in RESAMPLING.items()}
+    crop = entries["crop_size"] if entries.get("do_center_crop") else None
+    if isinstance(crop, int):
+        crop = {"height": crop, "width": crop}
+    return Preprocessing(
+        size=target,
+        multiple=int(entries.get("size_multiple", 1)),
+        mean=mean if normalise else (0.0,) * len(mean),
+        std=std if normalise else (1.0,) * len(std),
+        rescale=rescale if entries.get("do_rescale", True) else 1.0,
+        resample=names[entries.get("resample", 2)],
+        crop=None if crop is None else (int(crop["height"]), int(crop["width"])),
+        reduce_labels=entries.get("do_reduce_labels", entries.get("reduce_labels", False)),
+    )
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    return str(error) if isinstance(error, ValueError) else f"a value of the wrong type ({error})"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The entries of a JSON file.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds no object.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path}: must be a JSON object")
+    return entries
