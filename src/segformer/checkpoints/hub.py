@@ -69,6 +69,8 @@ def download(
         raise CheckpointError(f"{model_id!r} is no model's name on the Hub: OWNER/NAME")
     name, pinned = found["name"], revision or found["revision"]
 
+    cache_alone = local_files_only
+
     def fetch(filename: str, at: str | None) -> Path:
         return Path(
             hf_hub_download(
@@ -77,7 +79,7 @@ def download(
                 revision=at,
                 token=token,
                 cache_dir=cache_dir,
-                local_files_only=local_files_only,
+                local_files_only=cache_alone,
                 library_name="segformer",
             )
         )
@@ -91,12 +93,13 @@ def download(
             return None
 
     def fetch_weights() -> Path | None:
+        nonlocal cache_alone
         unreachable = None
         for filename in (*_WEIGHTS, _INDEX_OF_BIN):
             try:
                 path = fetch_if_there(filename, pinned)
             except LocalEntryNotFoundError as error:  # not cached; another kind may be
-                unreachable = error
+                unreachable, cache_alone = unreachable or error, True  # it was tried often enough
                 continue
             if path is not None:
                 return path
@@ -170,7 +173,7 @@ def upload(
         CheckpointError: The Hub refused, or there is no network.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
     api = HfApi(token=token, library_name="segformer")
     try:
@@ -186,6 +189,9 @@ def upload(
             )
     except HfHubHTTPError as error:
         raise CheckpointError(_refused(model_id, revision, error)) from None
+    except (HTTPError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise CheckpointError(f"{model_id}: the upload failed: {reason}; try again") from None
     return str(commit.commit_url)
 
 
