@@ -54,11 +54,11 @@ def main() -> None:
     check_equal(config, training)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        scores = train(options.dataset, run, config)
-        assert scores is not None
+        outcome = train(options.dataset, run, config)
+        assert outcome is not None
         minutes = float(RunFolder(run).read_metrics()[-1]["minutes"])
         assert config.max_steps is not None
-        print_row("ours", minutes, config.max_steps, config.batch_size, scores.miou)
+        print_row("ours", minutes, config.max_steps, config.batch_size, outcome.score)
     # In a process of its own, so that each has its own peak of memory
     words = [sys.executable, __file__, str(options.dataset), "--recipe", str(options.recipe)]
     words += ["--minutes", f"{minutes:.3f}", "--precision", options.precision]

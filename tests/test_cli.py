@@ -79,7 +79,7 @@ def test_predict(tmp_path: Path, tiny_model: SegFormer, capsys: pytest.CaptureFi
 
 def test_errors_are_one_sentence_without_a_stack() -> None:
     for words, message in (
-        (("predict", "x.jpg", "--model", "nowhere"), "nowhere: no such model folder"),
+        (("predict", "x.jpg", "--model", "nowhere"), "nowhere: no such model"),
         (("predict", "x.jpg", "--window", "10", "--stride", "20"), "leaves gaps"),
         (("evaluate", "nowhere"), "nowhere: no such data set"),
         (("train", "nowhere"), "nowhere: no such data set"),

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from segformer.data.check import SplitReport
+    from segformer.prediction.config import PredictConfig
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit codes beside 0: something failed; the words were wrong; Ctrl-C."""
@@ -70,7 +71,8 @@ def _predict(words: list[str]) -> int:
 
         Attributes:
             pictures: Files, folders, or patterns such as 'photos/*.jpg'.
-            model: Folder of a model; left out, the one that ships inside (human parsing).
+            model: Folder, file or Hub id of a model; left out, the one that ships inside (human
+                parsing). A classifier tells the five most probable classes.
             out: Folder for the results.
             overlay: Write overlays beside the ids.
         """
@@ -85,11 +87,14 @@ def _predict(words: list[str]) -> int:
     if not options.pictures:
         raise ValueError("which pictures? name files, folders or patterns")
 
+    from segformer.checkpoints.store import open_checkpoint
     from segformer.prediction.batch import find_pictures, predict_files
     from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar
 
     jobs = find_pictures(options.pictures)
+    if options.model is not None and open_checkpoint(options.model).kind == "classifier":
+        return _classify([job.picture for job in jobs], options.model, options.out, options.config)
     predictor = Predictor(options.model, options.config)
     with ProgressBar("predicting", len(jobs), "pictures") as bar:
         result = predict_files(
@@ -108,6 +113,103 @@ def _predict(words: list[str]) -> int:
     return 0
 
 
+def _classify(pictures: list[Path], model: str, out: Path, config: "PredictConfig") -> int:
+    from segformer.files import write_json
+    from segformer.prediction.classifier import ClassPredictor
+    from segformer.progress import ProgressBar
+
+    failed: list[str] = []
+    rows: list[dict[str, Any]] = []
+    predictor = ClassPredictor(model, device=config.device, precision=config.precision)
+    with ProgressBar("classifying", len(pictures), "pictures") as bar:
+        for result in predictor.stream(pictures, on_error=lambda _, e: failed.append(str(e))):
+            rows.append({"picture": str(result.source), "classes": result.top(5)})
+            bar.advance()
+    for row in rows[:10]:
+        best = ", ".join(f"{name} {share:.0%}" for name, share in row["classes"].items())
+        print(f"{row['picture']}: {best}")
+    write_json(out / "classes.json", {"model": model, "pictures": rows, "failed": failed})
+    print(f"{len(rows)} of {len(pictures)} pictures classified into {out / 'classes.json'}")
+    for sentence in failed:
+        print(f"  {sentence}", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def _convert(words: list[str]) -> int:
+    import tyro
+
+    @dataclass
+    class Convert:
+        """Write a model's weights with another codebase's names, bit for bit.
+
+        Example: segformer convert segformer.b0.512x512.ade.160k.pth b0-ade --dialect hf
+
+        Attributes:
+            source: Folder, file or Hub id of a model, in any dialect.
+            destination: File (.pth, .safetensors, ...), or for hf and smp a folder.
+            dialect: Whose names to write: transformers and the Hub, the original code, OpenMMLab
+                1.x, or segmentation_models.pytorch.
+            half: Store float16.
+        """
+
+        source: tyro.conf.Positional[str]
+        destination: tyro.conf.Positional[Path]
+        dialect: Literal["hf", "nvlabs", "mmseg", "smp"]
+        half: bool = False
+
+    options = _parse(Convert, "convert", words)
+
+    import torch
+
+    from segformer.checkpoints.store import convert
+
+    found = convert(
+        options.source,
+        options.destination,
+        options.dialect,
+        dtype=torch.float16 if options.half else None,
+    )
+    print(f"{found.dialect.title} {found.kind} -> {options.destination} ({options.dialect})")
+    if found.unused:
+        print(f"left out, unused by inference: {', '.join(found.unused[:5])}", file=sys.stderr)
+    return 0
+
+
+def _info(words: list[str]) -> int:
+    import tyro
+
+    @dataclass
+    class Info:
+        """Tell what a model is: sizes, work, classes, normalisation, dialect, licence.
+
+        Example: segformer info nvidia/segformer-b0-finetuned-ade-512-512 --size 1024 2048
+
+        Attributes:
+            model: Folder, file or Hub id of a model; left out, the one that ships inside.
+            size: Height and width in pixels to count the work for; left out, the model's own.
+            json: Print JSON.
+        """
+
+        model: tyro.conf.Positional[str | None] = None
+        size: tuple[int, int] | None = None
+        json: bool = False
+
+    options = _parse(Info, "info", words)
+
+    from segformer.checkpoints.info import describe, tables
+    from segformer.checkpoints.store import SHIPPED, open_checkpoint
+
+    description = describe(open_checkpoint(options.model or SHIPPED), options.size)
+    if options.json:
+        import json
+
+        print(json.dumps(description, indent=2, ensure_ascii=False))
+    else:
+        for table in tables(description):
+            _show(table)
+    return 0
+
+
 def _train(words: list[str]) -> int:
     import tyro
 
@@ -118,16 +220,18 @@ def _train(words: list[str]) -> int:
 
     @dataclass
     class Train:
-        """Train a model on pictures and masks.
+        """Train a model on pictures and masks, or a classifier on a folder of pictures per class.
 
         Example: segformer train water/ --variant b0 --epochs 100 --out runs/water
+        Example: segformer train imagenet/ --task classify --recipe recipes/imagenet-b0.yaml
 
         The run folder holds config.yaml, metrics.csv, best/ and last/ (each a model), curves.png,
         confusion.png, val_examples.jpg and report.json. A run that was stopped or killed goes on
         with: segformer train --resume runs/water
 
         Attributes:
-            dataset: Folder with dataset.yaml, or with images/{train,val} and masks/{train,val}.
+            dataset: Folder with dataset.yaml, or with images/{train,val} and masks/{train,val}; to
+                classify, with train/CLASS/ and val/CLASS/.
             out: Folder for the run.
             resume: Folder of a run to go on with; takes no other option.
             recipe: YAML file of options; those on the command line win.
@@ -150,17 +254,15 @@ def _train(words: list[str]) -> int:
 
     try:
         if options.resume is not None:
-            out, scores = options.resume, resume(options.resume)
+            out, outcome = options.resume, resume(options.resume)
         else:
             assert options.dataset is not None
-            out, scores = options.out, train(options.dataset, options.out, options.config)
+            out, outcome = options.out, train(options.dataset, options.out, options.config)
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr)
         return INTERRUPTED
-    if scores is not None:
-        from segformer.evaluation.evaluate import score_table
-
-        _show(score_table(scores))
+    if outcome is not None:
+        _show(outcome.table)
         print(f"best model: {out / 'best'}")
     else:
         print(f"model: {out / 'last'}")
@@ -176,11 +278,14 @@ def _evaluate(words: list[str]) -> int:
     class Evaluate:
         """Score a model on a data set: IoU, accuracy and Dice per class, at the masks' own size.
 
+        A classifier is scored by top-1 and top-5.
+
         Example: segformer evaluate water/ --model runs/water/best
 
         Attributes:
-            dataset: Folder with dataset.yaml, or with images/val and masks/val.
-            model: Folder of a model; left out, the one that ships inside.
+            dataset: Folder with dataset.yaml, or with images/val and masks/val; for a classifier,
+                with val/CLASS/.
+            model: Folder, file or Hub id of a model; left out, the one that ships inside.
             split: Which part of the data set.
             out: Folder for report.json and confusion.png.
         """
@@ -195,12 +300,16 @@ def _evaluate(words: list[str]) -> int:
 
     from dataclasses import asdict
 
-    from segformer.checkpoints.store import SHIPPED
+    from segformer.checkpoints.store import SHIPPED, open_checkpoint
     from segformer.data.dataset import open_dataset
     from segformer.evaluation.evaluate import evaluate, score_table, write_report
     from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar
 
+    if options.model is not None and open_checkpoint(options.model).kind == "classifier":
+        return _evaluate_classifier(
+            options.dataset, options.model, options.split, options.out, options.config.device
+        )
     dataset = open_dataset(options.dataset, options.split)
     predictor = Predictor(options.model, options.config)
     names = predictor.model.labels.names
@@ -213,6 +322,24 @@ def _evaluate(words: list[str]) -> int:
     _show(score_table(matrix.scores()))
     print("written: " + ", ".join(str(path) for path in written))
     return 0
+
+
+def _evaluate_classifier(dataset: Path, model: str, split: str, out: Path, device: Any) -> int:
+    from segformer.data.class_folders import open_class_folders
+    from segformer.evaluation.classify import class_table, evaluate_classes, write_class_report
+    from segformer.prediction.classifier import ClassPredictor
+    from segformer.progress import ProgressBar
+
+    pictures = open_class_folders(dataset, split)
+    predictor = ClassPredictor(model, device=device)
+    with ProgressBar("evaluating", len(pictures), "pictures") as bar:
+        scores = evaluate_classes(pictures, predictor, on_picture=bar.advance)
+    written = write_class_report(scores, out, pictures, {"model": model})
+    _show(class_table(scores))
+    print("written: " + ", ".join(str(path) for path in written))
+    for sentence in scores.failed:
+        print(f"left out: {sentence}", file=sys.stderr)
+    return FAILED if scores.failed else 0
 
 
 def _data(words: list[str]) -> int:
@@ -297,6 +424,8 @@ COMMANDS = {
     "train": _Command(_train, "train a model on your own masks", "train"),
     "evaluate": _Command(_evaluate, "score a model on a data set with masks", "train"),
     "data": _Command(_data, "check a data set before training on it"),
+    "convert": _Command(_convert, "write a model's weights for another codebase"),
+    "info": _Command(_info, "tell what a model is: sizes, work, classes, origin"),
 }
 
 

@@ -309,6 +309,17 @@ class Preprocessing:
         return np.nan_to_num(normalised, copy=False, nan=0, posinf=0, neginf=0)
 
 
+def centre_crop(picture: Picture, size: tuple[int, int]) -> Picture:
+    """The middle (height, width) of (H, W, C); of a smaller picture, all there is is enlarged."""
+    height, width = size
+    if picture.shape[0] < height or picture.shape[1] < width:
+        factor = max(height / picture.shape[0], width / picture.shape[1])
+        sides = tuple(round(side * factor) for side in picture.shape[:2])
+        picture = resize(picture, (max(sides[0], height), max(sides[1], width)))
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return picture[top : top + height, left : left + width]
+
+
 def resize(picture: Picture, size: tuple[int, int], resample: str = "bilinear") -> Picture:
     """Resize (H, W, C) to ``size`` = (height, width), antialiased, as Pillow does.
 

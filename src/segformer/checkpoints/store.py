@@ -102,6 +102,11 @@ class Checkpoint:
                 f"{f' and {len(broken) - 5} more' if len(broken) > 5 else ''}"
             )
 
+    def encoder_alone(self) -> Checkpoint:
+        """The same without its decoder or head."""
+        shapes = {n: shape for n, shape in self.shapes.items() if n.startswith("encoder.")}
+        return replace(self, shapes=shapes, unknown=[])
+
     def check(self, parts: tuple[str, ...]) -> None:
         """Raise a CheckpointError unless the tensors of these parts fit the configuration."""
         unknown = self.unknown
@@ -203,7 +208,7 @@ def load(
         CheckpointError: Something is missing, broken, or does not fit.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, **options)
-    return _assemble(SegFormer, checkpoint, labels, num_classes, in_channels)
+    return assemble(SegFormer, checkpoint, labels, num_classes, in_channels)
 
 
 def load_classifier(
@@ -216,7 +221,7 @@ def load_classifier(
 ) -> SegFormerClassifier:
     """Load a classifier; arguments and errors as for `load`."""
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, **options)
-    return _assemble(SegFormerClassifier, checkpoint, labels, num_classes, in_channels)
+    return assemble(SegFormerClassifier, checkpoint, labels, num_classes, in_channels)
 
 
 def load_encoder(
@@ -377,14 +382,28 @@ def _adapt_preprocessing(preprocessing: Preprocessing, bands: int) -> Preprocess
     return replace(preprocessing, mean=adapt(preprocessing.mean), std=adapt(preprocessing.std))
 
 
-def _assemble(
+def assemble(
     whole: type[Whole],
     checkpoint: Checkpoint,
-    labels: LabelSet | None,
-    num_classes: int | None,
-    in_channels: int | None,
+    labels: LabelSet | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    *,
+    classifier_anew: bool = False,
 ) -> Whole:
-    """A model of a class from a checkpoint, with fresh weights only where they were asked for."""
+    """A model of a class from a checkpoint, with fresh weights only where they were asked for.
+
+    Args:
+        whole: `SegFormer` or `SegFormerClassifier`.
+        checkpoint: An opened model.
+        labels: As for `load`.
+        num_classes: As for `load`.
+        in_channels: As for `load`.
+        classifier_anew: Start the classifier anew though it has as many classes.
+
+    Raises:
+        CheckpointError: Something is missing, broken, or does not fit.
+    """
     kind = "segmenter" if whole is SegFormer else "classifier"
     part, found = _PART[kind], checkpoint.kind
     head = "decoder" if kind == "segmenter" else "head"
@@ -406,7 +425,7 @@ def _assemble(
         num_classes=num_classes or source.num_classes,
         in_channels=in_channels or source.in_channels,
     )
-    anew = found != kind or config.num_classes != source.num_classes
+    anew = found != kind or config.num_classes != source.num_classes or classifier_anew
     if labels is None:
         labels = None if anew else checkpoint.labels
     preprocessing = _adapt_preprocessing(checkpoint.preprocessing, config.in_channels)
@@ -416,7 +435,7 @@ def _assemble(
     if anew:
         model.reset_head()
         what = f"the {head} starts" if found != kind else "the classifier starts"
-        has = f"its {source.num_classes} classes are not the {config.num_classes} asked for"
+        has = f"its {source.num_classes} classes are not these {config.num_classes}"
         say(f"{checkpoint.origin}: {f'no {head} in it' if found != kind else has}; {what} anew")
     if config.in_channels != source.in_channels:
         say(

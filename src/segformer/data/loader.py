@@ -19,9 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from segformer.data.dataset import Dataset
+from segformer.data.class_folders import ClassFolders
+from segformer.data.class_transforms import ClassAugmentation
+from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.transforms import Augmentation
-from segformer.image import Preprocessing
+from segformer.image import Preprocessing, UnreadableImage
+from segformer.progress import say
 
 Draw = tuple[int, int]
 """Index of a sample, and the number of the draw in the whole training."""
@@ -122,7 +125,55 @@ class TrainingCrops(TorchDataset[tuple[Tensor, Tensor]]):
         return self._cached[index]
 
 
-def crop_loader(crops: TrainingCrops, sampler: DrawSampler, workers: int) -> DataLoader[Any]:
+class ClassCrops(TorchDataset[tuple[Tensor, Tensor]]):
+    """Augmented crops of a data set of classes, by draw.
+
+    A picture that cannot be read is told of and replaced by the next: one broken file among a
+    million does not end a training.
+
+    Args:
+        dataset: The training split.
+        augmentation: What happens to each picture.
+        preprocessing: Mean, deviation, rescaling.
+        seed: Of the augmentation.
+    """
+
+    def __init__(
+        self,
+        dataset: ClassFolders,
+        augmentation: ClassAugmentation,
+        preprocessing: Preprocessing,
+        seed: int,
+    ):
+        self.dataset, self.augmentation, self.preprocessing = dataset, augmentation, preprocessing
+        self.seed = seed
+        self._unreadable: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Normalised (C, crop, crop) float32 in channels_last memory, and the class id ()."""
+        index, number = draw
+        rng = np.random.default_rng((self.seed, 1, number))
+        for _ in range(len(self.dataset)):
+            try:
+                picture, class_id = self.dataset.read(index)
+                break
+            except UnreadableImage as error:
+                if index not in self._unreadable:
+                    self._unreadable.add(index)
+                    say(f"left out: {error}")
+                index = (index + 1) % len(self.dataset)
+        else:
+            raise DatasetError(f"{self.dataset.root}: none of its pictures can be read")
+        crop = self.augmentation(picture, rng, self.preprocessing)
+        return torch.from_numpy(crop).permute(2, 0, 1), torch.tensor(class_id)
+
+
+def crop_loader(
+    crops: TrainingCrops | ClassCrops, sampler: DrawSampler, workers: int
+) -> DataLoader[Any]:
     """Load batches in worker processes, or in this one where ``workers`` is 0."""
     return DataLoader(
         crops,
@@ -148,6 +199,6 @@ def _start_worker(_: int) -> None:
 
 
 def _collate(crops: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """(B, C, crop, crop) in channels_last memory, and (B, crop, crop)."""
+    """(B, C, crop, crop) in channels_last memory, and (B, crop, crop), or (B,) of classes."""
     pixels = torch.stack([picture.permute(1, 2, 0) for picture, _ in crops])
     return pixels.permute(0, 3, 1, 2), torch.stack([ids for _, ids in crops])

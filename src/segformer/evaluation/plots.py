@@ -13,11 +13,13 @@ from PIL import Image
 
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.files import whole_file
+from segformer.image import read_picture, resize
+from segformer.prediction.classifier import ClassPredictor
 from segformer.prediction.prediction import Prediction
 
 
-def confusion_plot(matrix: ConfusionMatrix, path: str | Path) -> None:
-    """Write the confusion matrix, each row in percent of the true class's pixels."""
+def confusion_plot(matrix: ConfusionMatrix, path: str | Path, of: str = "pixels") -> None:
+    """Write the confusion matrix, each row in percent of the true class's pixels or pictures."""
     names, k = matrix.labels.names, len(matrix.labels)
     rows = matrix.counts.sum(1, keepdims=True)
     percent = 100 * matrix.counts / np.maximum(rows, 1)
@@ -37,7 +39,7 @@ def confusion_plot(matrix: ConfusionMatrix, path: str | Path) -> None:
                 )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title("percent of each true class's pixels")
+    axes.set_title(f"percent of each true class's {of}")
     _write(figure, path)
 
 
@@ -45,32 +47,65 @@ def curves_plot(
     training: Sequence[tuple[int, float, float]],
     validation: Sequence[tuple[int, float]],
     path: str | Path,
+    score: str = "mIoU",
 ) -> None:
-    """Write loss, learning rate and validation mIoU over the optimiser steps.
+    """Write loss, learning rate and the validation score over the optimiser steps.
 
     Args:
         training: (step, loss, learning rate) rows.
-        validation: (step, mIoU) rows.
+        validation: (step, score) rows; scores from 0 to 1.
         path: File to write.
+        score: What the score is called.
     """
     figure = Figure(figsize=(11, 3.4), layout="constrained")
-    loss_axes, rate_axes, miou_axes = figure.subplots(1, 3)
+    loss_axes, rate_axes, score_axes = figure.subplots(1, 3)
     if training:
         steps, losses, rates = (np.asarray(column) for column in zip(*training, strict=True))
         loss_axes.plot(steps, losses, color="tab:blue", alpha=0.3)
         loss_axes.plot(steps, _smooth(losses), color="tab:blue")
         rate_axes.plot(steps, rates, color="tab:grey")
     if validation:
-        steps, mious = (np.asarray(column) for column in zip(*validation, strict=True))
-        miou_axes.plot(steps, 100 * mious, color="tab:green", marker="." if len(steps) < 40 else "")
+        steps, scores = (np.asarray(column) for column in zip(*validation, strict=True))
+        marker = "." if len(steps) < 40 else ""
+        score_axes.plot(steps, 100 * scores, color="tab:green", marker=marker)
     for axes, title in (
         (loss_axes, "training loss"),
         (rate_axes, "learning rate"),
-        (miou_axes, "validation mIoU, %"),
+        (score_axes, f"validation {score}, %"),
     ):
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
+    _write(figure, path)
+
+
+def class_sheet(
+    predictor: ClassPredictor, samples: Sequence[tuple[Path, int]], path: str | Path
+) -> None:
+    """Write pictures with their true and predicted class.
+
+    Args:
+        predictor: The classifier.
+        samples: Picture files and true class ids; those that cannot be read are left out.
+        path: File to write.
+    """
+    truths = dict(samples)
+    results = list(predictor.stream(truths, on_error=lambda *_: None))
+    columns = 6
+    figure = Figure(
+        figsize=(2.2 * columns, 2.5 * -(-len(results) // columns)), layout="constrained"
+    )
+    for place, result in enumerate(results, 1):
+        assert result.source is not None
+        axes = figure.add_subplot(-(-len(results) // columns), columns, place)
+        picture = read_picture(result.source, predictor.model.config.in_channels)
+        shown = picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, 0]
+        axes.imshow(resize(shown, (160, 160)) if shown.ndim == 3 else shown, cmap="gray")
+        axes.set_axis_off()
+        ((name, share),) = result.top(1).items()
+        true = result.classes.names[truths[result.source]]
+        words = f"{name} {share:.0%}" + ("" if name == true else f"\nis {true}")
+        axes.set_title(words, fontsize=8, color="black" if name == true else "tab:red")
     _write(figure, path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segformer.model.segformer import SegFormer
+from segformer.model.segformer import SegFormer, SegFormerClassifier
 
 
 def best_device() -> torch.device:
@@ -27,16 +27,19 @@ def fast_in_bfloat16(device: torch.device) -> bool:
 
 
 class TorchRuntime:
-    """Runs a folded model with PyTorch.
+    """Runs a model with PyTorch.
 
     Args:
-        model: Put on the device; its decoder's constants are folded.
+        model: Put on the device; the constants of a decoder are folded.
         device: Where; left out, the best there is.
         precision: "float32", or "bfloat16" under autocast.
     """
 
     def __init__(
-        self, model: SegFormer, device: str | torch.device | None = None, precision: str = "float32"
+        self,
+        model: SegFormer | SegFormerClassifier,
+        device: str | torch.device | None = None,
+        precision: str = "float32",
     ):
         try:
             self.device = torch.device(device) if device is not None else best_device()
@@ -46,14 +49,15 @@ class TorchRuntime:
             raise ValueError(f"device {device!r}: PyTorch finds no CUDA GPU here")
         self.precision = precision
         try:
-            self.model = model.to(self.device).eval().fold()
+            model = model.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # as PyTorch says "not built for that"
             reason = str(error).splitlines()[0]
             raise ValueError(f"device {device!r} cannot be used: {reason}") from None
+        self.model = model.fold() if isinstance(model, SegFormer) else model
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) float32 -> logits (B, K, ceil(H / 4), ceil(W / 4)), float32."""
+        """(B, C, H, W) float32 -> logits (B, K, ceil(H / 4), ceil(W / 4)) or (B, K), float32."""
         half = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             return self.model(pixels.to(self.device)).float()

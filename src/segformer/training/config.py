@@ -19,10 +19,14 @@ class TrainConfig:
     """How to train. Every field is an option of ``segformer train`` and a key of a recipe.
 
     Attributes:
+        task: segment pictures with masks, or classify pictures that lie in a folder per class.
         variant: Size of a fresh model: b0, b1, b2, b3, b4 or b5.
-        init: Model to start from (a folder): everything that fits, the classifier anew where the
-            classes differ. The variant is then that model's.
+        init: Model to start from, a folder, file or Hub id of any codebase: everything that fits,
+            the classifier anew where the classes differ, the decoder where there is none. The
+            variant is then that model's.
         init_encoder_only: Take only the encoder of the model to start from.
+        freeze_stages: Encoder stages, from the first, that stay as they are.
+        recompute: Make activations again in the backward pass: less memory, a third more time.
         binary: Train one output with a sigmoid on a data set of two classes.
         epochs: Passes over the training pictures.
         max_steps: Optimiser steps; overrides epochs.
@@ -41,7 +45,7 @@ class TrainConfig:
         backdrop: Probability of setting the foreground before another backdrop.
         backdrop_class: Class id that counts as background for that.
         predict_size: Short side at which the trained model is to see pictures, in validation and
-            ever after; default: short_side.
+            ever after; default: short_side, of classify 8/7 of crop_size, whose middle it sees.
         mean: Mean of each band; with std and rescale it makes the model's input. Default: that of
             the model to start from; for 8-bit RGB ImageNet's; else the training pictures' own.
         std: Deviation of each band, after rescaling.
@@ -60,6 +64,12 @@ class TrainConfig:
         class_weight_power: Weigh classes in the loss by frequency to minus this power: 0 weighs all
             alike, 0.5 by the square root of their rarity, 1 in full.
         dice: Weight of the Dice loss beside cross-entropy.
+        label_smoothing: Of classify: share of the probability that is spread over all classes.
+        mixup: Of classify: parameter of the Beta distribution that pictures are mixed by.
+        cutmix: Of classify: the same for patches; with both, each batch takes either.
+        min_area: Of classify: smallest share of a picture that a crop covers.
+        rand_augment: Of classify: random operations on each picture.
+        erase: Of classify: probability of a rectangle of noise.
         average_over_ignored: Average the loss over ignored pixels too, as the original did.
         precision: Arithmetic; auto is bfloat16 where the device is fast in it, else float32.
         devices: How many GPUs; CPUs count as one.
@@ -73,9 +83,12 @@ class TrainConfig:
         tensorboard: Also write TensorBoard logs.
     """
 
+    task: Literal["segment", "classify"] = "segment"
     variant: str = "b0"
     init: str | None = None
     init_encoder_only: bool = False
+    freeze_stages: int = 0
+    recompute: bool = False
     binary: bool = False
     epochs: int = 50
     max_steps: int | None = None
@@ -109,6 +122,12 @@ class TrainConfig:
     dropout: float = 0.1
     class_weight_power: float = 0.0
     dice: float = 0.0
+    label_smoothing: float = 0.1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    min_area: float = 0.08
+    rand_augment: int = 2
+    erase: float = 0.25
     average_over_ignored: bool = False
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     devices: int = 1
@@ -165,10 +184,23 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")
-        for name in ("focus", "flip", "backdrop", "max_class_share", "class_weight_power"):
+        for name in (
+            "focus",
+            "flip",
+            "backdrop",
+            "max_class_share",
+            "class_weight_power",
+            "min_area",
+            "erase",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
-        for name in ("ema_decay", "drop_path", "dropout"):
+        for name in ("mixup", "cutmix", "rand_augment"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, as {getattr(self, name)} is")
+        if not 0 <= self.freeze_stages <= 4:
+            raise ValueError(f"freeze_stages is a number from 0 to 4, not {self.freeze_stages}")
+        for name in ("ema_decay", "drop_path", "dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
         if self.scale_max < self.scale_min:

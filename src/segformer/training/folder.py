@@ -14,9 +14,11 @@ from segformer.evaluation.plots import curves_plot
 from segformer.files import whole_file, write_text
 from segformer.training.config import TrainConfig
 
-COLUMNS = (
-    "step epoch loss lr images_per_s val_miou val_mean_accuracy val_pixel_accuracy minutes".split()
-)
+SCORES = {
+    "segment": ("val_miou", "val_mean_accuracy", "val_pixel_accuracy"),
+    "classify": ("val_top1", "val_top5"),
+}
+"""Columns of the validation's scores, by task; the first decides which model is the best."""
 
 
 class RunFolder:
@@ -32,6 +34,12 @@ class RunFolder:
         self.recipe, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
         self.checkpoint = self.path / "resume.ckpt"
         self._tensorboard: Any = None
+        self.scores = SCORES["segment"]
+
+    @property
+    def columns(self) -> list[str]:
+        """Of ``metrics.csv``."""
+        return [*"step epoch loss lr images_per_s".split(), *self.scores, "minutes"]
 
     def create(self, dataset: Path, config: TrainConfig) -> None:
         """Make the folder and write the recipe into it.
@@ -39,6 +47,7 @@ class RunFolder:
         Raises:
             ValueError: A run is there already.
         """
+        self.scores = SCORES[config.task]
         if self.recipe.exists():
             raise ValueError(
                 f"{self.path}: there is a run in this folder; go on with --resume {self.path}, "
@@ -59,9 +68,11 @@ class RunFolder:
         try:
             entries = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
             dataset = Path(entries.pop("dataset"))
-            return dataset, TrainConfig.from_dict(entries)
+            config = TrainConfig.from_dict(entries)
         except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{self.recipe}: not the recipe of a run: {error}") from None
+        self.scores = SCORES[config.task]
+        return dataset, config
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the resume checkpoint, whole."""
@@ -85,7 +96,7 @@ class RunFolder:
         """Add a row to ``metrics.csv``, and to TensorBoard's logs if they are open."""
         fresh = not self.metrics.exists()
         with self.metrics.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             if fresh:
                 writer.writeheader()
             writer.writerow(values)
@@ -112,7 +123,7 @@ class RunFolder:
         """Drop the rows of steps that a resumed run will do again."""
         rows = [row for row in self.read_metrics() if int(row["step"]) <= step]
         with whole_file(self.metrics) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
 
@@ -122,5 +133,7 @@ class RunFolder:
         training = [
             (int(row["step"]), float(row["loss"]), float(row["lr"])) for row in rows if row["loss"]
         ]
-        validation = [(int(row["step"]), float(row["val_miou"])) for row in rows if row["val_miou"]]
-        curves_plot(training, validation, self.path / "curves.png")
+        score = self.scores[0]
+        validation = [(int(row["step"]), float(row[score])) for row in rows if row[score]]
+        name = {"val_miou": "mIoU", "val_top1": "top-1 accuracy"}[score]
+        curves_plot(training, validation, self.path / "curves.png", name)

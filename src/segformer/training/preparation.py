@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,29 +17,43 @@ from segformer.data.check import SplitReport
 from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.transforms import Augmentation
 from segformer.image import Preprocessing
-from segformer.model.segformer import SegFormer
-from segformer.progress import say
+from segformer.labels import LabelSet
+from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.training.config import TrainConfig
+
+Whole = TypeVar("Whole", SegFormer, SegFormerClassifier)
 
 
 def resolve(config: TrainConfig, report: SplitReport) -> TrainConfig:
-    """Fill in the defaults that depend on other fields or on the training pictures."""
+    """Fill in the defaults of a segmentation recipe for the training pictures."""
     training = report.dataset
-    effective = config.batch_size * config.accumulate * config.devices
-    steps = config.max_steps or math.ceil(config.epochs * len(training) / effective)
-    started = config.init is not None
     if config.backdrop and config.backdrop_class >= len(training.labels):
         raise ValueError(f"there is no class {config.backdrop_class} to put backdrops in place of")
-    if config.init is not None:
-        if Path(config.init).exists():  # and not the name of the model that ships inside
-            config = replace(config, init=str(Path(config.init).resolve()))
-        assert config.init is not None
-        normalisation = store.load(config.init).preprocessing
+    source = store.open_checkpoint(config.init) if config.init is not None else None
+    if source is not None and source.config.in_channels == training.bands:
+        normalisation = source.preprocessing
     elif report.dtypes == {"uint8"} and training.bands == 3:
         normalisation = Preprocessing()
     else:
         mean, std = report.mean_and_std
         normalisation = Preprocessing(mean=mean, std=std, rescale=1.0)
+    config = replace(config, predict_size=config.predict_size or config.short_side)
+    return with_defaults(config, len(training), normalisation)
+
+
+def with_defaults(config: TrainConfig, pictures: int, normalisation: Preprocessing) -> TrainConfig:
+    """Fill in the defaults that depend on other fields.
+
+    Args:
+        config: The recipe.
+        pictures: How many there are to train on.
+        normalisation: Its mean, deviation and rescaling are the defaults.
+    """
+    effective = config.batch_size * config.accumulate * config.devices
+    steps = config.max_steps or math.ceil(config.epochs * pictures / effective)
+    started = config.init is not None
+    if config.init is not None and Path(config.init).exists():
+        config = replace(config, init=str(Path(config.init).resolve()))
     defaults = {
         "mean": normalisation.mean,
         "std": normalisation.std,
@@ -48,7 +62,6 @@ def resolve(config: TrainConfig, report: SplitReport) -> TrainConfig:
         "warmup_steps": min(1500, steps // 20),
         "lr": 6e-5 if started else 6e-4,
         "head_lr_factor": 10.0 if started else 1.0,
-        "predict_size": config.short_side,
         "workers": min(os.cpu_count() or 1, 8),
     }
     missing = {name: v for name, v in defaults.items() if getattr(config, name) is None}
@@ -88,25 +101,34 @@ def build_model(config: TrainConfig, training: Dataset) -> SegFormer:
             **regularisation,
         )
     else:
-        source = store.load(config.init)
-        if source.config.in_channels != training.bands:
-            raise ValueError(
-                f"{config.init}: the model takes {source.config.in_channels} bands, "
-                f"the data set's pictures have {training.bands}"
-            )
-        model = SegFormer(replace(source.config, num_classes=outputs, **regularisation), labels)
-        tensors = source.state_dict()
-        if config.init_encoder_only:
-            tensors = {name: t for name, t in tensors.items() if name.startswith("encoder.")}
-        elif source.labels.names != labels.names or source.config.num_classes != outputs:
-            tensors = {n: t for n, t in tensors.items() if not n.startswith("decoder.classifier")}
-            say(
-                f"{config.init}: its {len(source.labels)} classes are not these {len(labels)}; "
-                "the classifier starts anew"
-            )
-        model.load_state_dict(tensors, strict=False)
+        model = start_from(SegFormer, config, labels, outputs, training.bands)
     model.preprocessing = preprocessing(config, training)
     return model
+
+
+def start_from(
+    whole: type[Whole], config: TrainConfig, labels: LabelSet, outputs: int, bands: int
+) -> Whole:
+    """A model that starts from the one that the recipe names: everything of it that fits.
+
+    Args:
+        whole: What to make of it.
+        config: The recipe.
+        labels: Classes of the data set.
+        outputs: Channels of the logits.
+        bands: Of the pictures.
+    """
+    assert config.init is not None
+    checkpoint = store.open_checkpoint(config.init)
+    checkpoint.config = replace(
+        checkpoint.config, drop_path=config.drop_path, dropout=config.dropout
+    )
+    if config.init_encoder_only:
+        checkpoint = checkpoint.encoder_alone()
+    same_classes = checkpoint.labels.names == labels.names
+    return store.assemble(
+        whole, checkpoint, labels, outputs, bands, classifier_anew=not same_classes
+    )
 
 
 def preprocessing(config: TrainConfig, training: Dataset) -> Preprocessing:

@@ -11,7 +11,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,28 +23,16 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from segformer.checkpoints.layout import CONFIG_FILE
-from segformer.data.check import SplitReport, check_split
-from segformer.data.dataset import Dataset, DatasetError, open_dataset, splits
-from segformer.data.loader import DrawSampler, TrainingCrops, crop_loader
-from segformer.evaluation.evaluate import evaluate, write_report
-from segformer.evaluation.metrics import ConfusionMatrix, Scores
-from segformer.evaluation.plots import examples_sheet
 from segformer.model.config import SegFormerConfig
-from segformer.model.segformer import SegFormer
-from segformer.prediction.predictor import Predictor
+from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.prediction.runtime import best_device, fast_in_bfloat16
 from segformer.progress import ProgressBar, console, say
+from segformer.training.classification import Classification
 from segformer.training.config import TrainConfig
 from segformer.training.folder import RunFolder
-from segformer.training.losses import cross_entropy_at_mask_size, dice_loss
 from segformer.training.optimisation import lr_factor, moving_average, parameter_groups
-from segformer.training.preparation import (
-    augmentation,
-    build_model,
-    class_weights,
-    preprocessing,
-    resolve,
-)
+from segformer.training.segmentation import Segmentation
+from segformer.training.task import Model, Outcome, Task
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -53,43 +41,35 @@ class TrainingStopped(Exception):
     """The training was asked to stop, has saved its state, and can go on."""
 
 
-def train(dataset: str | Path, out: str | Path, config: TrainConfig) -> Scores | None:
+TASKS: dict[str, Callable[..., Task]] = {"segment": Segmentation, "classify": Classification}
+
+
+def train(dataset: str | Path, out: str | Path, config: TrainConfig) -> Outcome | None:
     """Train a model on a data set.
 
     Args:
-        dataset: As `segformer.data.dataset.open_dataset` takes it.
+        dataset: As `segformer.data.dataset.open_dataset` takes it; to classify, as
+            `segformer.data.class_folders.open_class_folders` does.
         out: Folder for the run; see `RunFolder`.
         config: The recipe.
 
     Returns:
-        Validation scores of the best model, or None without a validation split.
+        What validation found of the best model, or None without a validation split.
 
     Raises:
         ValueError: The data set, the recipe or the folder cannot be used.
         TrainingStopped: Ctrl-C; everything is saved.
     """
-    folder = RunFolder(out)
-    dataset = Path(dataset)
+    folder, dataset = RunFolder(out), Path(dataset)
     fabric = _launch(config)
-    found = splits(dataset)
-    if "train" not in found:
-        raise DatasetError(f"{dataset}: there is no split 'train' to train on")
-    training = open_dataset(dataset, "train")
-    validation = open_dataset(dataset, "val") if "val" in found else None
-    report = _checked(training)
-    if validation is None:
-        say("no split 'val': training without validation, the last model is kept")
-    else:
-        _checked(validation)
-    config = resolve(config, report)
-    model = build_model(config, training)
+    task = TASKS[config.task](dataset, config)
+    model = task.build_model()
     if fabric.is_global_zero:
-        folder.create(dataset, config)
-    run = _Run(fabric, folder, config, model, training, validation)
-    return run.fit(class_weights(config, report))
+        folder.create(dataset, task.config)
+    return _Run(fabric, folder, task, model).fit()
 
 
-def resume(out: str | Path) -> Scores | None:
+def resume(out: str | Path) -> Outcome | None:
     """Go on with a run that was stopped or killed, to the result it would have had.
 
     Args:
@@ -102,20 +82,16 @@ def resume(out: str | Path) -> Scores | None:
     folder = RunFolder(out)
     dataset, config = folder.read_recipe()
     fabric = _launch(config)
-    training = open_dataset(dataset, "train")
-    validation = open_dataset(dataset, "val") if "val" in splits(dataset) else None
     checkpoint = folder.load_checkpoint()
     if checkpoint is None:
         say(f"{folder.path}: killed before the first checkpoint; starting at step 0")
         folder.forget_metrics_after(-1)
-        weights = class_weights(config, _checked(training))
-        model = build_model(config, training)
+        task = TASKS[config.task](dataset, config)
+        model = task.build_model()
     else:
-        weights = checkpoint["class_weights"]
-        # Not from config.init, which may be gone by now
-        model = SegFormer(SegFormerConfig.from_dict(checkpoint["architecture"]), training.labels)
-        model.preprocessing = preprocessing(config, training)
-    return _Run(fabric, folder, config, model, training, validation).fit(weights, checkpoint)
+        task = TASKS[config.task](dataset, config, checkpoint["task"])
+        model = task.restore_model(SegFormerConfig.from_dict(checkpoint["architecture"]))
+    return _Run(fabric, folder, task, model).fit(checkpoint)
 
 
 def _launch(config: TrainConfig) -> Fabric:
@@ -131,26 +107,12 @@ def _launch(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def _checked(dataset: Dataset) -> SplitReport:
-    with ProgressBar(f"checking {dataset.split}", len(dataset), "pictures") as bar:
-        report = check_split(dataset, bar.advance)
-    report.raise_errors()
-    for warning in report.warnings:
-        say(f"warning: {warning}")
-    return report
-
-
-def _evaluate(validation: Dataset, predictor: Predictor) -> ConfusionMatrix:
-    with ProgressBar("validating", len(validation), "pictures") as bar:
-        return evaluate(validation, predictor, on_picture=bar.advance)
-
-
 @dataclass
 class _State:
     """What, beside tensors, a resumed run needs to know."""
 
     step: int = 0
-    best_miou: float = -1.0
+    best_score: float = -1.0
     stale_validations: int = 0
     minutes: float = 0.0
 
@@ -162,20 +124,20 @@ class _Run:
         self,
         fabric: Fabric,
         folder: RunFolder,
-        config: TrainConfig,
-        model: SegFormer,
-        training: Dataset,
-        validation: Dataset | None,
+        task: Task,
+        model: Model,
     ):
+        config = task.config
         assert config.max_steps and config.lr and config.head_lr_factor
         assert config.workers is not None and config.warmup_steps is not None
-        self.fabric, self.folder, self.config = fabric, folder, config
-        self.training, self.validation = training, validation
+        self.fabric, self.folder, self.task, self.config = fabric, folder, task, config
         self.total_steps, self.workers = config.max_steps, config.workers
         self.warmup_steps = config.warmup_steps
         self.pictures_per_step = config.batch_size * config.accumulate * config.devices
-        self.steps_per_epoch = len(training) / self.pictures_per_step
+        self.steps_per_epoch = task.pictures / self.pictures_per_step
         self.model = model
+        self.model.encoder.freeze(config.freeze_stages)
+        self.model.encoder.recompute_activations(config.recompute)
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
             self.model = convert(self.model)  # type: ignore[no-untyped-call]
@@ -188,14 +150,20 @@ class _Run:
             folder.open_tensorboard()
         self.state = _State()
 
-    def fit(
-        self, weights: Tensor | None, checkpoint: dict[str, Any] | None = None
-    ) -> Scores | None:
+    def fit(self, checkpoint: dict[str, Any] | None = None) -> Outcome | None:
         """Train from the checkpoint, or from the start, to the end."""
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.weights = weights.to(self.fabric.device) if weights is not None else None
-        batches = iter(self._loader())
+        batches = iter(
+            self.task.loader(
+                self.model,
+                self.state.step,
+                self.total_steps,
+                self.workers,
+                self.fabric.global_rank,
+                self.fabric.world_size,
+            )
+        )
         validation_steps = self._validation_steps()
         began = time.monotonic() - 60 * self.state.minutes
         with (
@@ -233,7 +201,7 @@ class _Run:
         patience, stale = self.config.patience, self.state.stale_validations
         if patience == 0 or stale < patience:
             return False
-        say(f"no better mIoU in {patience} validations: stopping")
+        say(f"no better {self.task.score} in {patience} validations: stopping")
         return True
 
     def _any_process(self, wish: bool) -> bool:
@@ -256,10 +224,10 @@ class _Run:
         self.model.train()
         mean_loss = 0.0
         for i in range(config.accumulate):
-            pixels, mask = self.fabric.to_device(next(batches))
+            pixels, targets = self.task.prepare(*self.fabric.to_device(next(batches)))
             waits = i + 1 < config.accumulate
             with self.fabric.no_backward_sync(self.wrapped, enabled=waits):
-                loss = self._loss(self.wrapped(pixels), mask) / config.accumulate
+                loss = self.task.loss(self.wrapped(pixels), targets) / config.accumulate
                 self.fabric.backward(loss)
             mean_loss += loss.item()
         if not math.isfinite(mean_loss):
@@ -277,81 +245,55 @@ class _Run:
             self.average.update_parameters(self.model)
         return mean_loss
 
-    def _loss(self, logits: Tensor, mask: Tensor) -> Tensor:
-        ignore_index = self.training.labels.ignore_index
-        loss = cross_entropy_at_mask_size(
-            logits,
-            mask,
-            class_weights=self.weights,
-            ignore_index=ignore_index,
-            average_over_ignored=self.config.average_over_ignored,
-        )
-        if self.config.dice:
-            loss = loss + self.config.dice * dice_loss(logits, mask, ignore_index=ignore_index)
-        return loss
-
     def _validate(self) -> None:
         """Score the model to be kept, keep it, and keep it as the best if it is."""
         model = self._kept_model()
         if self.fabric.is_global_zero:
             model.save_pretrained(self.folder.last)
-            if self.validation is not None:
-                predictor = Predictor(model, device=str(self.fabric.device))
-                scores = _evaluate(self.validation, predictor).scores()
-                if scores.miou > self.state.best_miou:
-                    self.state.best_miou, self.state.stale_validations = scores.miou, 0
+            if self.task.validates:
+                outcome = self.task.validate(model, str(self.fabric.device))
+                if outcome.score > self.state.best_score:
+                    self.state.best_score, self.state.stale_validations = outcome.score, 0
                     model.save_pretrained(self.folder.best)
                 else:
                     self.state.stale_validations += 1
                 self.folder.append_metrics(
                     step=self.state.step,
                     epoch=round(self.state.step / self.steps_per_epoch, 3),
-                    val_miou=round(scores.miou, 5),
-                    val_mean_accuracy=round(scores.mean_accuracy, 5),
-                    val_pixel_accuracy=round(scores.pixel_accuracy, 5),
+                    **{name: round(value, 5) for name, value in outcome.row.items()},
                     minutes=round(self.state.minutes, 3),
                 )
                 say(
                     f"step {self.state.step}, epoch {self.state.step / self.steps_per_epoch:.1f}: "
-                    f"validation mIoU {scores.miou:.2%}, pixel accuracy "
-                    f"{scores.pixel_accuracy:.2%}, best mIoU {self.state.best_miou:.2%}"
+                    f"validation {outcome.words}, best {self.task.score} "
+                    f"{self.state.best_score:.2%}"
                 )
                 self.folder.draw_curves()
         self.state = _State(**self.fabric.broadcast(vars(self.state)))
         self._checkpoint()
 
-    def _finish(self) -> Scores | None:
+    def _finish(self) -> Outcome | None:
         """Write the pictures and the report of the model that was kept."""
         if not self.fabric.is_global_zero:
             raise SystemExit(0)  # one process of the several reports
         if not (self.folder.last / CONFIG_FILE).exists():
             self._kept_model().save_pretrained(self.folder.last)
         self.folder.draw_curves()
-        if self.validation is None:
+        if not self.task.validates:
             return None
-        predictor = Predictor(self.folder.best, device=str(self.fabric.device))
-        matrix = _evaluate(self.validation, predictor)
-        write_report(
-            matrix,
-            self.folder.path,
-            self.validation,
-            {
-                "model": str(self.folder.best),
-                "steps": self.state.step,
-                "minutes": round(self.state.minutes, 2),
-                "training_pictures": len(self.training),
-            },
-        )
-        chosen = self.validation.samples[:: max(1, len(self.validation) // 8)][:8]
-        pairs = [(predictor(s.picture), self.validation.read(s)[1]) for s in chosen]
-        examples_sheet(pairs, self.folder.path / "val_examples.jpg")
-        return matrix.scores()
+        notes = {
+            "model": str(self.folder.best),
+            "steps": self.state.step,
+            "minutes": round(self.state.minutes, 2),
+            "training_pictures": self.task.pictures,
+        }
+        return self.task.report(self.folder.best, self.folder.path, str(self.fabric.device), notes)
 
-    def _kept_model(self) -> SegFormer:
+    def _kept_model(self) -> Model:
         """The moving average where there is one, as a plain model."""
         if self.average is None:
             return self.model
-        assert isinstance(self.average.module, SegFormer)
+        assert isinstance(self.average.module, SegFormer | SegFormerClassifier)
         return self.average.module
 
     def _log(self, loss: float, images_per_s: float) -> None:
@@ -371,7 +313,7 @@ class _Run:
                 {
                     "state": vars(self.state),
                     "architecture": asdict(self.model.config),
-                    "class_weights": self.weights,
+                    "task": self.task.state(),
                     "model": self.model.state_dict(),
                     "average": self.average.state_dict() if self.average else None,
                     "optimizer": self.optimizer.state_dict(),
@@ -393,27 +335,6 @@ class _Run:
         self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
         self.folder.forget_metrics_after(self.state.step)
         say(f"{self.folder.path}: going on after step {self.state.step}")
-
-    def _loader(self) -> Any:
-        config = self.config
-        crops = TrainingCrops(
-            self.training,
-            augmentation(config, self.training.labels.ignore_index),
-            self.model.preprocessing,
-            config.seed,
-            config.cache,
-        )
-        sampler = DrawSampler(
-            len(self.training),
-            config.batch_size,
-            config.accumulate,
-            self.state.step,
-            self.total_steps,
-            config.seed,
-            self.fabric.global_rank,
-            self.fabric.world_size,
-        )
-        return crop_loader(crops, sampler, self.workers)
 
     def _validation_steps(self) -> set[int]:
         every = self.config.val_every * self.steps_per_epoch

@@ -1,0 +1,146 @@
+"""What a model is, in numbers and for people to read; its weights stay unread."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from segformer.checkpoints.fit import expected_shapes
+from segformer.checkpoints.store import Checkpoint
+from segformer.model.config import count_macs
+
+_PARTS = {"encoder": "encoder.", "decoder": "decoder.", "head": "head."}
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Everything about a model that does not need its weights.
+
+    Args:
+        checkpoint: An opened model.
+        size: Height and width in pixels to count the work for; left out, that of the model's
+            preprocessing, for a picture of 4:3 where it keeps the ratio.
+
+    Raises:
+        CheckpointError: The tensors do not fit the configuration.
+        ValueError: ``size`` is too small for the model.
+    """
+    config, preprocessing = checkpoint.config, checkpoint.preprocessing
+    kind = checkpoint.kind
+    parts = {"segmenter": ("encoder", "decoder"), "classifier": ("encoder", "head")}
+    present = parts.get(kind, ("encoder",))
+    checkpoint.check(tuple(_PARTS[part] for part in present))
+    height, width = size or preprocessing.crop or preprocessing.target_size(480, 640)
+    if min(height, width) < config.min_size:
+        raise ValueError(
+            f"{height} x {width} pixels are too small: both sides must be at least "
+            f"{config.min_size}"
+        )
+    parameters = {part: _parameters(checkpoint, _PARTS[part]) for part in present}
+    macs = count_macs(config, height, width)
+    work = {"encoder": macs.encoder}
+    if kind == "segmenter":
+        work |= {"decoder": macs.decoder, "decoder_folded": macs.decoder_folded}
+    elif kind == "classifier":
+        work["head"] = config.channels[-1] * config.num_classes
+    classes = [
+        {"id": i, "name": name, "colour": list(colour)}
+        for i, (name, colour) in enumerate(
+            zip(checkpoint.labels.names, checkpoint.labels.palette, strict=False)
+        )
+    ]
+    return {
+        "model": checkpoint.origin,
+        "file": str(checkpoint.path),
+        "kind": kind,
+        "dialect": checkpoint.dialect.title,
+        "variant": config.variant,
+        "decoder": config.decoder if kind == "segmenter" else None,
+        "decoder_width": config.decoder_width if kind == "segmenter" else None,
+        "channels": list(config.channels),
+        "depths": list(config.depths),
+        "bands": config.in_channels,
+        "parameters": parameters,
+        "macs": {"height": height, "width": width, **work},
+        "eps": asdict(config.eps),
+        "preprocessing": asdict(preprocessing),
+        "licence": checkpoint.licence,
+        "unused_tensors": checkpoint.unused,
+        "classes": classes if kind != "encoder" else [],
+    }
+
+
+def tables(description: dict[str, Any]) -> list[Table]:
+    """The same for a terminal: the facts, then the classes with their colours."""
+    d = description
+    facts = Table(show_header=False, title=d["model"], title_justify="left", title_style="bold")
+    facts.add_column(style="bold")
+    facts.add_column()
+    variant = d["variant"].upper() if d["variant"] else f"{d['channels']}, depths {d['depths']}"
+    kind = {"segmenter": "segmentation", "classifier": "classification"}.get(d["kind"], "encoder")
+    facts.add_row("model", f"SegFormer-{variant}, {kind}")
+    facts.add_row("dialect", d["dialect"])
+    facts.add_row("file", d["file"])
+    facts.add_row("licence", d["licence"] or "not stated")
+    total = sum(d["parameters"].values())
+    shares = ", ".join(f"{part} {n / 1e6:.2f}" for part, n in d["parameters"].items())
+    facts.add_row("parameters", f"{total / 1e6:.2f} M ({shares})")
+    facts.add_row("work", _work(d["macs"]))
+    if d["decoder"] is not None:
+        facts.add_row("decoder", f"{d['decoder']}, {d['decoder_width']} wide")
+    eps = d["eps"]
+    facts.add_row(
+        "LayerNorm eps",
+        f"blocks {eps['block']:g}, merging {eps['merging']:g}, reduction {eps['reduction']:g}",
+    )
+    facts.add_row("input", _input(d["bands"], d["preprocessing"]))
+    if d["unused_tensors"]:
+        facts.add_row("unused tensors", ", ".join(d["unused_tensors"][:4]))
+    if not d["classes"]:
+        return [facts]
+    classes = Table("id", "class", *(["colour"] if d["kind"] == "segmenter" else []))
+    for row in d["classes"]:
+        red, green, blue = row["colour"]
+        patch = Text("  ", style=f"on rgb({red},{green},{blue})")
+        patch.append(f" #{red:02x}{green:02x}{blue:02x}", style="default on default")
+        cells = [str(row["id"]), row["name"], *([patch] if d["kind"] == "segmenter" else [])]
+        classes.add_row(*cells)
+    return [facts, classes]
+
+
+def _parameters(checkpoint: Checkpoint, part: str) -> int:
+    """Values that training changes: BatchNorm's statistics are none."""
+    shapes = expected_shapes(checkpoint.config, [part])
+    return sum(math.prod(s) for name, s in shapes.items() if not name.endswith(_STATISTICS))
+
+
+def _work(macs: dict[str, int]) -> str:
+    where = f"at {macs['width']} x {macs['height']} pixels"
+    words = [f"encoder {macs['encoder'] / 1e9:.2f}"]
+    total = macs["encoder"] + macs.get("decoder", 0) + macs.get("head", 0)
+    if "decoder" in macs:
+        folded = macs["decoder_folded"]
+        words.append(f"decoder {macs['decoder'] / 1e9:.2f}, folded {folded / 1e9:.2f}")
+        total_folded = f"; {(macs['encoder'] + folded) / 1e9:.2f} as it runs here"
+    else:
+        total_folded = ""
+    return f"{total / 1e9:.2f} GMACs {where} ({', '.join(words)}){total_folded}"
+
+
+def _input(bands: int, preprocessing: dict[str, Any]) -> str:
+    size, multiple = preprocessing["size"], preprocessing["multiple"]
+    if isinstance(size, tuple):
+        seen = f"resized to {size[1]} x {size[0]}"
+    else:
+        seen = f"short side {size}" if size is not None else "own size"
+    if multiple > 1:
+        seen += f", sides multiples of {multiple}"
+    if preprocessing["crop"] is not None:
+        seen += f", middle {preprocessing['crop'][1]} x {preprocessing['crop'][0]}"
+    mean = ", ".join(f"{value:.4g}" for value in preprocessing["mean"])
+    std = ", ".join(f"{value:.4g}" for value in preprocessing["std"])
+    return f"{bands} bands, {seen}; values x {preprocessing['rescale']:.4g}, mean {mean}, std {std}"

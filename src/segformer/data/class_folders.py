@@ -1,0 +1,102 @@
+"""Pictures in one folder per class, as ImageNet is laid out: a data set for classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from segformer.data.dataset import SPLITS, DatasetError
+from segformer.image import PICTURE_SUFFIXES, Picture, read_picture
+from segformer.labels import LabelSet
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """One split of a data set of classes.
+
+    Attributes:
+        root: Folder it came from.
+        split: "train", "val" or another.
+        samples: Picture files and their class ids, sorted by class and name.
+        labels: Classes, named after their folders, sorted by name.
+        bands: Channels of the pictures.
+    """
+
+    root: Path
+    split: str
+    samples: tuple[tuple[Path, int], ...]
+    labels: LabelSet
+    bands: int = 3
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[tuple[Path, int]]:
+        return iter(self.samples)
+
+    def read(self, index: int) -> tuple[Picture, int]:
+        """Picture (H, W, bands) and class id of a sample.
+
+        Raises:
+            UnreadableImage: The picture cannot be read; the message names it.
+        """
+        path, class_id = self.samples[index]
+        return read_picture(path, self.bands), class_id
+
+    def with_bands(self, bands: int) -> ClassFolders:
+        """The same data set, its pictures read with another number of bands."""
+        return replace(self, bands=bands)
+
+
+def class_splits(source: str | Path) -> list[str]:
+    """The splits that a folder has: those of "train", "val" and "test" that are there.
+
+    Raises:
+        DatasetError: There is no such folder.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        raise DatasetError(f"{path}: no such data set")
+    return [split for split in SPLITS if (path / split).is_dir()]
+
+
+def open_class_folders(source: str | Path, split: str = "train") -> ClassFolders:
+    """Open one split of a data set of classes: ``source/split/CLASS/picture.jpg``.
+
+    The classes are the folders of the training split, so that every split has the same ids.
+
+    Args:
+        source: Folder of the data set.
+        split: Which of its splits.
+
+    Raises:
+        DatasetError: There is no such split, it has no pictures, or a class that training lacks.
+    """
+    root = Path(source)
+    found = class_splits(root)
+    if split not in found:
+        hint = f"there are {', '.join(found)}" if found else "pictures go to train/CLASS/ in it"
+        raise DatasetError(f"{root}: the data set has no split {split!r}; {hint}")
+    names = _folders(root / ("train" if "train" in found else split))
+    if len(names) < 2:
+        raise DatasetError(
+            f"{root / split}: {len(names)} folders of classes; a classifier needs at least two, "
+            "each with its pictures"
+        )
+    strangers = set(_folders(root / split)) - set(names)
+    if strangers:
+        raise DatasetError(f"{root / split}: classes that training lacks: {sorted(strangers)[:5]}")
+    samples = [
+        (file, class_id)
+        for class_id, name in enumerate(names)
+        for file in sorted((root / split / name).rglob("*"))
+        if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file() and file.name[0] != "."
+    ]
+    if not samples:
+        raise DatasetError(f"{root / split}: there are no pictures in its folders")
+    return ClassFolders(root, split, tuple(samples), LabelSet(tuple(names), ignore_index=-1))
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and p.name[0] != ".")

@@ -1,0 +1,193 @@
+"""The augmentation of classifiers: ImageNet's usual recipe, as DeiT and PVT train with.
+
+Random resized crop (Szegedy et al. 2015), flip, RandAugment (Cubuk et al. 2020), random erasing
+(Zhong et al. 2020) picture by picture; mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) over
+a batch.
+
+Legend: B batch, H W pixels, C bands, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from segformer.image import Picture, Preprocessing
+
+
+@dataclass(frozen=True)
+class ClassAugmentation:
+    """What happens to each training picture of a classifier.
+
+    Attributes:
+        crop_size: Side of the square that training sees, pixels.
+        min_area: Smallest share of the picture that a crop covers.
+        flip: Probability of mirroring left and right.
+        rand_augment: How many random operations to chain (8-bit RGB only).
+        erase: Probability of a rectangle of noise over up to a third of the crop.
+    """
+
+    crop_size: int = 224
+    min_area: float = 0.08
+    flip: float = 0.5
+    rand_augment: int = 2
+    erase: float = 0.25
+
+    def __call__(
+        self, picture: Picture, rng: np.random.Generator, preprocessing: Preprocessing
+    ) -> NDArray[np.float32]:
+        """Picture (H, W, C) -> normalised crop (crop, crop, C)."""
+        crop = self.random_crop(picture, rng)
+        if rng.random() < self.flip:
+            crop = crop[:, ::-1]
+        if crop.dtype == np.uint8 and crop.shape[2] == 3:
+            for _ in range(self.rand_augment):
+                crop = random_operation(crop, rng)
+        values = np.ascontiguousarray(preprocessing.normalise(crop))
+        if rng.random() < self.erase:
+            rows, columns = values.shape[:2]
+            top, left, height, width = _random_box(rows, columns, (0.02, 0.33), 0.3, rng)
+            box = values[top : top + height, left : left + width]
+            box[:] = rng.standard_normal(box.shape, np.float32)
+        return values
+
+    def random_crop(self, picture: Picture, rng: np.random.Generator) -> Picture:
+        """A crop of random area and ratio (3/4 to 4/3), resized to the square."""
+        height, width = picture.shape[:2]
+        box = _random_box(height, width, (self.min_area, 1.0), 3 / 4, rng)
+        top, left, crop_h, crop_w = box
+        crop = picture[top : top + crop_h, left : left + crop_w]
+        shrinks = crop_h > self.crop_size and crop_w > self.crop_size
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        if crop.dtype not in (np.uint8, np.uint16, np.int16, np.float32):
+            crop = crop.astype(np.float32)
+        # OpenCV resizes at most four bands at a time
+        parts = [
+            cv2.resize(
+                np.ascontiguousarray(crop[:, :, i : i + 4]),
+                (self.crop_size, self.crop_size),
+                interpolation=method,
+            ).reshape(self.crop_size, self.crop_size, -1)
+            for i in range(0, crop.shape[2], 4)
+        ]
+        return np.concatenate(parts, axis=2)
+
+
+def _random_box(
+    height: int, width: int, area: tuple[float, float], ratio: float, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a box of a random share of the area; all of it at worst."""
+    for _ in range(10):
+        pixels = height * width * rng.uniform(*area)
+        aspect = math.exp(rng.uniform(math.log(ratio), math.log(1 / ratio)))
+        box_h, box_w = round(math.sqrt(pixels / aspect)), round(math.sqrt(pixels * aspect))
+        if 0 < box_h <= height and 0 < box_w <= width:
+            top = int(rng.integers(height - box_h + 1))
+            left = int(rng.integers(width - box_w + 1))
+            return top, left, box_h, box_w
+    return 0, 0, height, width
+
+
+def random_operation(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """One of RandAugment's operations on 8-bit RGB, its strength about 9 of 10, deviation 0.5.
+
+    Enhancements go either way (timm's "inc1" policy, ``rand-m9-mstd0.5-inc1`` of DeiT's recipe).
+    """
+    strength = float(np.clip(rng.normal(0.9, 0.05), 0, 1))
+    signed = strength if rng.random() < 0.5 else -strength
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    match int(rng.integers(14)):
+        case 0:
+            image = ImageOps.autocontrast(image)
+        case 1:
+            image = ImageOps.equalize(image)
+        case 2:
+            image = ImageOps.invert(image)
+        case 3:
+            image = ImageOps.posterize(image, max(1, 4 - int(4 * strength)))
+        case 4:
+            image = ImageOps.solarize(image, int(256 * (1 - strength)))
+        case 5:
+            added = Image.fromarray(np.full_like(picture, int(110 * strength)))
+            dark = np.asarray(image) < 128
+            total = np.clip(np.asarray(image, np.int16) + np.asarray(added), 0, 255)
+            image = Image.fromarray(np.where(dark, total, np.asarray(image)).astype(np.uint8))
+        case 6:
+            image = ImageEnhance.Color(image).enhance(1 + 0.9 * signed)
+        case 7:
+            image = ImageEnhance.Contrast(image).enhance(1 + 0.9 * signed)
+        case 8:
+            image = ImageEnhance.Brightness(image).enhance(1 + 0.9 * signed)
+        case 9:
+            image = ImageEnhance.Sharpness(image).enhance(1 + 0.9 * signed)
+        case 10:
+            image = image.rotate(30 * signed, Image.Resampling.BILINEAR, fillcolor=_GREY)
+        case 11:
+            image = _sheared(image, (1, 0.3 * signed, 0, 0, 1, 0))
+        case 12:
+            image = _sheared(image, (1, 0, 0, 0.3 * signed, 1, 0))
+        case 13:
+            shift = 0.45 * signed
+            image = _sheared(image, (1, 0, shift * image.width, 0, 1, shift * image.height))
+    return np.asarray(image)
+
+
+_GREY = (124, 116, 104)
+"""The mean colour of ImageNet, 8 bits."""
+
+
+def _sheared(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=_GREY
+    )
+
+
+def mix(
+    pixels: Tensor, class_ids: Tensor, num_classes: int, mixup: float, cutmix: float
+) -> tuple[Tensor, Tensor]:
+    """Mix each picture of a batch with another, and their classes in the same proportion.
+
+    Where both are asked for, a batch takes either, with probability one half. Chance comes from
+    torch's generator.
+
+    Args:
+        pixels: (B, C, H, W).
+        class_ids: (B,).
+        num_classes: K.
+        mixup: Both parameters of the Beta distribution of mixup's share; 0 for none.
+        cutmix: The same of CutMix's share.
+
+    Returns:
+        Mixed pictures (B, C, H, W) and class probabilities (B, K).
+    """
+    targets = F.one_hot(class_ids, num_classes).to(torch.float32)
+    if not mixup and not cutmix:
+        return pixels, targets
+    cuts = bool(cutmix) and (not mixup or bool(torch.rand(()) < 0.5))
+    alpha = torch.tensor(cutmix if cuts else mixup)
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    other = pixels.flip(0)
+    if cuts:
+        height, width = pixels.shape[2:]
+        side = math.sqrt(1 - share)
+        middle_y, middle_x = (torch.rand(2) * torch.tensor([height, width])).tolist()
+        top, bottom = (
+            int(min(max(middle_y + sign * side * height / 2, 0), height)) for sign in (-1, 1)
+        )
+        left, right = (
+            int(min(max(middle_x + sign * side * width / 2, 0), width)) for sign in (-1, 1)
+        )
+        pixels = pixels.clone()
+        pixels[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / (height * width)  # cut off at the border
+    else:
+        pixels = pixels * share + other * (1 - share)
+    return pixels, targets * share + targets.flip(0) * (1 - share)

@@ -1,0 +1,135 @@
+"""Classification as a task: pictures in a folder per class, as the encoder is pre-trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from segformer.checkpoints import store
+from segformer.data.class_folders import class_splits, open_class_folders
+from segformer.data.class_transforms import ClassAugmentation, mix
+from segformer.data.loader import ClassCrops
+from segformer.evaluation.classify import (
+    ClassScores,
+    class_table,
+    evaluate_classes,
+    write_class_report,
+)
+from segformer.evaluation.plots import class_sheet
+from segformer.image import Preprocessing
+from segformer.model.config import SegFormerConfig
+from segformer.model.segformer import SegFormerClassifier
+from segformer.prediction.classifier import ClassPredictor
+from segformer.progress import ProgressBar, say
+from segformer.training.config import TrainConfig
+from segformer.training.preparation import start_from, with_defaults
+from segformer.training.task import Model, Outcome, Task
+
+
+class Classification(Task):
+    """Training on classes of whole pictures.
+
+    Args:
+        dataset: As `segformer.data.class_folders.open_class_folders` takes it.
+        config: The recipe.
+        state: Of the run that is resumed.
+
+    Raises:
+        ValueError: The data set or the recipe cannot be used.
+    """
+
+    score = "top-1"
+
+    def __init__(self, dataset: Path, config: TrainConfig, state: dict[str, Any] | None = None):
+        self.training = open_class_folders(dataset, "train")
+        has_validation = "val" in class_splits(dataset)
+        self.validation = open_class_folders(dataset, "val") if has_validation else None
+        if self.validation is None and state is None:
+            say("no split 'val': training without validation, the last model is kept")
+        self.pictures, self.validates = len(self.training), self.validation is not None
+        if config.predict_size is None:
+            # 256 for 224, the ratio that ImageNet is evaluated at everywhere
+            config = replace(config, predict_size=round(config.crop_size * 8 / 7))
+        normalisation = Preprocessing.for_bands(self.training.bands)
+        if config.init is not None and state is None:
+            normalisation = store.open_checkpoint(config.init).preprocessing
+        self.config = with_defaults(config, self.pictures, normalisation)
+
+    def build_model(self) -> SegFormerClassifier:
+        """Fresh, or from another model."""
+        config, labels = self.config, self.training.labels
+        torch.manual_seed(config.seed)
+        if config.init is None:
+            model = SegFormerClassifier.from_variant(
+                config.variant, labels=labels, drop_path=config.drop_path
+            )
+        else:
+            model = start_from(SegFormerClassifier, config, labels, len(labels), 3)
+        model.preprocessing = self._preprocessing()
+        return model
+
+    def restore_model(self, config: SegFormerConfig) -> SegFormerClassifier:
+        """Not from the recipe's ``init``, which may be gone by now."""
+        return SegFormerClassifier(config, self.training.labels, self._preprocessing())
+
+    def crops(self, model: Model) -> ClassCrops:
+        """Random crops of pictures."""
+        names = ClassAugmentation.__dataclass_fields__
+        chosen = ClassAugmentation(**{name: getattr(self.config, name) for name in names})
+        return ClassCrops(self.training, chosen, model.preprocessing, self.config.seed)
+
+    def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixup and CutMix; classes become probabilities."""
+        classes = len(self.training.labels)
+        return mix(pixels, targets, classes, self.config.mixup, self.config.cutmix)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy with smoothed labels."""
+        return F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
+
+    def validate(self, model: Model, device: str) -> Outcome:
+        """Top-1 and top-5 over the validation pictures."""
+        assert isinstance(model, SegFormerClassifier)
+        return _outcome(self._evaluate(ClassPredictor(model, device=device)))
+
+    def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
+        """``report.json``, ``confusion.png`` and ``val_examples.jpg``."""
+        assert self.validation is not None
+        predictor = ClassPredictor(best, device=device)
+        scores = self._evaluate(predictor)
+        write_class_report(scores, folder, self.validation, notes)
+        samples = self.validation.samples
+        class_sheet(
+            predictor, samples[:: max(1, len(samples) // 24)][:24], folder / "val_examples.jpg"
+        )
+        return _outcome(scores)
+
+    def _evaluate(self, predictor: ClassPredictor) -> ClassScores:
+        assert self.validation is not None
+        with ProgressBar("validating", len(self.validation), "pictures") as bar:
+            scores = evaluate_classes(self.validation, predictor, on_picture=bar.advance)
+        for sentence in scores.failed[:5]:
+            say(f"left out: {sentence}")
+        return scores
+
+    def _preprocessing(self) -> Preprocessing:
+        config = self.config
+        assert config.mean and config.std and config.rescale
+        return Preprocessing(
+            size=config.predict_size,
+            crop=(config.crop_size, config.crop_size),
+            mean=config.mean,
+            std=config.std,
+            rescale=config.rescale,
+        )
+
+
+def _outcome(scores: ClassScores) -> Outcome:
+    row = {"val_top1": scores.top1, "val_top5": scores.top5}
+    words = f"top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}"
+    return Outcome(row, words, class_table(scores))

@@ -1,0 +1,147 @@
+"""Segmentation as a task: pictures and masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from segformer.data.check import SplitReport, check_split
+from segformer.data.dataset import Dataset, DatasetError, open_dataset, splits
+from segformer.data.loader import TrainingCrops
+from segformer.evaluation.evaluate import evaluate, score_table, write_report
+from segformer.evaluation.metrics import ConfusionMatrix
+from segformer.evaluation.plots import examples_sheet
+from segformer.model.config import SegFormerConfig
+from segformer.model.segformer import SegFormer
+from segformer.prediction.predictor import Predictor
+from segformer.progress import ProgressBar, say
+from segformer.training.config import TrainConfig
+from segformer.training.losses import cross_entropy_at_mask_size, dice_loss
+from segformer.training.preparation import (
+    augmentation,
+    build_model,
+    class_weights,
+    preprocessing,
+    resolve,
+)
+from segformer.training.task import Model, Outcome, Task
+
+
+class Segmentation(Task):
+    """Training on masks.
+
+    Args:
+        dataset: As `segformer.data.dataset.open_dataset` takes it.
+        config: The recipe.
+        state: Of the run that is resumed; without it the data set is checked first.
+
+    Raises:
+        ValueError: The data set or the recipe cannot be used.
+    """
+
+    score = "mIoU"
+
+    def __init__(self, dataset: Path, config: TrainConfig, state: dict[str, Any] | None = None):
+        found = splits(dataset)
+        if "train" not in found:
+            raise DatasetError(f"{dataset}: there is no split 'train' to train on")
+        self.training = open_dataset(dataset, "train")
+        self.validation = open_dataset(dataset, "val") if "val" in found else None
+        self.pictures, self.validates = len(self.training), self.validation is not None
+        self.config = config
+        if state is not None:
+            self.weights: Tensor | None = state["class_weights"]
+            return
+        report = _checked(self.training)
+        if self.validation is None:
+            say("no split 'val': training without validation, the last model is kept")
+        else:
+            _checked(self.validation)
+        self.config = resolve(config, report)
+        self.weights = class_weights(self.config, report)
+
+    def state(self) -> dict[str, Any]:
+        """The class weights, which come from all the masks."""
+        return {"class_weights": self.weights}
+
+    def build_model(self) -> SegFormer:
+        """Fresh, or from another model."""
+        return build_model(self.config, self.training)
+
+    def restore_model(self, config: SegFormerConfig) -> SegFormer:
+        """Not from the recipe's ``init``, which may be gone by now."""
+        model = SegFormer(config, self.training.labels)
+        model.preprocessing = preprocessing(self.config, self.training)
+        return model
+
+    def crops(self, model: Model) -> TrainingCrops:
+        """Crops of pictures and masks."""
+        return TrainingCrops(
+            self.training,
+            augmentation(self.config, self.training.labels.ignore_index),
+            model.preprocessing,
+            self.config.seed,
+            self.config.cache,
+        )
+
+    def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Nothing."""
+        return pixels, targets
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy at the masks' size, and Dice if the recipe asks for it."""
+        ignore_index = self.training.labels.ignore_index
+        weights = self.weights.to(logits.device) if self.weights is not None else None
+        loss = cross_entropy_at_mask_size(
+            logits,
+            targets,
+            class_weights=weights,
+            ignore_index=ignore_index,
+            average_over_ignored=self.config.average_over_ignored,
+        )
+        if self.config.dice:
+            loss = loss + self.config.dice * dice_loss(logits, targets, ignore_index=ignore_index)
+        return loss
+
+    def validate(self, model: Model, device: str) -> Outcome:
+        """IoU over the validation pictures."""
+        assert isinstance(model, SegFormer)
+        return _outcome(self._evaluate(Predictor(model, device=device)))
+
+    def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
+        """``report.json``, ``confusion.png`` and ``val_examples.jpg``."""
+        assert self.validation is not None
+        predictor = Predictor(best, device=device)
+        matrix = self._evaluate(predictor)
+        write_report(matrix, folder, self.validation, notes)
+        chosen = self.validation.samples[:: max(1, len(self.validation) // 8)][:8]
+        pairs = [(predictor(s.picture), self.validation.read(s)[1]) for s in chosen]
+        examples_sheet(pairs, folder / "val_examples.jpg")
+        return _outcome(matrix)
+
+    def _evaluate(self, predictor: Predictor) -> ConfusionMatrix:
+        assert self.validation is not None
+        with ProgressBar("validating", len(self.validation), "pictures") as bar:
+            return evaluate(self.validation, predictor, on_picture=bar.advance)
+
+
+def _outcome(matrix: ConfusionMatrix) -> Outcome:
+    scores = matrix.scores()
+    row = {
+        "val_miou": scores.miou,
+        "val_mean_accuracy": scores.mean_accuracy,
+        "val_pixel_accuracy": scores.pixel_accuracy,
+    }
+    words = f"mIoU {scores.miou:.2%}, pixel accuracy {scores.pixel_accuracy:.2%}"
+    return Outcome(row, words, score_table(scores))
+
+
+def _checked(dataset: Dataset) -> SplitReport:
+    with ProgressBar(f"checking {dataset.split}", len(dataset), "pictures") as bar:
+        report = check_split(dataset, bar.advance)
+    report.raise_errors()
+    for warning in report.warnings:
+        say(f"warning: {warning}")
+    return report
