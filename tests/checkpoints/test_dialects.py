@@ -1,26 +1,139 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from segformer import SegFormer
-from segformer.checkpoints.dialects import HUB
+from conftest import TINY, randomise
+from segformer import MixTransformer, SegFormer, SegFormerClassifier
+from segformer.checkpoints.dialects import DIALECTS, HUB, NVLABS, Dialect, recognise
+from segformer.checkpoints.store import convert, open_checkpoint
+from segformer.checkpoints.tensors import CheckpointError
 
 
-def test_round_trip_is_bit_exact(tiny_model: SegFormer) -> None:
-    tensors = tiny_model.state_dict()
-    theirs = HUB.from_ours(tensors)
-    again = dict(HUB.to_ours(theirs, theirs.__getitem__))
-    assert again.keys() == tensors.keys()
-    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+def equal(tensors: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    return tensors.keys() == others.keys() and all(
+        torch.equal(tensor, others[name]) and tensor.dtype == others[name].dtype
+        for name, tensor in tensors.items()
+    )
 
 
-def test_keys_and_values_are_cut_apart(tiny_model: SegFormer) -> None:
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_round_trip_is_bit_exact_and_recognised(dialect: Dialect) -> None:
+    tensors = randomise(SegFormer(replace(TINY, decoder=dialect.decoder))).state_dict()
+    theirs = dialect.from_ours(tensors)
+    assert equal(dict(dialect.to_ours(theirs, theirs.__getitem__)), tensors)
+    found = recognise(f"module.{name}" for name in theirs)
+    assert found is not None
+    assert found[0] is dialect
+    assert found[1] == {name: f"module.{name}" for name in theirs}
+    assert found[2] == []
+    assert dialect.unknown(theirs) == []
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_an_encoder_without_its_prefix(dialect: Dialect) -> None:
+    tensors = {f"encoder.{n}": t for n, t in MixTransformer(TINY).state_dict().items()}
+    theirs = dialect.from_ours(tensors)
+    bare = {name.removeprefix(dialect.encoder): tensor for name, tensor in theirs.items()}
+    assert bare.keys() != theirs.keys()
+    found = recognise(bare)
+    assert found is not None
+    again = found[0].to_ours(found[1], lambda name: bare[found[1][name]])
+    assert equal(dict(again), tensors)
+
+
+def test_keys_and_values_are_cut_apart_and_joined(tiny_model: SegFormer) -> None:
     joined = tiny_model.encoder.stages[1].blocks[0].attention.key_value.weight
     theirs = HUB.from_ours(tiny_model.state_dict())
     prefix = "segformer.encoder.block.1.0.attention.self."
     assert torch.equal(theirs[prefix + "key.weight"], joined[:16])
     assert torch.equal(theirs[prefix + "value.weight"], joined[16:])
+    # A fork of the original code that stores them apart
+    theirs = NVLABS.from_ours(tiny_model.state_dict())
+    for name in [name for name in theirs if ".kv." in name]:
+        key, value = theirs.pop(name).chunk(2)
+        theirs |= {name.replace(".kv.", ".k."): key, name.replace(".kv.", ".v."): value}
+    assert equal(dict(NVLABS.to_ours(theirs, theirs.__getitem__)), tiny_model.state_dict())
 
 
 def test_a_name_without_a_row() -> None:
     with pytest.raises(ValueError, match="encoder.extra.weight: the hf dialect has no name"):
         HUB.from_ours({"encoder.extra.weight": torch.zeros(1)})
+
+
+def test_other_models_are_not_recognised(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
+    with pytest.raises(CheckpointError, match=r"no SegFormer: none of the 1 tensors.*conv1.weight"):
+        SegFormer.from_pretrained(tmp_path / "resnet.pth")
+
+
+@pytest.mark.parametrize("name", ["hf", "hf.pth", "nvlabs.pth", "smp", "smp.safetensors"])
+def test_conversion_there_and_back(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = randomise(SegFormer.from_variant("b0", num_classes=7)).eval()
+    model.save_pretrained(tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / name, name.partition(".")[0])
+    again = SegFormer.from_pretrained(tmp_path / name)
+    assert equal(again.state_dict(), model.state_dict())
+    assert again.config == model.config  # eps included: it is recorded beside foreign names
+    assert again.labels == model.labels
+    assert again.preprocessing == model.preprocessing
+
+
+def test_conversion_of_openmmlab(tmp_path: Path) -> None:
+    model = randomise(SegFormer(replace(TINY, decoder="openmmlab"))).eval()
+    model.save_pretrained(tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "x.pth", "mmseg")
+    opened = open_checkpoint(tmp_path / "x.pth")
+    assert (opened.dialect.name, opened.kind) == ("mmseg", "segmenter")
+    again = SegFormer.from_pretrained(tmp_path / "x.pth")
+    assert equal(again.state_dict(), model.state_dict())
+    for dialect in ("hf", "nvlabs", "smp"):
+        with pytest.raises(ValueError, match=r"has no decoder of this kind \(openmmlab\)"):
+            convert(tmp_path / "x.pth", tmp_path / "out", dialect)
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="segformer-openmmlab"):  # never loaded in silence
+        transformers.AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "ours")
+
+
+def test_conversion_of_classifiers_and_encoders(tmp_path: Path) -> None:
+    model = SegFormerClassifier(TINY)
+    model.save_pretrained(tmp_path / "classifier")
+    convert(tmp_path / "classifier", tmp_path / "mit.pth", "nvlabs")
+    stored = torch.load(tmp_path / "mit.pth", weights_only=True)["state_dict"]
+    assert {"patch_embed1.proj.weight", "head.weight"} <= stored.keys()
+    again = SegFormerClassifier.from_pretrained(tmp_path / "mit.pth")
+    assert equal(again.state_dict(), model.state_dict())
+    del stored["head.weight"], stored["head.bias"]
+    torch.save(stored, tmp_path / "encoder.pth")
+    opened = convert(tmp_path / "encoder.pth", tmp_path / "encoder", "hf")
+    assert opened.kind == "encoder"
+    encoder = MixTransformer.from_pretrained(tmp_path / "encoder")
+    assert equal(encoder.state_dict(), model.encoder.state_dict())
+
+
+def test_conversion_needs_a_file_for_codes_without_folders(
+    tmp_path: Path, tiny_model: SegFormer
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "source")
+    with pytest.raises(ValueError, match=r"NVlabs keeps its models in files; end it in .pth"):
+        convert(tmp_path / "source", tmp_path / "folder", "nvlabs")
+    with pytest.raises(ValueError, match="no dialect 'keras'; there are hf"):
+        convert(tmp_path / "source", tmp_path / "folder", "keras")
+
+
+def test_classes_of_a_training_code(tmp_path: Path, tiny_model: SegFormer) -> None:
+    tensors = NVLABS.from_ours(tiny_model.state_dict())
+    tensors["decode_head.conv_seg.weight"] = torch.zeros(5, 128, 1, 1)  # NVlabs' own leftover
+    meta = {"CLASSES": ("a", "b", "c", "d", "d"), "PALETTE": [[i, i, i] for i in range(5)]}
+    torch.save({"meta": meta, "state_dict": tensors}, tmp_path / "x.pth")
+    model = SegFormer.from_pretrained(tmp_path / "x.pth")
+    assert model.labels.names == ("a", "b", "c", "d", "d (2)")
+    assert model.labels.palette[3] == (3, 3, 3)
+    assert open_checkpoint(tmp_path / "x.pth").unused == ["decode_head.conv_seg.weight"]
+    new = {"dataset_meta": {"classes": ["v", "w", "x", "y", "z"], "palette": "nonsense"}}
+    torch.save({"meta": new, "state_dict": tensors}, tmp_path / "x.pth")
+    assert SegFormer.from_pretrained(tmp_path / "x.pth").labels.names == tuple("vwxyz")
