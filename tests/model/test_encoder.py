@@ -107,3 +107,45 @@ def test_maps_stay_in_channels_last_memory(tiny_model: SegFormer) -> None:
 def test_classifier_outputs() -> None:
     model = SegFormerClassifier.from_variant("b0", num_classes=7).eval()
     assert model(torch.zeros(2, 3, 70, 90)).shape == (2, 7)
+
+
+def test_out_indices_choose_maps_and_spare_the_rest(tiny_model: SegFormer) -> None:
+    config, pixels = tiny_model.config, torch.randn(1, 3, 64, 96)
+    some = MixTransformer(config, out_indices=(0, 2)).eval()
+    some.load_state_dict(tiny_model.encoder.state_dict())
+    assert (some.channels, some.strides) == ((8, 24), (4, 16))
+    with torch.no_grad():
+        everything = tiny_model.encoder(pixels)
+        for maps, expected in zip(some(pixels), (everything[0], everything[2]), strict=True):
+            torch.testing.assert_close(maps, expected, rtol=0, atol=0)
+    for wrong in ((), (2, 1), (0, 0), (4,), (-1,)):
+        with pytest.raises(ValueError, match="rising numbers from 0 to 3"):
+            MixTransformer(config, out_indices=wrong)
+
+
+def test_frozen_stages_stay_as_they_are(tiny_model: SegFormer) -> None:
+    encoder = tiny_model.encoder.freeze(2).train()
+    assert [stage.training for stage in encoder.stages] == [False, False, True, True]
+    encoder(torch.randn(1, 3, 64, 64))[-1].sum().backward()
+    learning = {name.split(".")[1] for name, p in encoder.named_parameters() if p.grad is not None}
+    assert learning == {"2", "3"}
+    encoder.freeze(0)
+    assert all(p.requires_grad for p in encoder.parameters())
+    with pytest.raises(ValueError, match="4 stages to freeze, not 5"):
+        encoder.freeze(5)
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    config = SegFormerConfig(
+        channels=(8, 16, 24, 32), depths=(2, 2, 2, 2), heads=(1, 2, 3, 4), drop_path=0.5
+    )
+    encoder = MixTransformer(config).double().train()
+    pixels = torch.randn(4, 3, 64, 64).double()
+    gradients = []
+    for enabled in (False, True):
+        encoder.recompute_activations(enabled).zero_grad()
+        torch.manual_seed(0)  # stochastic depth drops the same blocks
+        encoder(pixels)[-1].square().sum().backward()
+        gradients.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
