@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from conftest import draw_dataset
+from data.test_classes import draw_classes
 from segformer.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +26,7 @@ def test_every_command_and_example_runs(
     monkeypatch.chdir(tmp_path)
     Image.fromarray(photograph).save("holiday.jpg")
     draw_dataset(tmp_path / "shapes")
+    draw_classes(tmp_path / "colours")
     commands = examples = 0
     for language, text in BLOCKS:
         if language == "python":
@@ -42,7 +44,7 @@ def test_every_command_and_example_runs(
                 words[words.index("--epochs") + 1] = "2"
             assert main(words[1:]) == 0, line
             commands += 1
-    assert (commands, examples) == (4, 2)
+    assert (commands, examples) == (8, 3)
     for path in ("masks/holiday.png", "masks/holiday_overlay.jpg", "masks/summary.json"):
         assert Path(path).is_file()
     assert {p.name for p in Path("my-model").iterdir()} >= {"config.json", "model.safetensors"}
@@ -51,6 +53,17 @@ def test_every_command_and_example_runs(
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_another_head_on_the_encoder(capsys: pytest.CaptureFixture[str]) -> None:
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        import own_head
+
+        own_head.main(steps=3)
+    finally:
+        sys.path.pop(0)
+    assert "heat map of 16 x 16" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from segformer.model.encoder import MixTransformer as MixTransformer
     from segformer.model.segformer import SegFormer as SegFormer
     from segformer.model.segformer import SegFormerClassifier as SegFormerClassifier
+    from segformer.prediction.classifier import ClassPredictor as ClassPredictor
     from segformer.prediction.prediction import Prediction as Prediction
     from segformer.prediction.predictor import Predictor as Predictor
 
 _ROOMS = {
+    "ClassPredictor": "segformer.prediction.classifier",
     "LabelSet": "segformer.labels",
     "MixTransformer": "segformer.model.encoder",
     "Prediction": "segformer.prediction.prediction",
