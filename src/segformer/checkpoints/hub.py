@@ -124,8 +124,9 @@ def download(
             with suppress(LocalEntryNotFoundError):  # offline, and never there
                 fetch_if_there(filename, commit)
         if weights.name.endswith(".index.json"):
-            for shard in sorted(set(read_json(weights).get("weight_map", {}).values())):
-                fetch(str(shard), commit)
+            shards = read_json(weights).get("weight_map")
+            for shard in sorted({*shards.values()} if isinstance(shards, dict) else ()):
+                fetch(Path(str(shard)).name, commit)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise CheckpointError(_not_reached(model_id, error, local_files_only)) from None
     except HFValidationError as error:

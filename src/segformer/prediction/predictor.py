@@ -44,7 +44,8 @@ class Predictor:
     override its resizing.
 
     Args:
-        model: A model, a folder or name to load it from; left out, the one that ships inside.
+        model: A model, or where to load it from (folder, file, Hub id); left out, the one that
+            ships inside.
         config: How pictures are seen and run.
         **options: Fields of `PredictConfig`, such as ``short_side=512`` or ``flip=True``.
 
