@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from segformer.data.transforms import resize_quickly
 from segformer.image import Picture, Preprocessing
 
 
@@ -65,20 +65,7 @@ class ClassAugmentation:
         box = _random_box(height, width, (self.min_area, 1.0), 3 / 4, rng)
         top, left, crop_h, crop_w = box
         crop = picture[top : top + crop_h, left : left + crop_w]
-        shrinks = crop_h > self.crop_size and crop_w > self.crop_size
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        if crop.dtype not in (np.uint8, np.uint16, np.int16, np.float32):
-            crop = crop.astype(np.float32)
-        # OpenCV resizes at most four bands at a time
-        parts = [
-            cv2.resize(
-                np.ascontiguousarray(crop[:, :, i : i + 4]),
-                (self.crop_size, self.crop_size),
-                interpolation=method,
-            ).reshape(self.crop_size, self.crop_size, -1)
-            for i in range(0, crop.shape[2], 4)
-        ]
-        return np.concatenate(parts, axis=2)
+        return resize_quickly(crop, (self.crop_size, self.crop_size))
 
 
 def _random_box(

@@ -119,7 +119,7 @@ class Augmentation:
             min(self.crop_size, max(1, round(crop_w * scale))),
         )
         window = np.s_[top : top + crop_h, left : left + crop_w]
-        return _resize(picture[window], size), _resize_mask(mask[window], size)
+        return resize_quickly(picture[window], size), _resize_mask(mask[window], size)
 
     def _place(
         self, mask: Mask, crop_h: int, crop_w: int, rng: np.random.Generator
@@ -160,7 +160,7 @@ class Augmentation:
         kind = rng.integers(4 if another is not None else 3)
         if kind == 3 and another is not None:
             theirs, their_ids = self.scale_and_crop(*another(), rng)
-            return _resize(theirs, (height, width)), _resize_mask(their_ids, (height, width))
+            return resize_quickly(theirs, (height, width)), _resize_mask(their_ids, (height, width))
         colours = rng.uniform(0, top, (2, bands))
         if kind == 0:
             values = np.broadcast_to(colours[0], picture.shape)
@@ -173,7 +173,7 @@ class Augmentation:
             if kind == 2:
                 cells = int(rng.integers(2, 24))
                 noise = rng.normal(0, top / 6, (cells, cells, bands)).astype(np.float32)
-                values = values + _resize(noise, (height, width))
+                values = values + resize_quickly(noise, (height, width))
         return np.clip(values, 0, top).astype(picture.dtype), ids
 
 
@@ -222,8 +222,12 @@ def _levels(factor: float, offset: float) -> NDArray[np.uint8]:
     return np.clip(np.arange(256) * factor + offset, 0, 255).astype(np.uint8)
 
 
-def _resize(picture: Picture, size: tuple[int, int]) -> Picture:
-    """To (height, width): area averages when shrinking, bilinear when growing."""
+def resize_quickly(picture: Picture, size: tuple[int, int]) -> Picture:
+    """(H, W, C) to (height, width): area averages when shrinking, bilinear when growing.
+
+    Quicker than `segformer.image.resize`, which has to match Pillow; training sees random ratios,
+    so here the filter need not be anybody's.
+    """
     if picture.shape[:2] == size:
         return picture
     shrinking = size[0] < picture.shape[0]

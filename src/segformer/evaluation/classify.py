@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from segformer.data.class_folders import ClassFolders
-from segformer.data.dataset import DatasetError
+from segformer.evaluation.evaluate import check_classes
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.files import write_json
 from segformer.image import PictureSource
@@ -63,12 +63,7 @@ def evaluate_classes(
     Raises:
         DatasetError: The classes differ in number.
     """
-    here, there = dataset.labels.names, predictor.model.labels.names
-    if len(here) != len(there):
-        raise DatasetError(
-            f"{dataset.root}: the data set has {len(here)} classes ({', '.join(here[:5])}, ...), "
-            f"the model {len(there)} ({', '.join(there[:5])}, ...)"
-        )
+    check_classes(dataset, predictor)
     scores = ClassScores(ConfusionMatrix(dataset.labels))
 
     def note(source: PictureSource, error: Exception) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from rich.table import Table
 
+from segformer.data.class_folders import ClassFolders
 from segformer.data.dataset import Dataset, DatasetError
 from segformer.evaluation.metrics import ConfusionMatrix, Scores
+from segformer.prediction.classifier import ClassPredictor
 from segformer.prediction.predictor import Predictor
 
 
@@ -44,7 +46,7 @@ def evaluate(
     return matrix
 
 
-def check_classes(dataset: Dataset, predictor: Predictor) -> None:
+def check_classes(dataset: Dataset | ClassFolders, predictor: Predictor | ClassPredictor) -> None:
     """Raise a DatasetError if data set and model do not speak of the same number of classes."""
     here, there = dataset.labels.names, predictor.model.labels.names
     if len(here) != len(there):
