@@ -460,7 +460,7 @@ def _take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
 def _show(table: Any) -> None:
     from rich.console import Console
 
-    Console().print(table)
+    Console(markup=False).print(table)  # names of classes may hold brackets
 
 
 if __name__ == "__main__":

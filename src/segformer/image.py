@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".npy
 
 _LONGEST_RATIO = 16
 """Long side over short side, up to which a resize to a short side keeps the ratio."""
+
+_LARGEST_SIDE = 1 << 17
+"""Pixels that a preprocessing may ask for."""
 
 _ONE_OR_SO = 1.05
 """Floats up to here are taken as 0..1, a little overshoot of some filter allowed."""
@@ -254,6 +258,12 @@ class Preprocessing:
         sides = self.size if isinstance(self.size, tuple) else (self.size or 1,)
         if len(self.mean) != len(self.std) or not all(self.std):
             raise ValueError(f"mean {self.mean} and std {self.std} must match and not be zero")
+        numbers = (*self.mean, *self.std, self.rescale)
+        if not all(map(math.isfinite, numbers)) or not self.rescale:
+            raise ValueError("mean, std and rescale must be finite, and rescale not zero")
+        largest = max(*sides, *(self.crop or (1,)), self.multiple)
+        if largest > _LARGEST_SIDE or (self.crop is not None and min(self.crop) < 1):
+            raise ValueError(f"size {self.size} and crop {self.crop} must be 1 to {_LARGEST_SIDE}")
         if min(*sides, 1, self.multiple) < 1:
             raise ValueError(f"size {self.size} and multiple {self.multiple} must be positive")
         if self.resample not in RESAMPLING:

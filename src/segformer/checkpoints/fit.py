@@ -30,6 +30,13 @@ def infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
     Raises:
         CheckpointError: The encoder is incomplete.
     """
+    try:
+        return _infer_config(shapes, eps)
+    except (IndexError, ZeroDivisionError):
+        raise CheckpointError("the tensors have shapes that no SegFormer has") from None
+
+
+def _infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
     stages = [f"encoder.stages.{s}." for s in range(4)]
     depths = [_depth(shapes, stage) for stage in stages]
     needed = [FIRST_CONVOLUTION, *(f"{stage}merging.projection.weight" for stage in stages)]
@@ -79,6 +86,12 @@ def check_fit(
         CheckpointError: A tensor is missing, left over, or of another shape; the message lists
             them and says what is the likely cause.
     """
+    blocks = len({name.split(".ffn.")[0] for name in shapes if ".ffn." in name})
+    if sum(config.depths) > 2 * blocks + 100:  # before a model of that depth is built
+        raise CheckpointError(
+            f"the weights do not fit the model: depths {config.depths}, the file has {blocks} "
+            "blocks in all"
+        )
     expected = expected_shapes(config, parts)
     found = {n: shape for n, shape in shapes.items() if n.startswith(tuple(parts))}
     optional = ("num_batches_tracked",)

@@ -8,8 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from segformer.checkpoints.layout import CONFIG_FILE, PREPROCESSING_FILE, WEIGHTS_FILE, read_json
 from segformer.checkpoints.tensors import WEIGHT_SUFFIXES, CheckpointError
 from segformer.progress import say
@@ -21,6 +19,8 @@ _MODEL_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _WEIGHTS = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", "pytorch_model.bin")
 _INDEX_OF_BIN = "pytorch_model.bin.index.json"
 _CARD = "README.md"
+OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+"""Keyword arguments of `download`."""
 
 
 def is_model_id(source: str) -> bool:
@@ -199,15 +199,19 @@ def upload(
 def licence(folder: Path) -> str | None:
     """The licence that a model's card states, or None."""
     try:
-        text = (folder / _CARD).read_text(encoding="utf-8")
-        front = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, IndexError):
+        with (folder / _CARD).open(encoding="utf-8", errors="replace") as file:
+            text = file.read(1 << 16)
+    except OSError:
         return None
-    if not isinstance(front, dict) or not front.get("license"):
+    if not text.startswith("---"):
         return None
-    stated, name, link = (front.get(key) for key in ("license", "license_name", "license_link"))
-    words = [str(name if stated == "other" and name else stated), f"({link})" if link else ""]
-    return " ".join(word for word in words if word)
+    # Line by line: YAML from strangers can unfold to any size
+    front = dict(re.findall(r"^(license\w*):[ \t]*['\"]?([^\s'\"\[\]&*]+)", text, re.MULTILINE))
+    stated = front.get("license")
+    if stated == "other":
+        stated = front.get("license_name", stated)
+    link = front.get("license_link")
+    return f"{stated} ({link})" if stated and link else stated
 
 
 def _not_reached(model_id: str, error: Exception, local_files_only: bool) -> str:

@@ -29,10 +29,11 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessor_config.json"
 
-_NONSENSE = (KeyError, TypeError, ValueError, AttributeError)
+_NONSENSE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """What reading a JSON file of the wrong types can raise."""
 
 _MODEL_TYPE = "segformer"
+_MOST_CLASSES = 1 << 16
 _OPENMMLAB_TYPE = "segformer-openmmlab"
 """For a decoder that transformers does not have: it must not load such a folder in silence."""
 
@@ -111,6 +112,9 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, LabelSet
     if len(ratios) != 1:
         raise ValueError(f"mlp_ratios {sorted(ratios)} differ between stages")
     own = entries.get("segformer", {})
+    numbers = [int(key) for key in entries.get("id2label", {})]
+    if max([*numbers, entries.get("num_labels", 0)]) > _MOST_CLASSES:
+        raise ValueError(f"classes numbered above {_MOST_CLASSES}")
     if "id2label" in entries:
         names_by_id = distinct({int(k): str(v) for k, v in entries["id2label"].items()})
         labels = LabelSet.from_names(names_by_id, ignore_index=-1)
@@ -122,6 +126,8 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, LabelSet
     names = tuple(own.get("names", labels.names))
     palette = tuple((int(r), int(g), int(b)) for r, g, b in own.get("palette", ()))
     ignore_index = entries.get("semantic_loss_ignore_index", 255)
+    if not isinstance(ignore_index, int) or not all(isinstance(name, str) for name in names):
+        raise ValueError("class names must be words, and the ignored one a number")
     if 0 <= ignore_index < len(names):
         ignore_index = -1  # a class of that number: the field's default ids run out at 255
     labels = replace(

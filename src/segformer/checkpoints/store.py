@@ -43,6 +43,8 @@ _ARCHITECTURES = {
     "encoder": "SegformerModel",
 }
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 Whole = TypeVar("Whole", SegFormer, SegFormerClassifier)
 
 
@@ -130,6 +132,9 @@ def open_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
     Raises:
         CheckpointError: There is no such model, or it is none of SegFormer's.
     """
+    unexpected = options.keys() - hub.OPTIONS
+    if unexpected:
+        raise TypeError(f"no such options: {', '.join(unexpected)}; there are {hub.OPTIONS}")
     path, origin = find(source, **options), str(source)
     folder = path if path.is_dir() else path.parent
     file = _open_weights(path)
@@ -142,17 +147,21 @@ def open_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
         )
     dialect, names, outside = recognised
     try:
-        shapes = {
-            name: tuple(tensor.shape)
-            for name, tensor in dialect.to_ours(names, partial(_shape_alone, file, names))
-        }
+        unread = dict(dialect.to_ours(names, partial(_shape_alone, file, names)))
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
+    for name, tensor in unread.items():
+        if tensor.dtype not in _FLOATS and not name.endswith("num_batches_tracked"):
+            raise CheckpointError(
+                f"{file.path}: {name}: of type {tensor.dtype}, not floating-point weights"
+            )
+    shapes = {name: tuple(tensor.shape) for name, tensor in unread.items()}
     unknown = dialect.unknown(names)
     unused = [name for name in names if not dialect.knows(name) and name not in unknown]
     entries, preprocessing_entries = _described(path, file)
     if entries is not None:
-        config, labels = layout.config_from_hub(entries, folder / layout.CONFIG_FILE)
+        described = folder / layout.CONFIG_FILE if path.is_dir() else file.path
+        config, labels = layout.config_from_hub(entries, described)
     else:
         try:
             config = infer_config(shapes, dialect.eps)
@@ -160,9 +169,8 @@ def open_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
             raise CheckpointError(f"{file.path}: {error}") from None
         labels = _labels_of_training_code(file.metadata, config.num_classes)
     if preprocessing_entries is not None:
-        preprocessing = layout.preprocessing_from_hub(
-            preprocessing_entries, folder / layout.PREPROCESSING_FILE
-        )
+        described = folder / layout.PREPROCESSING_FILE if path.is_dir() else file.path
+        preprocessing = layout.preprocessing_from_hub(preprocessing_entries, described)
     else:
         preprocessing = Preprocessing.for_bands(config.in_channels)
         if entries is None:  # the protocol of the paper, which all but transformers follow
@@ -244,7 +252,7 @@ def load_encoder(
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, **options)
     checkpoint.check(("encoder.",))
-    bands = in_channels or checkpoint.config.in_channels
+    bands = checkpoint.config.in_channels if in_channels is None else in_channels
     with torch.device("meta"):
         encoder = MixTransformer(replace(checkpoint.config, in_channels=bands), out_indices)
     tensors = _floats(checkpoint.read("encoder."), bands)
@@ -422,8 +430,8 @@ def assemble(
     source = checkpoint.config
     config = replace(
         source,
-        num_classes=num_classes or source.num_classes,
-        in_channels=in_channels or source.in_channels,
+        num_classes=source.num_classes if num_classes is None else num_classes,
+        in_channels=source.in_channels if in_channels is None else in_channels,
     )
     anew = found != kind or config.num_classes != source.num_classes or classifier_anew
     if labels is None:
@@ -492,7 +500,9 @@ def _open_weights(path: Path) -> TensorFile:
                     {str(shard) for shard in layout.read_json(index)["weight_map"].values()}
                 )
             except (KeyError, AttributeError):
-                raise CheckpointError(f"{index}: there is no weight_map") from None
+                shards = []
+            if not shards:
+                raise CheckpointError(f"{index}: there is no weight_map")
             return Shards(open_tensors(path / Path(shard).name) for shard in shards)
     files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
     files = [file for file in files if file.suffix != ".ckpt"] or files
@@ -512,7 +522,7 @@ def _described(path: Path, file: TensorFile) -> tuple[dict[str, Any] | None, dic
     if isinstance(own, str):
         try:
             own = json.loads(own)
-        except ValueError:
+        except (ValueError, RecursionError):
             own = None
     own = own if isinstance(own, dict) else {}
     config, preprocessing = own.get("config"), own.get("preprocessing")
@@ -539,13 +549,14 @@ def _labels_of_training_code(metadata: Mapping[str, Any], num_classes: int) -> L
     names = source.get("classes", source.get("CLASSES"))
     palette = source.get("palette", source.get("PALETTE"))
     try:
-        if names is not None and len(names) == len(labels):
+        if isinstance(names, list | tuple) and len(names) == len(labels):
             distinct = layout.distinct(dict(enumerate(map(str, names))))
             labels = replace(labels, names=tuple(distinct.values()))
         if palette is not None and len(palette) == len(labels):
             colours = tuple((int(r), int(g), int(b)) for r, g, b in palette)
-            labels = replace(labels, palette=colours)
-    except (TypeError, ValueError):
+            if all(0 <= value <= 255 for colour in colours for value in colour):
+                labels = replace(labels, palette=colours)
+    except (TypeError, ValueError, OverflowError):
         pass  # names are a courtesy: what is there is no list of names or colours
     return labels
 

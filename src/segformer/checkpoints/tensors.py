@@ -151,7 +151,14 @@ class _SafetensorsFile(TensorFile):
                 )
                 for name, entry in entries.items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            OverflowError,
+        ) as error:
             reason = f"{type(error).__name__} {error}"[:200]
             raise CheckpointError(
                 f"{path}: its safetensors header cannot be read: {reason}"
@@ -246,8 +253,11 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         if any(isinstance(value, Tensor) for value in named.values()):
             tensors = {k: v.detach() for k, v in named.items() if isinstance(v, Tensor)}
             for name, tensor in tensors.items():
-                if tensor.layout != torch.strided or tensor.is_quantized:
-                    raise CheckpointError(f"{path}: {name}: sparse or quantized, not plain numbers")
+                plain = tensor.layout == torch.strided and not tensor.is_quantized
+                if not plain or tensor.device.type != "cpu":
+                    raise CheckpointError(
+                        f"{path}: {name}: sparse, quantized or without values, not plain numbers"
+                    )
             return tensors, metadata
         inner = [named[key] for key in _WRAPPERS if isinstance(named.get(key), Mapping)]
         if not inner:

@@ -31,6 +31,11 @@ class NormEps:
     merging: float = 1e-5
     reduction: float = 1e-5
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, float) or not 0 < value < 1:
+                raise ValueError(f"eps of {name} must be a small positive number, not {value!r}")
+
 
 ORIGINAL_EPS = NormEps(block=1e-6, merging=1e-5, reduction=1e-5)
 """As in the original implementation (NVlabs)."""
