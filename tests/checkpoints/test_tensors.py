@@ -156,3 +156,62 @@ def test_shards(tmp_path: Path, tiny_model: SegFormer) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     model = SegFormer.from_pretrained(tmp_path)
     assert torch.equal(model.decoder.fuse.weight, tiny_model.decoder.fuse.weight)
+
+
+FIRST = "backbone.patch_embed1.proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        (FIRST, torch.zeros(8, 3, 7, 7, dtype=torch.int32), "int32, not floating-point weights"),
+        (FIRST, torch.zeros(8, 3, 7, 7, dtype=torch.complex64), "complex64, not floating-point"),
+        (FIRST, torch.zeros(8, 3, 7, 7).to(torch.float8_e4m3fn), "float8_e4m3fn, not floating"),
+        (FIRST, torch.zeros(8, 3, 7, 7).to_sparse(), "sparse, quantized or without values"),
+        (FIRST, torch.zeros(8, 3, 7, 7, device="meta"), "sparse, quantized or without values"),
+        (FIRST, torch.zeros(1).expand(8, 10**9, 7, 7), "more than 65536 classes or bands"),
+        (FIRST, torch.tensor(1.0), "the encoder is incomplete"),
+        (FIRST, torch.zeros(0, 3, 7, 7), "shapes that no SegFormer has"),
+        (FIRST, torch.full((8, 3, 7, 7), 1e300, dtype=torch.float64), "values that are not finite"),
+        ("decode_head.linear_pred.weight", torch.tensor(1.0), "shapes that no SegFormer has"),
+        (
+            "decode_head.linear_pred.weight",
+            torch.zeros(1).expand(10**9, 16, 1, 1),
+            "more than 65536 classes or bands",
+        ),
+        (
+            "backbone.block1.0.attn.q.weight",
+            torch.zeros(1).expand(10**6, 10**6),
+            r"expected \(8, 8\), found \(1000000, 1000000\)",
+        ),
+        ("backbone.block1.999999999.norm1.weight", torch.zeros(8), "has 5 blocks in all"),
+    ],
+)
+def test_tensors_that_no_model_has(
+    tmp_path: Path, tiny_model: SegFormer, name: str, tensor: torch.Tensor, words: str
+) -> None:
+    tensors = {**NVLABS.from_ours(tiny_model.state_dict()), name: tensor}
+    torch.save(tensors, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=words):
+        SegFormer.from_pretrained(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"depths": [10**9, 1, 1, 1]},
+        {"id2label": {"0": "a", "999999999": "b"}},
+        {"mlp_ratios": [float("inf")]},
+        {"semantic_loss_ignore_index": [1]},
+        {"drop_path_rate": float("nan")},
+        {"segformer": {"eps": {"block": "x"}}},
+        {"segformer": {"palette": [[float("inf"), 0, 0]] * 5}},
+        {"segformer": {"names": [["a"]] * 5}},
+    ],
+)
+def test_hostile_configurations(tmp_path: Path, tiny_model: SegFormer, changes: dict) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError):
+        SegFormer.from_pretrained(tmp_path)

@@ -14,6 +14,9 @@ from segformer.model.segformer import SegFormer, SegFormerClassifier
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_MOST = 1 << 16
+"""Classes or bands, beyond which a file is not believed."""
+
 FIRST_CONVOLUTION = "encoder.stages.0.merging.projection.weight"
 
 
@@ -52,6 +55,8 @@ def _infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
     hidden = shapes[stages[0] + "blocks.0.ffn.expand.weight"][0]
     decoder = [name for name in shapes if name.startswith("decoder.")]
     classifier = shapes.get("decoder.classifier.weight", shapes.get("head.weight", (1,)))
+    if max(classifier[0], shapes[FIRST_CONVOLUTION][1]) > _MOST:
+        raise CheckpointError(f"more than {_MOST} classes or bands")
     normed = any(name.startswith("decoder.stage_norms.") for name in decoder)
     try:
         config = SegFormerConfig(

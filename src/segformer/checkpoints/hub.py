@@ -26,7 +26,7 @@ OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 def is_model_id(source: str) -> bool:
     """Whether a name could be a model's on the Hub: OWNER/NAME, or OWNER/NAME@REVISION."""
     found = _MODEL_ID.fullmatch(source)
-    return found is not None and not source.startswith(".") and ".." not in found["name"]
+    return found is not None and source[0] != "." and ".." not in source and len(source) < 250
 
 
 def download(

@@ -154,7 +154,8 @@ def distinct(names: dict[int, str]) -> dict[int, str]:
     """Published models give some name to two classes; the second becomes "name (2)"."""
     seen: Counter[str] = Counter()
     distinct = {}
-    for class_id, name in sorted(names.items()):
+    for class_id, written in sorted(names.items()):
+        name = "".join(c if c.isprintable() else "?" for c in written)  # no terminal codes
         seen[name] += 1
         distinct[class_id] = name if seen[name] == 1 else f"{name} ({seen[name]})"
     return distinct

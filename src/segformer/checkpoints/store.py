@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,7 @@ class Checkpoint:
         broken = []
         read = partial(_take, self._file, self._names)
         for name, tensor in self.dialect.to_ours(self._names, read, part):
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+            if not tensor.float().isfinite().all():  # as a model will hold it
                 broken.append(name)
             yield name, tensor
         if broken:
@@ -345,10 +346,11 @@ def find(source: str | Path, **options: Any) -> Path:
         CheckpointError: Nowhere.
     """
     path = Path(source)
-    if not path.exists() and str(source) == SHIPPED:
+    with suppress(OSError):  # a name too long for the file system is nowhere either
+        if path.is_dir() or path.is_file():
+            return path
+    if str(source) == SHIPPED:
         return ASSETS / SHIPPED
-    if path.exists():
-        return path
     if hub.is_model_id(str(source)) and not path.parent.exists():
         return hub.download(str(source), **options)
     raise CheckpointError(

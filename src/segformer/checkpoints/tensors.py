@@ -165,7 +165,8 @@ class _SafetensorsFile(TensorFile):
             ) from None
         for name, tensor in stored.items():
             bytes_needed = math.prod(tensor.shape) * tensor.dtype.itemsize
-            if tensor.stop - tensor.start != bytes_needed or min(tensor.shape, default=0) < 0:
+            sane = all(0 <= side < 1 << 48 for side in tensor.shape)
+            if tensor.stop - tensor.start != bytes_needed or not sane:
                 raise CheckpointError(
                     f"{path}: {name}: {tensor.stop - tensor.start} bytes for a shape of "
                     f"{list(tensor.shape)}; the file is damaged"
@@ -253,7 +254,8 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         if any(isinstance(value, Tensor) for value in named.values()):
             tensors = {k: v.detach() for k, v in named.items() if isinstance(v, Tensor)}
             for name, tensor in tensors.items():
-                plain = tensor.layout == torch.strided and not tensor.is_quantized
+                odd = tensor.is_quantized or tensor.is_nested
+                plain = tensor.layout == torch.strided and not odd
                 if not plain or tensor.device.type != "cpu":
                     raise CheckpointError(
                         f"{path}: {name}: sparse, quantized or without values, not plain numbers"
