@@ -170,8 +170,10 @@ def _convert(words: list[str]) -> int:
         dtype=torch.float16 if options.half else None,
     )
     print(f"{found.dialect.title} {found.kind} -> {options.destination} ({options.dialect})")
-    if found.unused:
-        print(f"left out, unused by inference: {', '.join(found.unused[:5])}", file=sys.stderr)
+    left_out = found.unused + found.unknown
+    if left_out:
+        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        print(f"left out: {', '.join(left_out[:5])}{more}", file=sys.stderr)
     return 0
 
 

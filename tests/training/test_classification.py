@@ -89,6 +89,10 @@ def test_a_resumed_classifier_ends_the_same(
     with pytest.raises(TrainingStopped):
         train(colours, tmp_path / "cut", recipe)
     monkeypatch.setattr(module._Run, "_step", step)
+    (colours / "train" / "blue").rename(colours / "train" / "zinc")
+    with pytest.raises(ValueError, match="other classes than when the run began: green, red, zinc"):
+        resume(tmp_path / "cut")
+    (colours / "train" / "zinc").rename(colours / "train" / "blue")
     resume(tmp_path / "cut")
     files = [tmp_path / name / "last" / "model.safetensors" for name in ("whole", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from segformer.checkpoints import hub, layout
@@ -96,12 +97,15 @@ class Checkpoint:
         broken = []
         read = partial(_take, self._file, self._names)
         for name, tensor in self.dialect.to_ours(self._names, read, part):
-            if not tensor.float().isfinite().all():  # as a model will hold it
+            values = tensor.float()  # as a model will hold it
+            negative = name.endswith("running_var") and bool((values < 0).any())
+            if negative or not values.isfinite().all():
                 broken.append(name)
             yield name, tensor
         if broken:
             raise CheckpointError(
-                f"{self.origin}: holds values that are not finite: {', '.join(broken[:5])}"
+                f"{self.origin}: holds values that are not finite, or negative variances: "
+                f"{', '.join(broken[:5])}"
                 f"{f' and {len(broken) - 5} more' if len(broken) > 5 else ''}"
             )
 
@@ -119,6 +123,12 @@ class Checkpoint:
             check_fit(self.config, self.shapes, parts, unknown)
         except CheckpointError as error:
             raise CheckpointError(f"{self.origin}: {error}") from None
+        means = len(self.preprocessing.mean)
+        if means != self.config.in_channels:
+            raise CheckpointError(
+                f"{self.origin}: its preprocessing has {means} means, the model takes "
+                f"{self.config.in_channels} bands; correct {layout.PREPROCESSING_FILE}"
+            )
 
 
 def open_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
@@ -328,7 +338,7 @@ def convert(
     if checkpoint.kind == "encoder" or (checkpoint.kind == "classifier" and target is not HUB):
         tensors = {n.removeprefix(target.encoder): tensor for n, tensor in tensors.items()}
     description = _describe(checkpoint, _ARCHITECTURES[checkpoint.kind])
-    if destination.suffix in WEIGHT_SUFFIXES:
+    if destination.suffix.lower() in WEIGHT_SUFFIXES:
         _write_file(destination, tensors, dtype, description)
     elif target is HUB:
         _write_folder(destination, tensors, dtype, description)
@@ -379,7 +389,7 @@ def adapt_bands(weight: Tensor, bands: int) -> Tensor:
     return torch.cat([kept, extra], dim=1) * (known / bands)
 
 
-def _adapt_preprocessing(preprocessing: Preprocessing, bands: int) -> Preprocessing:
+def adapt_preprocessing(preprocessing: Preprocessing, bands: int) -> Preprocessing:
     """Statistics for another number of bands, after the manner of `adapt_bands`."""
     known = len(preprocessing.mean)
     if bands == known:
@@ -414,6 +424,8 @@ def assemble(
     Raises:
         CheckpointError: Something is missing, broken, or does not fit.
     """
+    if labels is not None and not isinstance(labels, LabelSet):
+        labels = LabelSet(tuple(labels))
     kind = "segmenter" if whole is SegFormer else "classifier"
     part, found = _PART[kind], checkpoint.kind
     head = "decoder" if kind == "segmenter" else "head"
@@ -438,7 +450,7 @@ def assemble(
     anew = found != kind or config.num_classes != source.num_classes or classifier_anew
     if labels is None:
         labels = None if anew else checkpoint.labels
-    preprocessing = _adapt_preprocessing(checkpoint.preprocessing, config.in_channels)
+    preprocessing = adapt_preprocessing(checkpoint.preprocessing, config.in_channels)
     with torch.device("meta"):
         model = whole(config, labels, preprocessing)
     classifier = "decoder.classifier." if kind == "segmenter" else "head."
@@ -526,7 +538,10 @@ def _described(path: Path, file: TensorFile) -> tuple[dict[str, Any] | None, dic
             own = json.loads(own)
         except (ValueError, RecursionError):
             own = None
-    own = own if isinstance(own, dict) else {}
+    try:
+        own = json.loads(json.dumps(own)) if isinstance(own, dict) else {}
+    except (TypeError, ValueError, RecursionError):  # not what this package wrote
+        own = {}
     config, preprocessing = own.get("config"), own.get("preprocessing")
     if path.is_dir():
         if (path / layout.CONFIG_FILE).is_file():
@@ -551,7 +566,8 @@ def _labels_of_training_code(metadata: Mapping[str, Any], num_classes: int) -> L
     names = source.get("classes", source.get("CLASSES"))
     palette = source.get("palette", source.get("PALETTE"))
     try:
-        if isinstance(names, list | tuple) and len(names) == len(labels):
+        named = isinstance(names, list | tuple) and all(isinstance(n, str | int) for n in names)
+        if named and len(names) == len(labels):
             distinct = layout.distinct(dict(enumerate(map(str, names))))
             labels = replace(labels, names=tuple(distinct.values()))
         if palette is not None and len(palette) == len(labels):
@@ -573,12 +589,24 @@ def _describe(model: Any, architecture: str) -> dict[str, Any]:
 
 def _stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Copies, since a view of a larger tensor, as keys and values are, cannot be stored."""
-    return {
-        name: tensor.detach()
-        .to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-        .contiguous()
-        for name, tensor in tensors.items()
-    }
+    stored = {}
+    for name, tensor in tensors.items():
+        target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        copied = tensor.detach().to("cpu", target, copy=True).contiguous()
+        if target != tensor.dtype and tensor.isfinite().all() and not copied.isfinite().all():
+            raise ValueError(f"{name}: holds values too large for {target}; store it as it is")
+        stored[name] = copied
+    return stored
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """`whole_file`, whose writers here tell of a full disk by errors of their own."""
+    try:
+        with whole_file(path) as partial_file:
+            yield partial_file
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from None
 
 
 def _write_folder(
@@ -588,7 +616,7 @@ def _write_folder(
     description: dict[str, Any],
 ) -> None:
     stored = _stored(tensors, dtype)
-    with whole_file(folder / layout.WEIGHTS_FILE) as partial_file:
+    with _written(folder / layout.WEIGHTS_FILE) as partial_file:
         safetensors.torch.save_file(stored, partial_file, metadata={"format": "pt"})
     kept = next(iter(stored.values())).dtype
     config = description["config"] | {"dtype": str(kept).removeprefix("torch.")}
@@ -604,8 +632,8 @@ def _write_file(
 ) -> None:
     """One file; what its codebase has no place for lies in the metadata, where none looks."""
     stored = _stored(tensors, dtype)
-    with whole_file(path) as partial_file:
-        if path.suffix == ".safetensors":
+    with _written(path) as partial_file:
+        if path.suffix.lower() == ".safetensors":
             metadata = {"format": "pt", "segformer": json.dumps(description)}
             safetensors.torch.save_file(stored, partial_file, metadata=metadata)
         else:
@@ -624,7 +652,7 @@ def _write_smp_folder(
     """As its ``save_pretrained`` does: the arguments of its class beside the weights."""
     if config.variant is None:
         raise ValueError(f"{folder}: segmentation_models.pytorch has no encoder of these sizes")
-    with whole_file(folder / layout.WEIGHTS_FILE) as partial_file:
+    with _written(folder / layout.WEIGHTS_FILE) as partial_file:
         metadata = {"format": "pt", "segformer": json.dumps(description)}
         safetensors.torch.save_file(_stored(tensors, dtype), partial_file, metadata=metadata)
     arguments = {
@@ -640,3 +668,4 @@ def _write_smp_folder(
         "upsampling": 4,
     }
     write_json(folder / layout.CONFIG_FILE, arguments)
+    write_json(folder / layout.PREPROCESSING_FILE, description["preprocessing"])

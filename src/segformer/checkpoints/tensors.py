@@ -14,6 +14,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ class _SafetensorsFile(TensorFile):
                 )
             header = file.read(length)
         try:
-            entries = json.loads(header)
+            entries = json.loads(header, object_pairs_hook=_without_duplicates)
             metadata = entries.pop("__metadata__", {})
             stored = {
                 name: Stored(
@@ -176,6 +177,9 @@ class _SafetensorsFile(TensorFile):
                     f"{path}: truncated: {name} ends at byte {tensor.stop:,}, "
                     f"the file has {size:,}; fetch it again"
                 )
+        places = sorted((t.start, t.stop) for t in stored.values() if t.stop > t.start)
+        if any(one[1] > other[0] for one, other in pairwise(places)):
+            raise CheckpointError(f"{path}: tensors that lie over each other; the file is damaged")
         super().__init__(path, stored, metadata if isinstance(metadata, dict) else {})
 
     def take(self, name: str) -> Tensor:
@@ -195,6 +199,12 @@ class _SafetensorsFile(TensorFile):
         return tensor
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return dict(pairs)
+
+
 class _PickleFile(TensorFile):
     """A file of ``torch.save``: read at once, its tensors handed out and forgotten one by one."""
 
@@ -205,12 +215,19 @@ class _PickleFile(TensorFile):
         except Exception as error:  # torch.load has no narrower type for a broken file
             raise CheckpointError(f"{path}: {_why_unreadable(error)}") from None
         self.tensors, metadata = _unwrap(content, path)
+        self.handed_out: set[int] = set()
         stored = {name: Stored(tuple(t.shape), t.dtype) for name, t in self.tensors.items()}
         super().__init__(path, stored, metadata)
 
     def take(self, name: str) -> Tensor:
-        """Hand a tensor out and forget it."""
-        return self.tensors.pop(name).contiguous()
+        """Hand a tensor out and forget it; one that shares its memory is copied."""
+        tensor = self.tensors.pop(name)
+        storage = tensor.untyped_storage()
+        alone = storage.nbytes() == tensor.numel() * tensor.itemsize
+        if not alone or storage.data_ptr() in self.handed_out:
+            return tensor.clone(memory_format=torch.contiguous_format)
+        self.handed_out.add(storage.data_ptr())
+        return tensor.contiguous()
 
 
 def _check_archive(path: Path) -> None:
@@ -251,6 +268,10 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         if isinstance(content.get("meta"), Mapping):
             metadata = dict(content["meta"])
         named = {k: v for k, v in content.items() if isinstance(k, str)}
+        inner = [v for key in _WRAPPERS if isinstance(v := named.get(key), Mapping) and v]
+        if inner:
+            content = inner[0]
+            continue
         if any(isinstance(value, Tensor) for value in named.values()):
             tensors = {k: v.detach() for k, v in named.items() if isinstance(v, Tensor)}
             for name, tensor in tensors.items():
@@ -260,11 +281,12 @@ def _unwrap(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]
                     raise CheckpointError(
                         f"{path}: {name}: sparse, quantized or without values, not plain numbers"
                     )
+                if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+                    raise CheckpointError(
+                        f"{path}: {name}: of shape {list(tensor.shape)}, with values for less"
+                    )
             return tensors, metadata
-        inner = [named[key] for key in _WRAPPERS if isinstance(named.get(key), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
+        break
     if isinstance(content, Mapping):
         keys = ", ".join(map(str, list(content)[:6]))
         raise CheckpointError(f"{path}: holds no tensors by name (its entries: {keys or 'none'})")

@@ -91,10 +91,15 @@ def open_class_folders(source: str | Path, split: str = "train") -> ClassFolders
         (file, class_id)
         for class_id, name in enumerate(names)
         for file in sorted((root / split / name).rglob("*"))
-        if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file() and file.name[0] != "."
+        if file.suffix.lower() in PICTURE_SUFFIXES
+        and file.is_file()
+        and not any(part[0] == "." for part in file.relative_to(root / split / name).parts)
     ]
     if not samples:
         raise DatasetError(f"{root / split}: there are no pictures in its folders")
+    without = [name for i, name in enumerate(names) if i not in {c for _, c in samples}]
+    if split == "train" and without:
+        raise DatasetError(f"{root / split}: classes without pictures: {', '.join(without[:5])}")
     return ClassFolders(root, split, tuple(samples), LabelSet(tuple(names), ignore_index=-1))
 
 

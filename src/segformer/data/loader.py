@@ -159,15 +159,18 @@ class ClassCrops(TorchDataset[tuple[Tensor, Tensor]]):
         for _ in range(len(self.dataset)):
             try:
                 picture, class_id = self.dataset.read(index)
+                crop = self.augmentation(picture, rng, self.preprocessing)
                 break
-            except UnreadableImage as error:
+            except ValueError as error:
                 if index not in self._unreadable:
                     self._unreadable.add(index)
-                    say(f"left out: {error}")
+                    name = (
+                        "" if isinstance(error, UnreadableImage) else self.dataset.samples[index][0]
+                    )
+                    say(f"left out: {f'{name}: ' if name else ''}{error}")
                 index = (index + 1) % len(self.dataset)
         else:
             raise DatasetError(f"{self.dataset.root}: none of its pictures can be read")
-        crop = self.augmentation(picture, rng, self.preprocessing)
         return torch.from_numpy(crop).permute(2, 0, 1), torch.tensor(class_id)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from segformer.data.class_folders import ClassFolders
+from segformer.data.dataset import DatasetError
 from segformer.evaluation.evaluate import check_classes
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.files import write_json
@@ -81,6 +82,8 @@ def evaluate_classes(
         scores.in_top5 += truth in best
         if on_picture is not None:
             on_picture()
+    if not scores.pictures:
+        raise DatasetError(f"{dataset.root}: no picture can be read, first {scores.failed[0]}")
     return scores
 
 

@@ -47,6 +47,8 @@ class Classification(Task):
 
     def __init__(self, dataset: Path, config: TrainConfig, state: dict[str, Any] | None = None):
         self.training = open_class_folders(dataset, "train")
+        if state is not None:
+            self.check_state(state)
         has_validation = "val" in class_splits(dataset)
         self.validation = open_class_folders(dataset, "val") if has_validation else None
         if self.validation is None and state is None:
@@ -57,8 +59,14 @@ class Classification(Task):
             config = replace(config, predict_size=round(config.crop_size * 8 / 7))
         normalisation = Preprocessing.for_bands(self.training.bands)
         if config.init is not None and state is None:
-            normalisation = store.open_checkpoint(config.init).preprocessing
+            source = store.open_checkpoint(config.init).preprocessing
+            normalisation = store.adapt_preprocessing(source, self.training.bands)
         self.config = with_defaults(config, self.pictures, normalisation)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The folders."""
+        return self.training.labels.names
 
     def build_model(self) -> SegFormerClassifier:
         """Fresh, or from another model."""

@@ -149,7 +149,7 @@ class TrainConfig:
         """
         try:
             entries = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{path}: cannot be read as a recipe: {error}") from None
         if not isinstance(entries, dict):
             raise ValueError(f"{path}: a recipe is keys and values, such as epochs: 50")

@@ -69,7 +69,14 @@ class RunFolder:
             entries = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
             dataset = Path(entries.pop("dataset"))
             config = TrainConfig.from_dict(entries)
-        except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError) as error:
+        except (
+            yaml.YAMLError,
+            ValueError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            RecursionError,
+        ) as error:
             raise ValueError(f"{self.recipe}: not the recipe of a run: {error}") from None
         self.scores = SCORES[config.task]
         return dataset, config

@@ -89,6 +89,8 @@ def resume(out: str | Path) -> Outcome | None:
         task = TASKS[config.task](dataset, config)
         model = task.build_model()
     else:
+        if not {"task", "architecture", "model", "state"} <= checkpoint.keys():
+            raise ValueError(f"{folder.checkpoint}: not the resume checkpoint of a run")
         task = TASKS[config.task](dataset, config, checkpoint["task"])
         model = task.restore_model(SegFormerConfig.from_dict(checkpoint["architecture"]))
     return _Run(fabric, folder, task, model).fit(checkpoint)

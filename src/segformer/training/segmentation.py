@@ -52,6 +52,7 @@ class Segmentation(Task):
         self.pictures, self.validates = len(self.training), self.validation is not None
         self.config = config
         if state is not None:
+            self.check_state(state)
             self.weights: Tensor | None = state["class_weights"]
             return
         report = _checked(self.training)
@@ -63,8 +64,13 @@ class Segmentation(Task):
         self.weights = class_weights(self.config, report)
 
     def state(self) -> dict[str, Any]:
-        """The class weights, which come from all the masks."""
-        return {"class_weights": self.weights}
+        """The class weights too, which come from all the masks."""
+        return {**super().state(), "class_weights": self.weights}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the masks."""
+        return self.training.labels.names
 
     def build_model(self) -> SegFormer:
         """Fresh, or from another model."""

@@ -83,9 +83,22 @@ class Task(ABC):
     def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
         """Score the best model once more, and write its report and pictures into the run folder."""
 
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that the data set has now."""
+
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs of the task that the data set would have to be read for."""
-        return {}
+        """What a resumed run needs of the task beside its recipe."""
+        return {"classes": list(self.classes)}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise a ValueError if the data set has other classes than when the run began."""
+        if tuple(state["classes"]) != self.classes:
+            raise ValueError(
+                "the data set has other classes than when the run began: "
+                f"{', '.join(self.classes[:5])}; then {', '.join(state['classes'][:5])}"
+            )
 
     def loader(
         self, model: Model, start_step: int, total_steps: int, workers: int, rank: int, world: int
