@@ -121,6 +121,9 @@ def test_conversion_needs_a_file_for_codes_without_folders(
     tiny_model.save_pretrained(tmp_path / "source")
     with pytest.raises(ValueError, match=r"NVlabs keeps its models in files; end it in .pth"):
         convert(tmp_path / "source", tmp_path / "folder", "nvlabs")
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(ValueError, match=r"folder.pth: a folder is there; name a file"):
+        convert(tmp_path / "source", tmp_path / "folder.pth", "nvlabs")
     with pytest.raises(ValueError, match="no dialect 'keras'; there are hf"):
         convert(tmp_path / "source", tmp_path / "folder", "keras")
 

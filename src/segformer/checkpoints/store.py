@@ -213,7 +213,8 @@ def load(
     """Load a segmentation model.
 
     Args:
-        source: As for `open_checkpoint`, or an opened one.
+        source: As for `open_checkpoint`, or an opened one; the tensors of a pickle can be taken
+            out of it once.
         labels: Other classes than the model's own.
         num_classes: Another number of classes: the classifier, or the whole decoder where there
             is none, starts from fresh weights, and that is said.
@@ -339,6 +340,8 @@ def convert(
         tensors = {n.removeprefix(target.encoder): tensor for n, tensor in tensors.items()}
     description = _describe(checkpoint, _ARCHITECTURES[checkpoint.kind])
     if destination.suffix.lower() in WEIGHT_SUFFIXES:
+        if destination.is_dir():
+            raise ValueError(f"{destination}: a folder is there; name a file")
         _write_file(destination, tensors, dtype, description)
     elif target is HUB:
         _write_folder(destination, tensors, dtype, description)
