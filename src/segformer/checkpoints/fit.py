@@ -9,13 +9,10 @@ from dataclasses import replace
 import torch
 
 from segformer.checkpoints.tensors import CheckpointError
-from segformer.model.config import VARIANTS, NormEps, SegFormerConfig
+from segformer.model.config import LARGEST_WIDTH, VARIANTS, NormEps, SegFormerConfig
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-_MOST = 1 << 16
-"""Classes or bands, beyond which a file is not believed."""
 
 FIRST_CONVOLUTION = "encoder.stages.0.merging.projection.weight"
 
@@ -42,7 +39,7 @@ def infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
 def _infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
     stages = [f"encoder.stages.{s}." for s in range(4)]
     depths = [_depth(shapes, stage) for stage in stages]
-    needed = [FIRST_CONVOLUTION, *(f"{stage}merging.projection.weight" for stage in stages)]
+    needed = [stage + "merging.projection.weight" for stage in stages]
     needed += [stage + "blocks.0.ffn.expand.weight" for stage in stages]
     missing = [name for name in needed if len(shapes.get(name, ())) < 2]
     if missing or not all(depths):
@@ -53,11 +50,10 @@ def _infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
         for stage in stages
     ]
     hidden = shapes[stages[0] + "blocks.0.ffn.expand.weight"][0]
-    decoder = [name for name in shapes if name.startswith("decoder.")]
     classifier = shapes.get("decoder.classifier.weight", shapes.get("head.weight", (1,)))
-    if max(classifier[0], shapes[FIRST_CONVOLUTION][1]) > _MOST:
-        raise CheckpointError(f"more than {_MOST} classes or bands")
-    normed = any(name.startswith("decoder.stage_norms.") for name in decoder)
+    if max(classifier[0], shapes[FIRST_CONVOLUTION][1]) > LARGEST_WIDTH:
+        raise CheckpointError(f"more than {LARGEST_WIDTH} classes or bands")
+    normed = any(name.startswith("decoder.stage_norms.") for name in shapes)
     try:
         config = SegFormerConfig(
             channels=tuple(channels),  # type: ignore[arg-type]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from segformer.checkpoints.layout import CONFIG_FILE, PREPROCESSING_FILE, WEIGHTS_FILE, read_json
 from segformer.checkpoints.tensors import WEIGHT_SUFFIXES, CheckpointError
@@ -147,7 +148,7 @@ def download(
 
 
 def upload(
-    folder_writer: Any,
+    folder_writer: Callable[[str], None],
     model_id: str,
     *,
     card: str,

@@ -18,6 +18,7 @@ from segformer.checkpoints.tensors import CheckpointError
 from segformer.image import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
 from segformer.labels import LabelSet
 from segformer.model.config import (
+    LARGEST_WIDTH,
     PATCH_KERNELS,
     PATCH_STRIDES,
     TRANSFORMERS_EPS,
@@ -33,7 +34,6 @@ _NONSENSE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """What reading a JSON file of the wrong types can raise."""
 
 _MODEL_TYPE = "segformer"
-_MOST_CLASSES = 1 << 16
 _OPENMMLAB_TYPE = "segformer-openmmlab"
 """For a decoder that transformers does not have: it must not load such a folder in silence."""
 
@@ -113,8 +113,8 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, LabelSet
         raise ValueError(f"mlp_ratios {sorted(ratios)} differ between stages")
     own = entries.get("segformer", {})
     numbers = [int(key) for key in entries.get("id2label", {})]
-    if max([*numbers, entries.get("num_labels", 0)]) > _MOST_CLASSES:
-        raise ValueError(f"classes numbered above {_MOST_CLASSES}")
+    if max([*numbers, entries.get("num_labels", 0)]) > LARGEST_WIDTH:
+        raise ValueError(f"classes numbered above {LARGEST_WIDTH}")
     if "id2label" in entries:
         names_by_id = distinct({int(k): str(v) for k, v in entries["id2label"].items()})
         labels = LabelSet.from_names(names_by_id, ignore_index=-1)

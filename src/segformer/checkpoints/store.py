@@ -203,7 +203,7 @@ def open_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
 
 
 def load(
-    source: str | Path | Checkpoint,
+    source: str | Path,
     *,
     labels: LabelSet | None = None,
     num_classes: int | None = None,
@@ -213,8 +213,7 @@ def load(
     """Load a segmentation model.
 
     Args:
-        source: As for `open_checkpoint`, or an opened one; the tensors of a pickle can be taken
-            out of it once.
+        source: As for `open_checkpoint`.
         labels: Other classes than the model's own.
         num_classes: Another number of classes: the classifier, or the whole decoder where there
             is none, starts from fresh weights, and that is said.
@@ -227,12 +226,12 @@ def load(
     Raises:
         CheckpointError: Something is missing, broken, or does not fit.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, **options)
+    checkpoint = open_checkpoint(source, **options)
     return assemble(SegFormer, checkpoint, labels, num_classes, in_channels)
 
 
 def load_classifier(
-    source: str | Path | Checkpoint,
+    source: str | Path,
     *,
     labels: LabelSet | None = None,
     num_classes: int | None = None,
@@ -240,12 +239,12 @@ def load_classifier(
     **options: Any,
 ) -> SegFormerClassifier:
     """Load a classifier; arguments and errors as for `load`."""
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, **options)
+    checkpoint = open_checkpoint(source, **options)
     return assemble(SegFormerClassifier, checkpoint, labels, num_classes, in_channels)
 
 
 def load_encoder(
-    source: str | Path | Checkpoint,
+    source: str | Path,
     *,
     out_indices: Sequence[int] = (0, 1, 2, 3),
     in_channels: int | None = None,
@@ -254,7 +253,7 @@ def load_encoder(
     """Load the encoder of any model, whatever head it was trained with.
 
     Args:
-        source: As for `open_checkpoint`, or an opened one.
+        source: As for `open_checkpoint`.
         out_indices: Which stages' maps to return.
         in_channels: Another number of bands; see `adapt_bands`.
         **options: For the Hub; see `segformer.checkpoints.hub.download`.
@@ -262,7 +261,7 @@ def load_encoder(
     Raises:
         CheckpointError: Something is missing, broken, or does not fit.
     """
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, **options)
+    checkpoint = open_checkpoint(source, **options)
     checkpoint.check(("encoder.",))
     bands = checkpoint.config.in_channels if in_channels is None else in_channels
     with torch.device("meta"):

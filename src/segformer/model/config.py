@@ -11,7 +11,7 @@ from typing import Any
 STRIDES = (4, 8, 16, 32)
 """Pixels per token along a side, for the four stages."""
 
-_LARGEST = 1 << 16
+LARGEST_WIDTH = 1 << 16
 """Of any width; beyond lies a mistake, and a model that fits into no memory."""
 
 DECODERS = ("original", "openmmlab")
@@ -91,8 +91,11 @@ class SegFormerConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
-        if max(*self.channels, self.decoder_width, self.num_classes, self.in_channels) > _LARGEST:
-            raise ValueError(f"no width, number of classes or of bands may exceed {_LARGEST}")
+        if (
+            max(*self.channels, self.decoder_width, self.num_classes, self.in_channels)
+            > LARGEST_WIDTH
+        ):
+            raise ValueError(f"no width, number of classes or of bands may exceed {LARGEST_WIDTH}")
         if self.mlp_ratio > 1024:
             raise ValueError(f"mlp_ratio must be at most 1024, not {self.mlp_ratio}")
         if self.decoder not in DECODERS:
