@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segformer.model.config import SegFormerConfig
+from segformer.model.interpolation import interpolate_rows
 from segformer.model.layers import to_maps, to_tokens
+from segformer.model.products import Linear, linear, passes_through, strips
 
 
 class MLPDecoder(nn.Module):
@@ -47,7 +49,7 @@ class MLPDecoder(nn.Module):
         width = config.decoder_width
         normed = config.decoder == "openmmlab"
         self.projections = nn.ModuleList(
-            nn.Linear(c, width, bias=not normed) for c in config.channels
+            Linear(c, width, bias=not normed) for c in config.channels
         )
         self.stage_norms = (
             nn.ModuleList(nn.BatchNorm2d(width) for _ in config.channels) if normed else None
@@ -64,8 +66,8 @@ class MLPDecoder(nn.Module):
         """Four maps (B, C_i, h_i, w_i), stage 1 first -> logits (B, K, h_1, w_1)."""
         if self.stage_norms is not None:
             features = [
-                norm(to_maps(linear(to_tokens(maps)))).relu_()
-                for maps, linear, norm in zip(
+                norm(to_maps(projection(to_tokens(maps)))).relu_()
+                for maps, projection, norm in zip(
                     features, self.projections, self.stage_norms, strict=True
                 )
             ]
@@ -103,8 +105,8 @@ class MLPDecoder(nn.Module):
             if self.stage_norms is not None:
                 return list(slices), slices[0].new_zeros(len(slices[0]))
             pairs = list(zip(reversed(slices), self.projections, strict=True))
-            weights = [part @ linear.get_parameter("weight") for part, linear in pairs]
-            biases = [part @ linear.get_parameter("bias") for part, linear in pairs]
+            weights = [part @ projection.get_parameter("weight") for part, projection in pairs]
+            biases = [part @ projection.get_parameter("bias") for part, projection in pairs]
             bias = torch.stack(biases).sum(0)
         return weights, bias
 
@@ -143,11 +145,26 @@ class FoldedDecoder(nn.Module):
         """Four maps (B, C_i, h_i, w_i), stage 1 first -> logits (B, K, h_1, w_1)."""
         if self.normed_stages:
             features = [
-                to_maps(F.linear(to_tokens(maps), *self._projection(stage)).relu_())
+                to_maps(linear(to_tokens(maps), *self._projection(stage)).relu_())
                 for stage, maps in enumerate(features)
             ]
         weights = [self.get_buffer(f"weight_{stage}") for stage in range(self.stages)]
+        if passes_through(features[0]):
+            return self._in_strips(features, weights)
         return self.classifier(_fuse(features, weights, self.bias).relu_())
+
+    def _in_strips(self, features: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        """The fused map, the widest of the model, is made, rectified and classified in strips."""
+        finest, *coarser = [to_tokens(maps) for maps in features]
+        shares = [linear(tokens, weights[i]) for i, tokens in enumerate(coarser, 1)]
+        batch, h, w, _ = finest.shape
+        logits = finest.new_empty(batch, h, w, self.classifier.out_channels)
+        for top, bottom in strips((batch, h, w), len(self.bias), finest):
+            fused = linear(finest[:, top:bottom], weights[0], self.bias)
+            for share in shares:
+                fused += interpolate_rows(share, (h, w), top, bottom)
+            logits[:, top:bottom] = to_tokens(self.classifier(to_maps(fused.relu_())))
+        return to_maps(logits)
 
     def _projection(self, stage: int) -> tuple[Tensor, Tensor]:
         names = (f"projection_{stage}", f"projection_bias_{stage}")
@@ -168,9 +185,9 @@ def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -
 
     The bias enters at full resolution once; upsampling would not change it.
     """
-    fused = to_maps(F.linear(to_tokens(features[0]), weights[0], bias))
+    fused = to_maps(linear(to_tokens(features[0]), weights[0], bias))
     size = fused.shape[2:]
     for maps, weight in zip(features[1:], weights[1:], strict=True):
-        share = to_maps(F.linear(to_tokens(maps), weight))
+        share = to_maps(linear(to_tokens(maps), weight))
         fused = fused + F.interpolate(share, size=size, mode="bilinear", align_corners=False)
     return fused

@@ -4,7 +4,7 @@ Tokens stay channels-last, (B, h, w, C), from the first convolution to the last 
 and LayerNorms act on the last axis, and a convolution takes the same memory, permuted, as its
 ``channels_last`` format. No transpose is ever copied.
 
-Legend: B batch, h w tokens, C channels, r spatial reduction.
+Legend: B batch, h w tokens, C channels, r spatial reduction, M keys, d channels of a head.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from segformer.model.products import Linear, onednn, passes_through, strips
 
 
 def to_tokens(maps: Tensor) -> Tensor:
@@ -49,20 +51,59 @@ _EXPLICIT_SCORES = 1 << 24
 """Attention scores, of all pictures and heads, up to which a CPU is better off keeping them."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scaled dot-product attention, (B, heads, tokens, channels) each.
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Scaled dot-product attention: softmax(query key^T / sqrt(d)) value, head by head.
 
-    PyTorch's fused kernel never stores the scores, which is what counts on a GPU and for large
-    pictures. The few keys that the reduction leaves make small score matrices, though, and on a
-    CPU, in bfloat16 and with its backward pass, it then takes three to six times as long as two
-    products and a softmax (``benchmarks/attention.py``).
+    PyTorch's fused kernel never stores the scores, which is what counts on a GPU. The few keys
+    that the reduction leaves make small score matrices, though, and a CPU is two to six times
+    faster with two products and a softmax (``benchmarks/attention.py``).
+
+    Args:
+        query: (B, h, w, C).
+        key: (B, M, C).
+        value: (B, M, C).
+        heads: Of C / heads = d channels each.
+
+    Returns:
+        (B, h, w, C).
     """
+    if passes_through(query) and onednn(query):
+        return _attend_by_convolutions(query, key, value, heads)
+    batch, h, w, channels = query.shape
+    query, key, value = (
+        x.reshape(batch, -1, heads, channels // heads).transpose(1, 2) for x in (query, key, value)
+    )  # (B, heads, h*w or M, d)
     scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
     if not slow or scores > _EXPLICIT_SCORES:
-        return F.scaled_dot_product_attention(query, key, value)
-    scale = query.shape[-1] ** -0.5
-    return ((query * scale) @ key.transpose(-1, -2)).softmax(-1) @ value
+        attended = F.scaled_dot_product_attention(query, key, value)
+    else:
+        scale = query.shape[-1] ** -0.5
+        attended = ((query * scale) @ key.transpose(-1, -2)).softmax(-1) @ value
+    return attended.transpose(1, 2).reshape(batch, h, w, channels)
+
+
+def _attend_by_convolutions(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """A picture at a time, in strips: keys, then values, are the filters of a 1x1 convolution.
+
+    Each head is a group of channels, so nothing is transposed.
+    """
+    batch, h, w, channels = query.shape
+    keys, d = key.shape[1], channels // heads
+    attended = torch.empty_like(query)
+    for i in range(batch):
+        filters = (key[i] * d**-0.5).reshape(keys, heads, d).transpose(0, 1)
+        score_filters = filters.reshape(heads * keys, d, 1, 1)
+        value_filters = value[i].reshape(keys, heads, d).permute(1, 2, 0)
+        value_filters = value_filters.reshape(channels, keys, 1, 1)
+        for top, bottom in strips((1, h, w), heads * keys, query):
+            strip = to_maps(query[i : i + 1, top:bottom])
+            scores = to_tokens(F.conv2d(strip, score_filters, groups=heads))
+            shares = scores.unflatten(3, (heads, keys)).softmax(-1).flatten(3)
+            attended[i, top:bottom] = to_tokens(
+                F.conv2d(to_maps(shares), value_filters, groups=heads)
+            )[0]
+    return attended
 
 
 class EfficientSelfAttention(nn.Module):
@@ -81,9 +122,9 @@ class EfficientSelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int, reduction: int, eps: float):
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(channels, channels)
-        self.key_value = nn.Linear(channels, 2 * channels)  # keys first: one product for both
-        self.output = nn.Linear(channels, channels)
+        self.query = Linear(channels, channels)
+        self.key_value = Linear(channels, 2 * channels)  # keys first: one product for both
+        self.output = Linear(channels, channels)
         self.reduction = (
             nn.Conv2d(channels, channels, reduction, reduction) if reduction > 1 else None
         )
@@ -91,18 +132,11 @@ class EfficientSelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
-        batch, h, w, channels = tokens.shape
         reduced = tokens
         if self.reduction is not None and self.reduction_norm is not None:
             reduced = self.reduction_norm(to_tokens(self.reduction(to_maps(tokens))))
-        head_shape = (batch, -1, self.heads, channels // self.heads)
-        query = self.query(tokens).reshape(head_shape).transpose(1, 2)  # (B, heads, h*w, C/heads)
-        key, value = (
-            part.reshape(head_shape).transpose(1, 2)
-            for part in self.key_value(reduced).chunk(2, dim=-1)
-        )
-        attended = attend(query, key, value)
-        return self.output(attended.transpose(1, 2).reshape(batch, h, w, channels))
+        key, value = self.key_value(reduced).flatten(1, 2).chunk(2, dim=-1)
+        return self.output(attend(self.query(tokens), key, value, self.heads))
 
 
 class MixFFN(nn.Module):
@@ -119,14 +153,25 @@ class MixFFN(nn.Module):
     def __init__(self, channels: int, ratio: int):
         super().__init__()
         hidden = channels * ratio
-        self.expand = nn.Linear(channels, hidden)
+        self.expand = Linear(channels, hidden)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.contract = nn.Linear(hidden, channels)
+        self.contract = Linear(hidden, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
-        hidden = to_tokens(self.depthwise(to_maps(self.expand(tokens))))
-        return self.contract(F.gelu(hidden))
+        if not passes_through(tokens):
+            return self.contract(F.gelu(self._hidden(tokens)))
+        batch, h, w, channels = tokens.shape
+        contracted = torch.empty_like(tokens)
+        for top, bottom in strips((batch, h, w), self.expand.out_features, tokens):
+            # One row more on either side, for the convolution to see
+            first, last = max(top - 1, 0), min(bottom + 1, h)
+            hidden = self._hidden(tokens[:, first:last])[:, top - first : bottom - first]
+            contracted[:, top:bottom] = self.contract(F.gelu(hidden))
+        return contracted
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        return to_tokens(self.depthwise(to_maps(self.expand(tokens))))
 
 
 class DropPath(nn.Module):

@@ -1,0 +1,55 @@
+"""Bilinear upsampling a strip of rows at a time.
+
+As `torch.nn.functional.interpolate` with ``align_corners=False`` does it: pixel centres are
+aligned, and what would lie outside takes the border's value.
+
+Legend: B batch, h w tokens, H W size after upsampling, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from segformer.model.layers import to_maps, to_tokens
+
+
+def source_rows(
+    low: int, high: int, top: int, bottom: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Between which rows each upsampled row lies.
+
+    The same holds for columns.
+
+    Args:
+        low: Rows before upsampling.
+        high: Rows after.
+        top: First upsampled row wanted.
+        bottom: Row after the last one wanted.
+        device: Of the results.
+
+    Returns:
+        For each wanted row the row above it, the row below it, both int64 in 0..low - 1, and the
+        share of the one below, 0..1, float32.
+    """
+    position = (torch.arange(top, bottom, device=device) + 0.5) * (low / high) - 0.5
+    position = position.clamp(min=0)
+    above = position.long().clamp(max=low - 1)
+    below = (above + 1).clamp(max=low - 1)
+    return above, below, position - above
+
+
+def interpolate_rows(tokens: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
+    """Rows ``top`` to ``bottom`` of tokens (B, h, w, C) upsampled to ``size`` = (H, W).
+
+    Returns:
+        (B, bottom - top, W, C).
+    """
+    above, below, share = source_rows(tokens.shape[1], size[0], top, bottom, tokens.device)
+    share = share.to(tokens.dtype)[:, None, None]
+    rows = torch.lerp(tokens[:, above], tokens[:, below], share)
+    if tokens.shape[2] == size[1]:
+        return rows
+    wide = (bottom - top, size[1])
+    return to_tokens(F.interpolate(to_maps(rows), wide, mode="bilinear", align_corners=False))

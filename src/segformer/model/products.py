@@ -1,0 +1,88 @@
+"""Matrix products and strips: how the layers' arithmetic is laid onto a machine.
+
+Nothing here changes what is computed, only by which kernel and in pieces of which size.
+
+Legend: B batch, h w tokens, C channels, M keys.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+
+_STRIP_BYTES = 4 << 20
+"""Of a temporary that is only passed through: it stays in the cache, and its memory is used again.
+
+Larger ones cost more than they save in calls: their memory goes back to the system each time, and
+comes from it page by page (``benchmarks/forward.py``).
+"""
+
+_MIN_ROWS = 8
+"""Of a strip, so that the rows which neighbouring strips both compute stay a small share."""
+
+
+def onednn(tensor: Tensor) -> bool:
+    """Whether PyTorch hands convolutions of ``tensor`` to oneDNN."""
+    return (
+        _ONEDNN
+        and tensor.device.type == "cpu"
+        and tensor.dtype in (torch.float32, torch.bfloat16)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear` of (B, h, w, C) tokens, by the fastest kernel.
+
+    On x86 PyTorch hands float32 products to MKL, which on processors that are not Intel's reaches
+    less than half of what oneDNN reaches; convolutions and bfloat16 products go to oneDNN.
+    """
+    half = tokens.dtype == torch.bfloat16 or torch.is_autocast_enabled(tokens.device.type)
+    if half or not onednn(tokens):
+        return F.linear(tokens, weight, bias)
+    return F.conv2d(tokens.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` for (B, h, w, C) tokens, by the fastest kernel."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, h, w, C_in) -> (B, h, w, C_out)."""
+        return linear(tokens, self.weight, self.bias)
+
+
+def passes_through(tensor: Tensor) -> bool:
+    """Whether temporaries of ``tensor`` may be made strip by strip: inference on a CPU.
+
+    Gradients need them whole, a GPU is best filled at once, and a compiler makes its own strips.
+    """
+    return (
+        tensor.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def strips(shape: tuple[int, int, int], channels: int, like: Tensor) -> Iterator[tuple[int, int]]:
+    """First and last row of strips whose (B, rows, w, channels) fit the cache.
+
+    Args:
+        shape: B, h, w.
+        channels: Of the widest temporary.
+        like: Its type decides the bytes.
+
+    Yields:
+        ``top`` and ``bottom``, from 0 to h; one strip of all rows where that fits.
+    """
+    batch, height, width = shape
+    rows = max(_MIN_ROWS, _STRIP_BYTES // (batch * width * channels * like.element_size()))
+    # As many strips as it takes, of equal height: no last one of a row or two
+    count = -(-height // rows)
+    edges = [round(i * height / count) for i in range(count + 1)]
+    yield from zip(edges, edges[1:], strict=False)
