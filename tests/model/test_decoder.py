@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from conftest import TINY, randomise
 from segformer import SegFormer
+from segformer.model import products
 from segformer.model.decoder import MLPDecoder
 
 
@@ -42,6 +43,17 @@ def maps_of(height: int, width: int, *, requires_grad: bool = False) -> list[Ten
         ).requires_grad_(requires_grad)
         for c, s in zip(TINY.channels, (4, 8, 16, 32), strict=True)
     ]
+
+
+def test_strips_change_nothing(decoder: MLPDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, features = decoder.eval(), maps_of(61, 99)
+    exact = decoder(features)
+    monkeypatch.setattr(products, "_STRIP_BYTES", 1)  # strips of eight rows
+    with torch.no_grad():
+        torch.testing.assert_close(decoder.fold()(features), exact, rtol=0, atol=1e-6)
+        single = [maps.float() for maps in features]
+        folded = decoder.float().fold()(single)
+    torch.testing.assert_close(folded, exact.float(), rtol=0, atol=1e-5)
 
 
 @pytest.fixture

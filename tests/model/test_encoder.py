@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from segformer import MixTransformer, SegFormer, SegFormerClassifier, SegFormerConfig
+from segformer.model import products
 from segformer.model.layers import DropPath, EfficientSelfAttention, MixFFN, attend
+from segformer.model.products import Linear
 
 
 @settings(max_examples=25, deadline=None)
@@ -67,16 +69,35 @@ def test_attention_is_the_paper_s_formula(reduction: int) -> None:
     torch.testing.assert_close(layer(tokens), expected, rtol=0, atol=1e-12)
 
 
-def test_explicit_attention_equals_the_fused_kernel() -> None:
+def test_attention_equals_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    query = torch.randn(2, 3, 50, 8, dtype=torch.bfloat16, requires_grad=True)
-    key, value = torch.randn(2, 2, 3, 20, 8, dtype=torch.bfloat16)
-    fused = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
-    torch.testing.assert_close(attend(query, key, value).float(), fused, rtol=0, atol=2e-2)
-    double = [t.detach().double() for t in (query, key, value)]
-    torch.testing.assert_close(
-        attend(*double), F.scaled_dot_product_attention(*double), rtol=0, atol=1e-12
-    )
+    query = torch.randn(2, 5, 10, 24)
+    key, value = torch.randn(2, 2, 20, 24)
+    exact = attend(query.double(), key.double(), value.double(), heads=3)
+    heads = [t.unflatten(-1, (3, 8)).movedim(-2, 1) for t in (query.flatten(1, 2), key, value)]
+    fused = F.scaled_dot_product_attention(*heads).movedim(1, -2).reshape(query.shape)
+    torch.testing.assert_close(fused, exact.float(), rtol=0, atol=1e-5)
+    for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        inputs = [t.to(dtype).requires_grad_() for t in (query, key, value)]
+        for grad in (True, False):
+            monkeypatch.setattr(products, "_STRIP_BYTES", 1)  # strips of eight rows
+            monkeypatch.setattr(products, "_MIN_ROWS", 2)
+            with torch.set_grad_enabled(grad):
+                attended = attend(*inputs, heads=3)
+            torch.testing.assert_close(attended.float(), fused, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_strips_and_kernels_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(products, "_STRIP_BYTES", 1)
+    monkeypatch.setattr(products, "_MIN_ROWS", rows)
+    tokens = torch.randn(2, 13, 7, 12)
+    for layer in (MixFFN(12, 4), EfficientSelfAttention(12, 3, 2, 1e-6), Linear(12, 5)):
+        exact = layer.double()(tokens.double()).float()  # products of float64 stay MKL's
+        with torch.no_grad():
+            torch.testing.assert_close(layer.float()(tokens), exact, rtol=0, atol=1e-5)
+        torch.testing.assert_close(layer(tokens), exact, rtol=0, atol=1e-5)
 
 
 def test_mix_ffn_is_the_paper_s_formula() -> None:

@@ -48,9 +48,7 @@ class MLPDecoder(nn.Module):
         super().__init__()
         width = config.decoder_width
         normed = config.decoder == "openmmlab"
-        self.projections = nn.ModuleList(
-            Linear(c, width, bias=not normed) for c in config.channels
-        )
+        self.projections = nn.ModuleList(Linear(c, width, bias=not normed) for c in config.channels)
         self.stage_norms = (
             nn.ModuleList(nn.BatchNorm2d(width) for _ in config.channels) if normed else None
         )

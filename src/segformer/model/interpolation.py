@@ -8,11 +8,17 @@ Legend: B batch, h w tokens, H W size after upsampling, C channels.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from segformer.model.layers import to_maps, to_tokens
+
+_DENSE = 256
+"""Values a row up to which, in bfloat16, the product with a matrix mostly of zeros is faster than
+PyTorch's interpolation."""
 
 
 def source_rows(
@@ -33,11 +39,22 @@ def source_rows(
         For each wanted row the row above it, the row below it, both int64 in 0..low - 1, and the
         share of the one below, 0..1, float32.
     """
-    position = (torch.arange(top, bottom, device=device) + 0.5) * (low / high) - 0.5
+    # On the CPU: not every device has float64
+    position = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * (low / high) - 0.5
     position = position.clamp(min=0)
     above = position.long().clamp(max=low - 1)
     below = (above + 1).clamp(max=low - 1)
-    return above, below, position - above
+    return above.to(device), below.to(device), (position - above).float().to(device)
+
+
+@lru_cache(maxsize=16)
+def upsampling_matrix(low: int, high: int) -> Tensor:
+    """(high, low) shares with which ``low`` values make ``high`` interpolated ones, float32."""
+    with torch.inference_mode(False):  # it is kept, and may meet gradients later
+        matrix = torch.zeros(high, low)
+        above, below, share = source_rows(low, high, 0, high)
+        matrix.scatter_add_(1, above[:, None], 1 - share[:, None])
+        return matrix.scatter_add_(1, below[:, None], share[:, None])
 
 
 def interpolate_rows(tokens: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
@@ -51,5 +68,7 @@ def interpolate_rows(tokens: Tensor, size: tuple[int, int], top: int, bottom: in
     rows = torch.lerp(tokens[:, above], tokens[:, below], share)
     if tokens.shape[2] == size[1]:
         return rows
+    if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and max(size) <= _DENSE:
+        return upsampling_matrix(rows.shape[2], size[1]).to(rows.dtype) @ rows
     wide = (bottom - top, size[1])
     return to_tokens(F.interpolate(to_maps(rows), wide, mode="bilinear", align_corners=False))

@@ -99,7 +99,7 @@ def _attend_by_convolutions(query: Tensor, key: Tensor, value: Tensor, heads: in
         for top, bottom in strips((1, h, w), heads * keys, query):
             strip = to_maps(query[i : i + 1, top:bottom])
             scores = to_tokens(F.conv2d(strip, score_filters, groups=heads))
-            shares = scores.unflatten(3, (heads, keys)).softmax(-1).flatten(3)
+            shares = scores.view(*scores.shape[:3], heads, keys).softmax(-1).flatten(3)
             attended[i, top:bottom] = to_tokens(
                 F.conv2d(to_maps(shares), value_filters, groups=heads)
             )[0]
@@ -161,7 +161,7 @@ class MixFFN(nn.Module):
         """(B, h, w, C) -> (B, h, w, C)."""
         if not passes_through(tokens):
             return self.contract(F.gelu(self._hidden(tokens)))
-        batch, h, w, channels = tokens.shape
+        batch, h, w, _ = tokens.shape
         contracted = torch.empty_like(tokens)
         for top, bottom in strips((batch, h, w), self.expand.out_features, tokens):
             # One row more on either side, for the convolution to see

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+_ONEDNN = torch.backends.mkldnn.is_available() and (  # type: ignore[no-untyped-call]
+    platform.machine().lower() in ("x86_64", "amd64")
+)
 
-_STRIP_BYTES = 4 << 20
+_STRIP_BYTES = 8 << 20
 """Of a temporary that is only passed through: it stays in the cache, and its memory is used again.
 
-Larger ones cost more than they save in calls: their memory goes back to the system each time, and
-comes from it page by page (``benchmarks/forward.py``).
+Smaller ones cost more in calls than they save in traffic (``benchmarks/forward.py``).
 """
+
+_LARGEST_KEPT = (32 << 20) - 8192
+"""Bytes of the largest block, its header included, that glibc learns from."""
 
 _MIN_ROWS = 8
 """Of a strip, so that the rows which neighbouring strips both compute stay a small share."""
@@ -69,6 +74,16 @@ def passes_through(tensor: Tensor) -> bool:
     )
 
 
+def reuse_memory() -> None:
+    """Have the C library keep memory that is freed, up to 64 MB, for the next temporary.
+
+    By glibc's rules a block of 32 MB, taken and given back untouched, is what teaches it so for
+    blocks up to that size; elsewhere nothing happens. Without it, temporaries of some MB go back
+    to the system and are mapped, page by page, and cleared again, in every layer.
+    """
+    torch.empty(_LARGEST_KEPT, dtype=torch.uint8)
+
+
 def strips(shape: tuple[int, int, int], channels: int, like: Tensor) -> Iterator[tuple[int, int]]:
     """First and last row of strips whose (B, rows, w, channels) fit the cache.
 
@@ -85,4 +100,4 @@ def strips(shape: tuple[int, int, int], channels: int, like: Tensor) -> Iterator
     # As many strips as it takes, of equal height: no last one of a row or two
     count = -(-height // rows)
     edges = [round(i * height / count) for i in range(count + 1)]
-    yield from zip(edges, edges[1:], strict=False)
+    yield from pairwise(edges)

@@ -18,6 +18,7 @@ from segformer.labels import LabelSet
 from segformer.model.config import SegFormerConfig
 from segformer.model.decoder import FoldedDecoder, MLPDecoder
 from segformer.model.encoder import MixTransformer
+from segformer.model.products import reuse_memory
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -179,6 +180,7 @@ class SegFormer(nn.Module):
         folded._modules = dict(self._modules)
         if isinstance(self.decoder, MLPDecoder):
             folded.decoder = self.decoder.fold()
+        reuse_memory()
         return folded.eval()
 
 

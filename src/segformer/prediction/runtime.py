@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ class TorchRuntime:
     Args:
         model: Put on the device; the constants of a decoder are folded.
         device: Where; left out, the best there is.
-        precision: "float32", or "bfloat16" under autocast.
+        precision: "float32", or "bfloat16", for which a rounded copy of the model is made.
     """
 
     def __init__(
@@ -47,17 +49,17 @@ class TorchRuntime:
             raise ValueError(f"no device {device!r}: {error}") from None
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r}: PyTorch finds no CUDA GPU here")
-        self.precision = precision
         try:
             model = model.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # as PyTorch says "not built for that"
             reason = str(error).splitlines()[0]
             raise ValueError(f"device {device!r} cannot be used: {reason}") from None
         self.model = model.fold() if isinstance(model, SegFormer) else model
+        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        if self.dtype == torch.bfloat16:
+            self.model = copy.deepcopy(self.model).to(self.dtype)
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) float32 -> logits (B, K, ceil(H / 4), ceil(W / 4)) or (B, K), float32."""
-        half = self.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            return self.model(pixels.to(self.device)).float()
+        return self.model(pixels.to(self.device, self.dtype)).float()

@@ -1,13 +1,17 @@
-"""Class ids at full size from low-resolution logits, a strip of rows at a time.
+"""Class ids at full size from low-resolution logits, without the logits at full size.
 
-Logits of K x H x W are never stored: rows are interpolated, decided and forgotten.
+Bilinear interpolation is a convex combination of the four corners of a cell, the square between
+neighbouring logits. So a class that is the best at all four corners is the best everywhere
+between, and where the corners disagree only classes can win whose largest corner reaches the
+smallest corner of some class throughout. Interpolated are these few classes, in these few cells.
 
-Legend: K classes, h w logits, H W picture.
+Legend: K classes, h w logits, H W picture, M cells, P pairs of a cell and a class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,10 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from segformer.model.interpolation import interpolate_rows
 from segformer.model.segformer import probabilities
 
 _STRIP_VALUES = 1 << 21
 """Logits interpolated at a time: 8 MB of float32."""
+
+_CELL_VALUES = 1 << 18
+"""Values of each corner of the cells that are settled at a time: 1 MB of float32."""
 
 
 def decide(
@@ -33,46 +41,150 @@ def decide(
         views: Logits (K, h, w), each of its own h and w; K = 1 is a binary model's, whose
             foreground is where the probability exceeds one half.
         size: (height, width) of the picture, pixels.
-        confidence: Also return the probability of the decided class.
+        confidence: Also return the probability of the decided class. It takes every class's
+            logit at every pixel, strip by strip, which is some ten times slower.
 
     Returns:
         Class ids (H, W), uint8 or, above 256 classes, uint16; probabilities (H, W) or None.
     """
-    height, width = size
     classes = views[0].shape[0]
-    ids = np.empty(size, np.uint8 if classes <= 256 else np.uint16)
+    dtype = np.uint8 if classes <= 256 else np.uint16
+    if len(views) == 1 and classes > 1 and not confidence:
+        return best_classes(views[0], size).cpu().numpy().astype(dtype, copy=False), None
+    height, width = size
+    ids = np.empty(size, dtype)
     certainty = np.empty(size, np.float32) if confidence else None
+    tokens = [view.permute(1, 2, 0)[None] for view in views]
     rows = max(1, _STRIP_VALUES // (width * max(classes, 2)))
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        strips = [interpolate_rows(view, size, top, bottom) for view in views]
+        strips = [
+            interpolate_rows(view, size, top, bottom).permute(0, 3, 1, 2) for view in tokens
+        ]  # (1, K, rows, W)
         if len(strips) == 1 and not confidence:
-            winner = strips[0].argmax(0) if classes > 1 else strips[0][0] > 0
+            winner = strips[0][0, 0] > 0
         else:
-            shares = sum(probabilities(strip[None])[0] for strip in strips) / len(strips)
-            assert isinstance(shares, Tensor)
-            best, winner = shares.max(0)
+            shares = torch.stack([probabilities(strip)[0] for strip in strips])
+            best, winner = shares.mean(0).max(0)
             if certainty is not None:
                 certainty[top:bottom] = best.cpu().numpy()
         ids[top:bottom] = winner.cpu().numpy()
     return ids, certainty
 
 
-def interpolate_rows(logits: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
-    """Rows ``top`` to ``bottom`` of logits (K, h, w) upsampled bilinearly to ``size``.
+def best_classes(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Argmax of the logits upsampled bilinearly to ``size``, for any ratio, up or down.
 
-    As `torch.nn.functional.interpolate` with ``align_corners=False`` gives them.
+    Where the two best classes are within rounding of each other, either may be returned. A NaN
+    beats every number, as in `torch.argmax`.
+
+    Args:
+        logits: (K, h, w), K at least 2.
+        size: (H, W).
 
     Returns:
-        (K, bottom - top, W).
+        (H, W), uint8 or, above 256 classes, int32.
     """
-    height, width = size
-    low_height = logits.shape[1]
-    # Pixel centres, clamped at the first row as PyTorch does
-    position = (torch.arange(top, bottom, device=logits.device) + 0.5) * (low_height / height)
-    position = (position - 0.5).clamp(min=0)
-    above = position.long().clamp(max=low_height - 1)
-    below = (above + 1).clamp(max=low_height - 1)
-    share = (position - above).to(logits.dtype)[:, None]
-    rows = torch.lerp(logits[:, above], logits[:, below], share)
-    return F.interpolate(rows, size=width, mode="linear", align_corners=False)
+    tokens = logits.permute(1, 2, 0).contiguous()
+    height, width, classes = tokens.shape
+    rows = _Cells.along(height, size[0], logits.device)
+    columns = _Cells.along(width, size[1], logits.device)
+    winner = tokens.argmax(-1).to(torch.uint8 if classes <= 256 else torch.int32)
+    corner = winner.new_empty(height + 2, width + 2)  # winner, its border repeated
+    corner[1:-1, 1:-1] = winner
+    corner[0], corner[-1] = corner[1], corner[-2]
+    corner[:, 0], corner[:, -1] = corner[:, 1], corner[:, -2]
+
+    # As if every cell were of one class: that of its first corner
+    ids = corner.index_select(1, columns.of_pixel).index_select(0, rows.of_pixel)
+
+    # In one line, where a cell's next corner is one further, and the one below a row further. The
+    # last of a row meets the next row's first, but begins no cell
+    line, below = corner.view(-1), width + 2
+    across, down = line[1:] == line[:-1], line[below:] == line[:-below]
+    agree = across[:-below] & across[below:] & down[:-1]
+    cell = (~agree).nonzero()[:, 0]
+    row, column = cell // below, cell % below
+    column_count = F.pad(columns.count, (0, 1))
+    some = (rows.count[row] > 0) & (column_count[column] > 0)  # pixels lie in the cell
+    cells = torch.stack([row[some], column[some]], 1)
+    for part in torch.split(cells, max(1, _CELL_VALUES // classes)):
+        _settle(ids, tokens, rows, columns, *part.unbind(1))
+    return ids
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The cells along one side: low + 1 of them, the outermost from the border to itself.
+
+    Attributes:
+        of_pixel: (high,) in which cell each pixel lies.
+        count: (low + 1,) how many pixels lie in each cell.
+        pixel: (low + 1, n) which; where there are fewer than n, the last is repeated.
+        share: (low + 1, n) share of the cell's second row in each of these.
+    """
+
+    of_pixel: Tensor
+    count: Tensor
+    pixel: Tensor
+    share: Tensor
+
+    @classmethod
+    def along(cls, low: int, high: int, device: torch.device) -> _Cells:
+        """Cells between ``low`` rows, or columns, of logits under ``high`` of pixels."""
+        # On the CPU: not every device has float64
+        position = (torch.arange(high, dtype=torch.float64) + 0.5) * (low / high) + 0.5
+        of_pixel = position.long()
+        count = torch.bincount(of_pixel, minlength=low + 1)
+        end = count.cumsum(0)
+        step = torch.arange(int(count.max()))
+        pixel = torch.minimum((end - count)[:, None] + step, (end - 1)[:, None]).clamp(min=0)
+        share = (position - of_pixel)[pixel].float()
+        return cls(*(tensor.to(device) for tensor in (of_pixel, count, pixel, share)))
+
+
+def _settle(
+    ids: Tensor, tokens: Tensor, rows: _Cells, columns: _Cells, row: Tensor, column: Tensor
+) -> None:
+    """Write the classes of the cells at ``row`` and ``column``, (M,) each, into ``ids``."""
+    height, width, classes = tokens.shape
+    flat = tokens.view(height * width, classes)
+    top, bottom = (row - 1).clamp(min=0) * width, row.clamp(max=height - 1) * width
+    left, right = (column - 1).clamp(min=0), column.clamp(max=width - 1)
+    corners = [
+        flat.index_select(0, token)
+        for token in (top + left, top + right, bottom + left, bottom + right)
+    ]  # (M, K) each
+    smallest, largest = (
+        pick(pick(corners[0], corners[1]), pick(corners[2], corners[3]))
+        for pick in (torch.minimum, torch.maximum)
+    )
+    reached = smallest.amax(1, keepdim=True)  # some class is nowhere in the cell below this
+    # Not >=, so that all classes of a cell that holds a NaN are looked at
+    cell, candidate = (~(largest < reached)).nonzero().unbind(1)  # (P,) each, in order
+
+    pair = cell * classes + candidate
+    a, b, c, d = (values.view(-1)[pair][:, None] for values in corners)  # (P, 1)
+    down = rows.share[row[cell]].to(a.dtype)  # (P, n)
+    across = columns.share[column[cell]].to(a.dtype)[:, None]  # (P, 1, n)
+    values = torch.lerp(
+        torch.lerp(a, c, down)[..., None], torch.lerp(b, d, down)[..., None], across
+    )  # (P, n, n)
+
+    # Cells of many candidates first: the i-th candidates are then those of the first so many cells
+    count = torch.bincount(cell, minlength=len(row))
+    begin = count.cumsum(0) - count
+    count, order = count.sort(descending=True)
+    begin = begin[order]
+    best, label = values[begin], candidate[begin][:, None, None]
+    label = label.expand(best.shape).contiguous()
+    more = len(row) - torch.bincount(count).cumsum(0)  # how many cells have more than i candidates
+    for i, number in enumerate(more[1:-1].tolist(), 1):
+        pair = begin[:number] + i
+        value, held = values[pair], best[:number]
+        better = (value > held) | (value.isnan() & ~held.isnan())
+        best[:number] = torch.where(better, value, held)
+        label[:number] = torch.where(better, candidate[pair][:, None, None], label[:number])
+
+    y, x = rows.pixel[row[order]], columns.pixel[column[order]]  # (M, n)
+    ids.view(-1)[y[:, :, None] * ids.shape[1] + x[:, None]] = label.to(ids.dtype)
