@@ -1,30 +1,66 @@
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 
-from segformer.training.losses import cross_entropy_at_mask_size, dice_loss
+from segformer.training import upsampling
+from segformer.training.losses import (
+    HardPixels,
+    cross_entropy_at_mask_size,
+    dice_loss,
+    lovasz_loss,
+)
 
 
-def plain(logits, mask, weights, ignored_too):
-    full = F.interpolate(logits, size=mask.shape[1:], mode="bilinear", align_corners=False)
-    loss = F.cross_entropy(full, mask, weight=weights, ignore_index=255, reduction="sum")
+def upsampled(logits: Tensor, mask: Tensor) -> Tensor:
+    return F.interpolate(logits, size=mask.shape[1:], mode="bilinear", align_corners=False)
+
+
+def plain(
+    logits: Tensor,
+    mask: Tensor,
+    weights: Tensor | None = None,
+    ignored_too: bool = False,
+    smoothing: float = 0.0,
+    gamma: float = 0.0,
+) -> Tensor:
+    full = upsampled(logits, mask)
+    settings = {"weight": weights, "ignore_index": 255, "label_smoothing": smoothing}
+    loss = F.cross_entropy(full, mask, reduction="none", **settings)
+    share = full.softmax(1).gather(1, mask.where(mask != 255, 0)[:, None])[:, 0]
+    loss = (loss * (1 - share) ** gamma).sum()
     if ignored_too:
         return loss / mask.numel()
     labelled = mask[mask != 255]
     return loss / (weights[labelled].sum() if weights is not None else len(labelled))
 
 
-@settings(deadline=None, max_examples=30)
+SIZES = st.one_of(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.integers(1, 8).map(lambda ratio: (7 * ratio, 6 * ratio)),
+)
+
+
+@settings(deadline=None, max_examples=80)
 @given(
-    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    size=SIZES,
     weighted=st.booleans(),
     ignored_too=st.booleans(),
+    kind=st.sampled_from([{}, {"smoothing": 0.1}, {"gamma": 2.0}, {"gamma": 0.5}]),
+    strip=st.sampled_from([1, 300, 1 << 19]),
     seed=st.integers(0, 99),
 )
 def test_loss_and_gradient_equal_the_plain_formula(
-    size: tuple[int, int], weighted: bool, ignored_too: bool, seed: int
+    size: tuple[int, int],
+    weighted: bool,
+    ignored_too: bool,
+    kind: dict[str, float],
+    strip: int,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(3, 5, 7, 6, generator=generator).requires_grad_()
@@ -32,14 +68,69 @@ def test_loss_and_gradient_equal_the_plain_formula(
     mask[torch.rand(mask.shape, generator=generator) < 0.2] = 255
     mask[0, 0, 0] = 1
     weights = torch.rand(5, generator=generator) + 0.1 if weighted else None
-    expected = plain(logits, mask, weights, ignored_too)
+    expected = plain(logits, mask, weights, ignored_too, **kind)
     (expected_gradient,) = torch.autograd.grad(3 * expected, logits)
-    actual = cross_entropy_at_mask_size(
-        logits, mask, class_weights=weights, average_over_ignored=ignored_too
-    )
+    with patch.dict(upsampling._STRIP_VALUES, cpu=strip):
+        actual = cross_entropy_at_mask_size(
+            logits,
+            mask,
+            class_weights=weights,
+            average_over_ignored=ignored_too,
+            label_smoothing=kind.get("smoothing", 0.0),
+            focal_gamma=kind.get("gamma", 0.0),
+        )
     (gradient,) = torch.autograd.grad(3 * actual, logits)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(12, 16), (15, 20), (11, 9)])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"focal_gamma": 2.0}])
+def test_gradients_in_double_precision(size: tuple[int, int], options: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.randint(0, 3, (2, *size))
+    mask[:, ::3, ::2] = 255
+    weights = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+
+    def loss(logits: Tensor) -> Tensor:
+        return cross_entropy_at_mask_size(logits, mask, class_weights=weights, **options)
+
+    assert torch.autograd.gradcheck(loss, logits)
+
+
+def test_improbable_classes_keep_a_finite_loss() -> None:
+    logits = torch.tensor([0.0, 300.0]).view(1, 2, 1, 1).expand(1, 2, 3, 3).clone()
+    logits.requires_grad_()
+    mask = torch.zeros(1, 12, 12, dtype=torch.long)
+    loss = cross_entropy_at_mask_size(logits, mask)
+    assert loss.item() == 300
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(gradient.sum((0, 2, 3)), torch.tensor([-1.0, 1.0]))
+
+
+@pytest.mark.parametrize(("below", "least"), [(0.3, 0.01), (0.05, 0.25)])
+def test_only_hard_pixels_count(below: float, least: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 6, 6, requires_grad=True)
+    mask = torch.randint(0, 4, (2, 24, 24))
+    mask[:, :5] = 255
+    full = upsampled(logits, mask)
+    share = full.softmax(1).gather(1, mask.where(mask != 255, 0)[:, None])[:, 0]
+    labelled = share[mask != 255].sort().values
+    threshold = max(below, labelled[round(least * len(labelled)) - 1].item())
+    hard = mask.where(share <= threshold, 255)
+    actual = cross_entropy_at_mask_size(logits, mask, hard_pixels=HardPixels(below, least))
+    torch.testing.assert_close(actual, plain(logits, hard))
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss, logits)[0] for loss in (actual, plain(logits, hard)))
+    )
+
+
+def test_smoothing_and_focal_weights_exclude_each_other() -> None:
+    logits, mask = torch.zeros(1, 2, 2, 2), torch.zeros(1, 8, 8, dtype=torch.long)
+    with pytest.raises(ValueError, match="one of them 0"):
+        cross_entropy_at_mask_size(logits, mask, label_smoothing=0.1, focal_gamma=2)
 
 
 def test_without_weights_it_is_pytorch_s_mean() -> None:
@@ -56,7 +147,7 @@ def test_binary(weights: torch.Tensor | None) -> None:
     mask = torch.randint(0, 2, (2, 20, 20))
     mask[:, :3] = 255
     two = torch.cat([torch.zeros_like(logits), logits], 1)  # sigmoid(x) = softmax(0, x)
-    expected = plain(two, mask, weights, False)
+    expected = plain(two, mask, weights)
     actual = cross_entropy_at_mask_size(logits, mask, class_weights=weights)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
@@ -67,7 +158,8 @@ def test_binary(weights: torch.Tensor | None) -> None:
 def test_nothing_labelled_is_zero_not_nan() -> None:
     logits = torch.randn(1, 4, 5, 5, requires_grad=True)
     mask = torch.full((1, 9, 9), 255)
-    for loss in (cross_entropy_at_mask_size(logits, mask), dice_loss(logits, mask)):
+    for function in (cross_entropy_at_mask_size, dice_loss, lovasz_loss):
+        loss = function(logits, mask)
         (gradient,) = torch.autograd.grad(loss, logits, allow_unused=True)
         assert loss == 0
         assert not gradient.any()
@@ -94,3 +186,20 @@ def test_dice_of_right_and_wrong() -> None:
     assert dice_loss(sharp.flip(2), mask).item() > 0.85  # the + 1 of the smoothing remains
     binary = sharp[:, 1:2] - sharp[:, :1]
     assert dice_loss(binary, mask).item() == pytest.approx(0, abs=0.01)
+
+
+def test_lovasz_is_the_jaccard_loss_of_hard_decisions() -> None:
+    torch.manual_seed(0)
+    mask = torch.randint(0, 3, (2, 16, 16)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    mask[:, :8] = 255
+    chosen = torch.randint(0, 3, (2, 16, 16))
+    sharp = 1000.0 * F.one_hot(chosen, 3).movedim(-1, 1)
+    small, losses = mask[:, 2::4, 2::4], []
+    for class_id in range(3):
+        truth, decided = (small == class_id), (chosen == class_id) & (small != 255)
+        losses.append(1 - (truth & decided).sum() / (truth | decided).sum())
+    torch.testing.assert_close(lovasz_loss(sharp, mask), torch.stack(losses).mean())
+    soft = torch.randn(2, 3, 16, 16, dtype=torch.float32, requires_grad=True)
+    lovasz_loss(soft, mask).backward()
+    assert soft.grad.isfinite().all()
+    assert soft.grad[:, :, 2:].any()

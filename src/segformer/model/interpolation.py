@@ -64,11 +64,25 @@ def interpolate_rows(tokens: Tensor, size: tuple[int, int], top: int, bottom: in
         (B, bottom - top, W, C).
     """
     above, below, share = source_rows(tokens.shape[1], size[0], top, bottom, tokens.device)
-    share = share.to(tokens.dtype)[:, None, None]
-    rows = torch.lerp(tokens[:, above], tokens[:, below], share)
-    if tokens.shape[2] == size[1]:
+    return blend_rows(tokens[:, above], tokens[:, below], share, size[1])
+
+
+def blend_rows(above: Tensor, below: Tensor, share: Tensor, width: int) -> Tensor:
+    """Rows between two others each, upsampled to ``width``.
+
+    Args:
+        above: (B, n, w, C).
+        below: (B, n, w, C).
+        share: (n,) of the row below.
+        width: W.
+
+    Returns:
+        (B, n, W, C).
+    """
+    rows = torch.lerp(above, below, share.to(above.dtype)[:, None, None])
+    if rows.shape[2] == width:
         return rows
-    if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and max(size) <= _DENSE:
-        return upsampling_matrix(rows.shape[2], size[1]).to(rows.dtype) @ rows
-    wide = (bottom - top, size[1])
-    return to_tokens(F.interpolate(to_maps(rows), wide, mode="bilinear", align_corners=False))
+    if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and width <= _DENSE:
+        return upsampling_matrix(rows.shape[2], width).to(rows.dtype) @ rows
+    size = (rows.shape[1], width)
+    return to_tokens(F.interpolate(to_maps(rows), size, mode="bilinear", align_corners=False))

@@ -98,7 +98,9 @@ class Classification(Task):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy with smoothed labels."""
-        return F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
+        smoothing = self.config.label_smoothing
+        assert smoothing is not None  # resolved
+        return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 
     def validate(self, model: Model, device: str) -> Outcome:
         """Top-1 and top-5 over the validation pictures."""

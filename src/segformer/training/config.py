@@ -64,7 +64,12 @@ class TrainConfig:
         class_weight_power: Weigh classes in the loss by frequency to minus this power: 0 weighs all
             alike, 0.5 by the square root of their rarity, 1 in full.
         dice: Weight of the Dice loss beside cross-entropy.
-        label_smoothing: Of classify: share of the probability that is spread over all classes.
+        lovasz: Weight of the Lovasz loss, a stand-in for 1 - IoU, beside cross-entropy.
+        focal_gamma: Weigh pixels by (1 - probability of their class) to this power: focal loss.
+        hard_below: Count only hard pixels, whose class is less probable than this; 0 counts all.
+        hard_least: ... but at least this share of the labelled pixels, the hardest.
+        label_smoothing: Share of the probability that is spread over all classes; default 0.1 of
+            classify, else 0.
         mixup: Of classify: parameter of the Beta distribution that pictures are mixed by.
         cutmix: Of classify: the same for patches; with both, each batch takes either.
         min_area: Of classify: smallest share of a picture that a crop covers.
@@ -122,7 +127,11 @@ class TrainConfig:
     dropout: float = 0.1
     class_weight_power: float = 0.0
     dice: float = 0.0
-    label_smoothing: float = 0.1
+    lovasz: float = 0.0
+    focal_gamma: float = 0.0
+    hard_below: float = 0.0
+    hard_least: float = 0.0625
+    label_smoothing: float | None = None
     mixup: float = 0.8
     cutmix: float = 1.0
     min_area: float = 0.08
@@ -192,17 +201,21 @@ class TrainConfig:
             "class_weight_power",
             "min_area",
             "erase",
+            "hard_below",
+            "hard_least",
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
-        for name in ("mixup", "cutmix", "rand_augment"):
+        for name in ("mixup", "cutmix", "rand_augment", "dice", "lovasz", "focal_gamma"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, as {getattr(self, name)} is")
         if not 0 <= self.freeze_stages <= 4:
             raise ValueError(f"freeze_stages is a number from 0 to 4, not {self.freeze_stages}")
         for name in ("ema_decay", "drop_path", "dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
+        if self.focal_gamma and self.label_smoothing:
+            raise ValueError("focal_gamma and label_smoothing exclude each other; set one to 0")
         if self.scale_max < self.scale_min:
             raise ValueError(f"scale_max {self.scale_max} is below scale_min {self.scale_min}")
         if self.crop_size < 32:

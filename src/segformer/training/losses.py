@@ -1,10 +1,11 @@
 """Losses of low-resolution logits against full-resolution masks.
 
-Legend: B batch, K classes, h w logits, H W mask.
+Legend: B batch, K classes, h w logits, H W mask, n pixels of a strip.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segformer.model.segformer import probabilities
+from segformer.training.upsampling import Upsampling, upsampling
+
+
+@dataclass(frozen=True)
+class HardPixels:
+    """Online hard example mining: only pixels whose class is not yet probable count.
+
+    As mmsegmentation's ``OHEMPixelSampler`` does it, with a share where that counts pixels.
+
+    Attributes:
+        below: Probability of a pixel's class below which it counts.
+        least: Share of the labelled pixels that count at least, the least probable ones.
+    """
+
+    below: float = 0.7
+    least: float = 0.0625
 
 
 def cross_entropy_at_mask_size(
@@ -21,58 +38,153 @@ def cross_entropy_at_mask_size(
     class_weights: Tensor | None = None,
     ignore_index: int = 255,
     average_over_ignored: bool = False,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    hard_pixels: HardPixels | None = None,
 ) -> Tensor:
-    """Cross-entropy of bilinearly upsampled logits, without keeping the upsampled logits.
+    """Cross-entropy of bilinearly upsampled logits, without ever holding the upsampled logits.
 
-    The gradient with respect to the logits is the adjoint of the upsampling applied to
-    softmax - one-hot, so it is computed together with the loss, a picture at a time, and only
-    its low-resolution form is kept. Memory of K x H x W is taken for one picture, not for B.
+    Its gradient with respect to the logits is the adjoint of the upsampling applied to
+    softmax - one-hot, so loss and gradient are computed together, in one pass over strips of
+    pixels that fit the cache (`segformer.training.upsampling`), and only the low-resolution
+    gradient is kept.
 
     Args:
-        logits: (B, K, h, w); K = 1 means binary, with a sigmoid.
+        logits: (B, K, h, w); K = 1 means binary, with a sigmoid, and is as two classes from there.
         mask: (B, H, W) class ids, int64.
         class_weights: (K,), or (2,) for a binary model; as in `torch.nn.functional.cross_entropy`.
         ignore_index: Class id of pixels that do not count.
         average_over_ignored: Divide by all pixels, as the original training did, rather than by
             the (weighted) labelled ones.
+        label_smoothing: Share of the target that is spread over all classes, as in PyTorch.
+        focal_gamma: Weigh each pixel by (1 - p) to this power, p the probability of its class:
+            the focal loss (Lin et al. 2017, equation 4).
+        hard_pixels: Count only the hard ones; the average is over those that count.
 
     Returns:
         Scalar, float32. 0 where nothing is labelled.
+
+    Raises:
+        ValueError: Label smoothing together with a focal loss, or outside of 0..1.
     """
-    loss: Tensor = _CrossEntropyAtMaskSize.apply(  # type: ignore[no-untyped-call]
-        logits, mask, class_weights, ignore_index, average_over_ignored
+    if not 0 <= label_smoothing < 1 or focal_gamma < 0 or (label_smoothing and focal_gamma):
+        raise ValueError(
+            f"label smoothing {label_smoothing} must be in 0..1, the focal loss's gamma "
+            f"{focal_gamma} not negative, and one of them 0"
+        )
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)  # sigmoid(x) = softmax(0, x)
+    arithmetic = _PixelLoss(ignore_index, class_weights, label_smoothing, focal_gamma)
+    loss: Tensor = _AtMaskSize.apply(  # type: ignore[no-untyped-call]
+        logits, mask, arithmetic, average_over_ignored, hard_pixels
     )
     return loss
 
 
-class _CrossEntropyAtMaskSize(torch.autograd.Function):
+_SMALLEST_SHARE = 1e-30
+"""Below it, a float32 probability has lost digits and its logarithm is taken another way."""
+
+
+@dataclass(frozen=True)
+class _PixelLoss:
+    """The loss of single pixels, and its gradient with respect to their logits."""
+
+    ignore_index: int
+    class_weights: Tensor | None
+    label_smoothing: float
+    focal_gamma: float
+
+    def __call__(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum over the pixels that count, and gradients.
+
+        With p the softmax, the gradient of cross-entropy is p - one-hot; a smoothed target stands
+        in for the one-hot, and focal weights make it a multiple.
+
+        Args:
+            logits: (n, K).
+            ids: (n,) class ids.
+
+        Returns:
+            Scalar; (n, K), 0 where pixels do not count.
+        """
+        classes = logits.shape[1]
+        counted = ids != self.ignore_index
+        ids = ids.where(counted, 0)
+        gradient, share, surprise, place = _softmax(logits, ids)
+        even = self.class_weights is None
+        weights = logits.new_ones(classes)
+        if self.class_weights is not None:
+            weights = self.class_weights.to(logits)
+        weight = weights[ids] * counted
+        smoothed = self.label_smoothing / classes * counted
+        loss = (1 - self.label_smoothing) * weight * surprise
+        target = (1 - self.label_smoothing) * weight
+        if self.focal_gamma:
+            rest = (1 - share).clamp(min=1e-12)
+            focus = rest**self.focal_gamma
+            loss = loss * focus
+            target = target * (focus + self.focal_gamma * focus / rest * share * surprise)
+        if self.label_smoothing:
+            normaliser = surprise + logits.view(-1)[place]
+            loss = loss + smoothed * (normaliser * weights.sum() - logits @ weights)
+        if even and not self.focal_gamma:
+            gradient.index_fill_(0, (~counted).nonzero()[:, 0], 0)
+        else:
+            gradient *= (target + smoothed * weights.sum())[:, None]
+        gradient.view(-1)[place] -= target
+        if self.label_smoothing:
+            gradient -= smoothed[:, None] * weights
+        return loss.sum(), gradient
+
+
+def _softmax(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Probabilities (n, K); of each pixel's class its probability, minus its logarithm, and place.
+
+    The place, (n,), is where that class lies in the flattened (n, K).
+    """
+    shares = logits.softmax(1)
+    place = torch.arange(len(ids), device=ids.device) * logits.shape[1] + ids
+    share = shares.view(-1)[place]
+    surprise = -share.log()
+    lost = share < _SMALLEST_SHARE
+    if lost.any():
+        surprise[lost] = (logits.logsumexp(1) - logits.view(-1)[place])[lost]
+    return shares, share, surprise, place
+
+
+class _AtMaskSize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         logits: Tensor,
         mask: Tensor,
-        class_weights: Tensor | None,
-        ignore_index: int,
+        arithmetic: _PixelLoss,
         average_over_ignored: bool,
+        hard_pixels: HardPixels | None,
     ) -> Tensor:
-        labelled = mask != ignore_index
+        ignore, size = arithmetic.ignore_index, (mask.shape[1], mask.shape[2])
+        precise = logits if logits.dtype == torch.float64 else logits.float()
+        pictures = [upsampling(tokens, size) for tokens in precise.permute(0, 2, 3, 1)]
+        ids = [
+            picture.arrange(values, outside=ignore)
+            for picture, values in zip(pictures, mask, strict=True)
+        ]
+        if hard_pixels is not None:
+            ids = _keep_hard(pictures, ids, ignore, hard_pixels)
         if average_over_ignored:
-            divisor = torch.tensor(float(mask.numel()), device=mask.device)
-        elif class_weights is None:
-            divisor = labelled.sum()
+            divisor = precise.new_tensor(mask.numel())
         else:
-            divisor = class_weights[mask[labelled]].sum()
-        divisor = divisor.clamp(min=1e-12)
-        total = torch.zeros((), device=logits.device)
+            divisor = _counted(ids, arithmetic).to(precise).clamp(min=1e-12)
+        total = precise.new_zeros(())
         gradient = torch.empty_like(logits)
-        for i, (low, ids) in enumerate(zip(logits, mask, strict=True)):
-            with torch.enable_grad():
-                leaf = low[None].detach().float().requires_grad_()
-                loss = _plain(leaf, ids[None], class_weights, ignore_index) / divisor
-                (gradient[i : i + 1],) = torch.autograd.grad(loss, leaf)
-            total += loss.detach()
+        for i, picture in enumerate(pictures):
+            for strip in range(picture.strips):
+                loss, at_pixels = arithmetic(picture.logits(strip), ids[i][strip])
+                picture.add(strip, at_pixels)
+                total += loss
+            gradient[i] = (picture.gradient() / divisor).permute(2, 0, 1)
         ctx.save_for_backward(gradient)
-        return total
+        return total / divisor
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
@@ -80,19 +192,63 @@ class _CrossEntropyAtMaskSize(torch.autograd.Function):
         return gradient * upstream[0].to(gradient.dtype), None, None, None, None
 
 
-def _plain(logits: Tensor, mask: Tensor, class_weights: Tensor | None, ignore_index: int) -> Tensor:
-    """Sum over the pixels of weight times cross-entropy."""
-    full = F.interpolate(logits, size=mask.shape[1:], mode="bilinear", align_corners=False)
-    if logits.shape[1] > 1:
-        return F.cross_entropy(
-            full, mask, weight=class_weights, ignore_index=ignore_index, reduction="sum"
-        )
-    labelled = mask != ignore_index
-    target = (mask == 1).to(full.dtype)
-    weights = labelled.to(full.dtype)
-    if class_weights is not None:
-        weights = weights * class_weights[(mask == 1).long()]
-    return F.binary_cross_entropy_with_logits(full[:, 0], target, weights, reduction="sum")
+def _counted(ids: list[list[Tensor]], arithmetic: _PixelLoss) -> Tensor:
+    """How many pixels count, or the sum of their classes' weights."""
+    strips = [strip[strip != arithmetic.ignore_index] for picture in ids for strip in picture]
+    if arithmetic.class_weights is None:
+        return torch.tensor(sum(map(len, strips)))
+    return torch.stack([arithmetic.class_weights[strip].sum() for strip in strips]).sum()
+
+
+def _keep_hard(
+    pictures: list[Upsampling], ids: list[list[Tensor]], ignore_index: int, hard: HardPixels
+) -> list[list[Tensor]]:
+    """The strips' class ids, with those of all but the hard pixels replaced by the ignored one."""
+    shares = []  # of each pixel's own class; above every threshold where it does not count
+    for picture, strips in zip(pictures, ids, strict=True):
+        for strip, classes in enumerate(strips):
+            counted = classes != ignore_index
+            _, share, _, _ = _softmax(picture.logits(strip), classes.where(counted, 0))
+            shares.append(share.where(counted, 2))
+    everywhere = torch.cat(shares)
+    labelled = int((everywhere < 2).sum())
+    if labelled == 0:
+        return ids
+    least = max(1, round(hard.least * labelled))
+    threshold = max(hard.below, everywhere.kthvalue(least).values.item())
+    kept = iter(shares)
+    return [
+        [classes.where(next(kept) <= threshold, ignore_index) for classes in strips]
+        for strips in ids
+    ]
+
+
+def lovasz_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Lovasz-softmax: a convex stand-in for 1 - IoU, averaged over the classes that occur.
+
+    At the logits' resolution, the mask sampled there, over the batch as a whole.
+
+    Args:
+        logits: (B, K, h, w).
+        mask: (B, H, W) class ids.
+        ignore_index: Class id of pixels that do not count.
+
+    Returns:
+        Scalar in [0, 1], float32. From Berman et al. 2018, equations 9 and 11.
+    """
+    ids, labelled = _sampled(mask, logits, ignore_index)
+    shares = probabilities(logits.float()).movedim(1, -1)[labelled]  # (n, K)
+    ids = ids[labelled]
+    losses = []
+    for class_id in torch.unique(ids).tolist():
+        foreground = (ids == class_id).float()
+        errors, order = (foreground - shares[:, class_id]).abs().sort(descending=True)
+        sorted_foreground = foreground[order]
+        remaining = sorted_foreground.sum() - sorted_foreground.cumsum(0)
+        union = sorted_foreground.sum() + (1 - sorted_foreground).cumsum(0)
+        jaccard = 1 - remaining / union
+        losses.append(errors @ torch.diff(jaccard, prepend=jaccard.new_zeros(1)))
+    return torch.stack(losses).mean() if losses else logits.float().sum() * 0
 
 
 def dice_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Tensor:
@@ -109,9 +265,7 @@ def dice_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Tenso
     Returns:
         Scalar in [0, 1], float32.
     """
-    small = F.interpolate(mask[:, None].float(), size=logits.shape[2:], mode="nearest-exact")
-    ids = small[:, 0].long()
-    labelled = ids != ignore_index
+    ids, labelled = _sampled(mask, logits, ignore_index)
     shares = probabilities(logits.float())
     one_hot = F.one_hot(ids.masked_fill(~labelled, 0), shares.shape[1]).movedim(-1, 1)
     one_hot = one_hot * labelled[:, None]
@@ -121,3 +275,10 @@ def dice_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Tenso
     occurs = one_hot.sum((0, 2, 3)) > 0
     dice = (2 * overlap + 1) / (size + 1)
     return ((1 - dice) * occurs).sum() / occurs.sum().clamp(min=1)
+
+
+def _sampled(mask: Tensor, logits: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Class ids at the logits' size, (B, h, w), and where there are any."""
+    small = F.interpolate(mask[:, None].float(), size=logits.shape[2:], mode="nearest-exact")
+    ids = small[:, 0].long()
+    return ids, ids != ignore_index

@@ -62,6 +62,7 @@ def with_defaults(config: TrainConfig, pictures: int, normalisation: Preprocessi
         "warmup_steps": min(1500, steps // 20),
         "lr": 6e-5 if started else 6e-4,
         "head_lr_factor": 10.0 if started else 1.0,
+        "label_smoothing": 0.1 if config.task == "classify" else 0.0,
         "workers": min(os.cpu_count() or 1, 8),
     }
     missing = {name: v for name, v in defaults.items() if getattr(config, name) is None}

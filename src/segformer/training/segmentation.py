@@ -18,7 +18,12 @@ from segformer.model.segformer import SegFormer
 from segformer.prediction.predictor import Predictor
 from segformer.progress import ProgressBar, say
 from segformer.training.config import TrainConfig
-from segformer.training.losses import cross_entropy_at_mask_size, dice_loss
+from segformer.training.losses import (
+    HardPixels,
+    cross_entropy_at_mask_size,
+    dice_loss,
+    lovasz_loss,
+)
 from segformer.training.preparation import (
     augmentation,
     build_model,
@@ -97,18 +102,26 @@ class Segmentation(Task):
         return pixels, targets
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy at the masks' size, and Dice if the recipe asks for it."""
-        ignore_index = self.training.labels.ignore_index
+        """Cross-entropy at the masks' size, and what the recipe asks for beside it."""
+        config, ignore_index = self.config, self.training.labels.ignore_index
+        assert config.label_smoothing is not None  # resolved
         weights = self.weights.to(logits.device) if self.weights is not None else None
         loss = cross_entropy_at_mask_size(
             logits,
             targets,
             class_weights=weights,
             ignore_index=ignore_index,
-            average_over_ignored=self.config.average_over_ignored,
+            average_over_ignored=config.average_over_ignored,
+            label_smoothing=config.label_smoothing,
+            focal_gamma=config.focal_gamma,
+            hard_pixels=(
+                HardPixels(config.hard_below, config.hard_least) if config.hard_below else None
+            ),
         )
-        if self.config.dice:
-            loss = loss + self.config.dice * dice_loss(logits, targets, ignore_index=ignore_index)
+        if config.dice:
+            loss = loss + config.dice * dice_loss(logits, targets, ignore_index=ignore_index)
+        if config.lovasz:
+            loss = loss + config.lovasz * lovasz_loss(logits, targets, ignore_index=ignore_index)
         return loss
 
     def validate(self, model: Model, device: str) -> Outcome:
