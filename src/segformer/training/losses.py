@@ -75,9 +75,10 @@ def cross_entropy_at_mask_size(
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], 1)  # sigmoid(x) = softmax(0, x)
     arithmetic = _PixelLoss(ignore_index, class_weights, label_smoothing, focal_gamma)
-    loss: Tensor = _AtMaskSize.apply(  # type: ignore[no-untyped-call]
-        logits, mask, arithmetic, average_over_ignored, hard_pixels
-    )
+    with torch.autocast(logits.device.type, enabled=False):  # in full precision from the logits on
+        loss: Tensor = _AtMaskSize.apply(  # type: ignore[no-untyped-call]
+            logits, mask, arithmetic, average_over_ignored, hard_pixels
+        )
     return loss
 
 
