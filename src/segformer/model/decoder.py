@@ -187,5 +187,5 @@ def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -
     size = fused.shape[2:]
     for maps, weight in zip(features[1:], weights[1:], strict=True):
         share = to_maps(linear(to_tokens(maps), weight))
-        fused = fused + F.interpolate(share, size=size, mode="bilinear", align_corners=False)
+        fused += F.interpolate(share, size=size, mode="bilinear", align_corners=False)
     return fused
