@@ -20,6 +20,7 @@ Legend: B batch, h w tokens of stage 1, C channels, D decoder width, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,17 +153,24 @@ class FoldedDecoder(nn.Module):
         return self.classifier(_fuse(features, weights, self.bias).relu_())
 
     def _in_strips(self, features: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-        """The fused map, the widest of the model, is made, rectified and classified in strips."""
+        """The fused map, the widest of the model, is made, rectified and classified in strips.
+
+        The bias enters with the coarsest share, where tokens are few: upsampling keeps it.
+        """
         finest, *coarser = [to_tokens(maps) for maps in features]
-        shares = [linear(tokens, weights[i]) for i, tokens in enumerate(coarser, 1)]
+        biases = [None] * (len(coarser) - 1) + [self.bias]
+        shares = [
+            linear(tokens, weight, bias)
+            for tokens, weight, bias in zip(coarser, weights[1:], biases, strict=True)
+        ]
         batch, h, w, _ = finest.shape
-        logits = finest.new_empty(batch, h, w, self.classifier.out_channels)
+        logits = []
         for top, bottom in strips((batch, h, w), len(self.bias), finest):
-            fused = linear(finest[:, top:bottom], weights[0], self.bias)
+            fused = linear(finest[:, top:bottom], weights[0])
             for share in shares:
                 fused += interpolate_rows(share, (h, w), top, bottom)
-            logits[:, top:bottom] = to_tokens(self.classifier(to_maps(fused.relu_())))
-        return to_maps(logits)
+            logits.append(to_tokens(self.classifier(to_maps(fused.relu_()))))
+        return to_maps(logits[0] if len(logits) == 1 else torch.cat(logits, 1))
 
     def _projection(self, stage: int) -> tuple[Tensor, Tensor]:
         names = (f"projection_{stage}", f"projection_bias_{stage}")
@@ -187,5 +195,34 @@ def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -
     size = fused.shape[2:]
     for maps, weight in zip(features[1:], weights[1:], strict=True):
         share = to_maps(linear(to_tokens(maps), weight))
-        fused += F.interpolate(share, size=size, mode="bilinear", align_corners=False)
+        if fused.device.type == "cpu" and not torch.compiler.is_compiling():
+            fused = _AddUpsampled.apply(fused, share)  # type: ignore[no-untyped-call]
+        else:
+            fused = fused + F.interpolate(share, size=size, mode="bilinear", align_corners=False)
     return fused
+
+
+class _AddUpsampled(torch.autograd.Function):
+    """Adds a share to the fused map in place, in strips: the share at full size is never stored.
+
+    The gradient of the sum is that of both, upsampled or not, so backwards nothing new is as
+    large as the fused map either.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, fused: Tensor, share: Tensor) -> Tensor:
+        ctx.mark_dirty(fused)
+        ctx.low = share.shape
+        into, tokens = to_tokens(fused), to_tokens(share)
+        batch, h, w, width = into.shape
+        for top, bottom in strips((batch, h, w), width, into):
+            into[:, top:bottom] += interpolate_rows(tokens, (h, w), top, bottom)
+        return fused
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        gradient = upstream[0]
+        back = torch.ops.aten.upsample_bilinear2d_backward(
+            gradient, list(gradient.shape[2:]), list(ctx.low), align_corners=False
+        )
+        return gradient, back
