@@ -76,7 +76,7 @@ def row(variant: str, precision: str, without_exports: bool) -> harness.Row:
 
 
 def installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None and importlib.util.find_spec("onnx") is not None
+    return all(importlib.util.find_spec(needed) is not None for needed in (name, "onnx"))
 
 
 def contenders(variant: str, precision: str, names: list[str]) -> dict[str, Run]:

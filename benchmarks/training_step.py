@@ -21,6 +21,7 @@ from forward import peer
 from torch import Tensor, nn
 
 from segformer import SegFormer
+from segformer.model.products import reuse_memory
 from segformer.training.losses import cross_entropy_at_mask_size
 
 PEER, OURS = "transformers", "segformer"
@@ -62,6 +63,7 @@ def row(variant: str, precision: str) -> harness.Row:
 
 def contenders(variant: str, precision: str, names: list[str]) -> dict[str, Step]:
     torch.manual_seed(0)
+    reuse_memory()  # as a training does
     model = SegFormer.from_variant(variant, drop_path=0.0, dropout=0.0)
     pixels = torch.randn(BATCH, 3, SIDE, SIDE)
     # Areas, as masks have them

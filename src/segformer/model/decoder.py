@@ -191,38 +191,45 @@ def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -
 
     The bias enters at full resolution once; upsampling would not change it.
     """
-    fused = to_maps(linear(to_tokens(features[0]), weights[0], bias))
-    size = fused.shape[2:]
-    for maps, weight in zip(features[1:], weights[1:], strict=True):
-        share = to_maps(linear(to_tokens(maps), weight))
-        if fused.device.type == "cpu" and not torch.compiler.is_compiling():
-            fused = _AddUpsampled.apply(fused, share)  # type: ignore[no-untyped-call]
-        else:
-            fused = fused + F.interpolate(share, size=size, mode="bilinear", align_corners=False)
+    finest = linear(to_tokens(features[0]), weights[0], bias)
+    shares = [linear(to_tokens(x), w) for x, w in zip(features[1:], weights[1:], strict=True)]
+    if finest.device.type == "cpu" and not torch.compiler.is_compiling():
+        return to_maps(_SumUpsampled.apply(finest, *shares))  # type: ignore[no-untyped-call]
+    fused = to_maps(finest)
+    for share in shares:
+        fused = fused + F.interpolate(
+            to_maps(share), size=fused.shape[2:], mode="bilinear", align_corners=False
+        )
     return fused
 
 
-class _AddUpsampled(torch.autograd.Function):
-    """Adds a share to the fused map in place, in strips: the share at full size is never stored.
+class _SumUpsampled(torch.autograd.Function):
+    """The finest share, (B, h, w, D), plus the coarser ones upsampled to it, in strips.
 
-    The gradient of the sum is that of both, upsampled or not, so backwards nothing new is as
-    large as the fused map either.
+    No share is stored at full size, and backwards none has a gradient of that size of its own:
+    the sum's serves all.
     """
 
     @staticmethod
-    def forward(ctx: Any, fused: Tensor, share: Tensor) -> Tensor:
-        ctx.mark_dirty(fused)
-        ctx.low = share.shape
-        into, tokens = to_tokens(fused), to_tokens(share)
-        batch, h, w, width = into.shape
-        for top, bottom in strips((batch, h, w), width, into):
-            into[:, top:bottom] += interpolate_rows(tokens, (h, w), top, bottom)
-        return fused
+    def forward(ctx: Any, finest: Tensor, *shares: Tensor) -> Tensor:
+        ctx.sizes = [to_maps(share).shape for share in shares]
+        total = torch.empty_like(finest)
+        batch, h, w, width = finest.shape
+        for top, bottom in strips((batch, h, w), width, finest):
+            strip = total[:, top:bottom].copy_(finest[:, top:bottom])
+            for share in shares:
+                strip += interpolate_rows(share, (h, w), top, bottom)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        gradient = upstream[0]
-        back = torch.ops.aten.upsample_bilinear2d_backward(
-            gradient, list(gradient.shape[2:]), list(ctx.low), align_corners=False
-        )
-        return gradient, back
+        gradient = to_maps(upstream[0])
+        back = [
+            to_tokens(
+                torch.ops.aten.upsample_bilinear2d_backward(
+                    gradient, list(gradient.shape[2:]), list(size), align_corners=False
+                )
+            )
+            for size in ctx.sizes
+        ]
+        return upstream[0], *back

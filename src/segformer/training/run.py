@@ -24,6 +24,7 @@ from torch import Tensor
 
 from segformer.checkpoints.layout import CONFIG_FILE
 from segformer.model.config import SegFormerConfig
+from segformer.model.products import reuse_memory
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.prediction.runtime import best_device, fast_in_bfloat16
 from segformer.progress import ProgressBar, console, say
@@ -106,6 +107,7 @@ def _launch(config: TrainConfig) -> Fabric:
     fabric = Fabric(devices=config.devices, precision=PRECISIONS[precision])  # type: ignore[arg-type]
     fabric.launch()
     console.quiet = not fabric.is_global_zero
+    reuse_memory()
     return fabric
 
 
