@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -311,6 +312,10 @@ class Preprocessing:
         std = np.asarray(self.std, dtype=np.float64)
         scale = np.float32(self.rescale / std)
         shift = np.float32(np.asarray(self.mean) / std)
+        if picture.dtype == np.uint8:
+            table = np.arange(256, dtype=np.float32)[:, None] * scale - shift
+            looked_up = cv2.LUT(np.ascontiguousarray(picture), table[None])
+            return np.asarray(looked_up, np.float32).reshape(picture.shape)
         if picture.dtype.kind != "f":
             return picture.astype(np.float32) * scale - shift
         if abs(255 * self.rescale - 1) < 1e-3 and 0 < np.nanmax(picture, initial=0) <= 1:

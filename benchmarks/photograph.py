@@ -1,0 +1,173 @@
+"""A photograph in a file to its label map, and a thousand of them to files.
+
+    python benchmarks/photograph.py [--pictures 1000]
+
+JPEGs of 1280 x 720, B0 of 150 classes at 512 x 512, float32, random weights: as transformers'
+documentation shows it (Pillow, image processor, model, post_process_semantic_segmentation), and
+``Predictor``; then many files to PNGs of class ids, with transformers one by one in that way, and
+with ``segformer predict``'s own function. Label maps are compared first. The floor is the folded
+model's multiply-adds over the rate of a large matrix product, decoding and encoding as measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import torch
+import transformers
+from forward import peer
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
+
+from segformer import Predictor, SegFormer
+from segformer.image import read_picture
+from segformer.prediction.batch import find_pictures, predict_files
+
+PEER, OURS = "transformers", "segformer"
+Run = Callable[[], NDArray[np.integer]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument(harness.PEAK_OF, help="used inside")
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_pictures(Path(folder), 1)[0]
+        found = contenders(path)
+        if options.peak_of:
+            harness.print_peak(found[options.peak_of])
+            return
+        rows = [one(path, found)]
+        if options.pictures:
+            rows.append(many(write_pictures(Path(folder) / "many", options.pictures)))
+    harness.report("photograph", rows)
+
+
+def write_pictures(folder: Path, count: int) -> list[Path]:
+    """Different crops of one photograph, enlarged: JPEGs of a camera's size and detail."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{i:04}.jpg" for i in range(count)]
+    photograph = Image.fromarray(data.astronaut())
+    for i, path in enumerate(paths):
+        left, top = i * 7 % 112, i * 13 % 287
+        crop = photograph.crop((left, top, left + 400, top + 225))
+        crop.resize((1280, 720), Image.Resampling.LANCZOS).save(path, quality=92)
+    return paths
+
+
+def build() -> tuple[SegFormer, Any, Any]:
+    torch.manual_seed(0)
+    model = harness.like_trained(SegFormer.from_variant("b0")).eval()
+    assert isinstance(model, SegFormer)
+    model.preprocessing = replace(model.preprocessing, size=(512, 512))
+    return model, peer(model), transformers.SegformerImageProcessor()
+
+
+def contenders(path: Path) -> dict[str, Run]:
+    model, theirs, processor = build()
+    predictor = Predictor(model)
+    return {
+        PEER: partial(documented, theirs, processor, path),
+        OURS: lambda: predictor(path).labels,
+    }
+
+
+def documented(model: Any, processor: Any, path: Path) -> NDArray[np.integer]:
+    image = Image.open(path)
+    inputs = processor(images=image, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    size = [image.size[::-1]]
+    return processor.post_process_semantic_segmentation(outputs, target_sizes=size)[0].numpy()
+
+
+def one(path: Path, found: dict[str, Run]) -> harness.Row:
+    labels = {name: run() for name, run in found.items()}
+    same = float((labels[PEER] == labels[OURS]).mean())
+    assert same > 0.995, same
+    return harness.Row(
+        "1280 x 720 JPEG to label map, b0 float32",
+        harness.in_turns(found, 5),
+        OURS,
+        floor(path, labels[OURS], written=False),
+        harness.peaks([PEER, OURS], "--pictures", "0"),
+        {"pixels with the same class": f"{same:.4%}"},
+    )
+
+
+def floor(path: Path, labels: NDArray[np.integer], written: bool) -> float:
+    """Seconds of the least work for a picture."""
+    folded = SegFormer.from_variant("b0").fold()
+    with torch.no_grad():
+        work = harness.operations(lambda: folded(torch.zeros(1, 3, 512, 512)))
+    parts: dict[str, Callable[[], Any]] = {"decode": lambda: read_picture(path, 3)}
+    if written:
+        parts["encode"] = lambda: Image.fromarray(labels.astype(np.uint8)).save(io.BytesIO(), "png")
+    rate = harness.product_rate(torch.float32)
+    return work / rate + sum(harness.in_turns(parts, 3).values())
+
+
+def many(paths: list[Path]) -> harness.Row:
+    """Each once: with so many pictures, turns are not needed."""
+    model, theirs, processor = build()
+    predictor = Predictor(model)
+    few = paths[: max(20, len(paths) // 10)]
+    seconds, cores = {}, {}
+    with tempfile.TemporaryDirectory() as out:
+
+        def peer_files() -> None:
+            for path in few:
+                ids = documented(theirs, processor, path).astype(np.uint8)
+                Image.fromarray(ids).save(Path(out) / f"{path.stem}.png")
+
+        def own_files() -> None:
+            result = predict_files(predictor, find_pictures([paths[0].parent]), out, overlay=False)
+            assert len(result.pictures) == len(paths)
+
+        for name, run, share in ((PEER, peer_files, len(few)), (OURS, own_files, len(paths))):
+            began, busy = time.perf_counter(), busy_seconds()
+            run()
+            elapsed = time.perf_counter() - began
+            seconds[name] = elapsed * len(paths) / share
+            cores[name] = round((busy_seconds() - busy) / elapsed, 2)
+        size = Path(out) / f"{paths[0].stem}.png"
+        labels = np.asarray(Image.open(size))
+    least = floor(paths[0], labels, written=True)
+    return harness.Row(
+        f"{len(paths)} JPEGs to PNGs of class ids, b0 float32",
+        seconds,
+        OURS,
+        least * len(paths),
+        {},
+        {
+            "cores busy": cores,
+            "pictures a second": {n: round(len(paths) / s, 2) for n, s in seconds.items()},
+            "transformers": f"measured on {len(few)}, and multiplied",
+        },
+    )
+
+
+def busy_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+if __name__ == "__main__":
+    main()
