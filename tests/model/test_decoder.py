@@ -50,7 +50,7 @@ def test_strips_change_nothing(decoder: MLPDecoder, monkeypatch: pytest.MonkeyPa
     exact = decoder(features)
     monkeypatch.setattr(products, "_STRIP_BYTES", 1)  # strips of eight rows
     with torch.no_grad():
-        torch.testing.assert_close(decoder.fold()(features), exact, rtol=0, atol=1e-6)
+        torch.testing.assert_close(decoder.fold()(features), exact, rtol=0, atol=1e-12)
         single = [maps.float() for maps in features]
         folded = decoder.float().fold()(single)
     torch.testing.assert_close(folded, exact.float(), rtol=0, atol=1e-5)

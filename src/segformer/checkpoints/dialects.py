@@ -206,7 +206,7 @@ def _recut(stack: list[Tensor], shares: list[int]) -> list[Tensor]:
     """Tensors stacked along the first axis, cut anew into parts of these shares."""
     if len(stack) == len(shares):
         return stack
-    joined = torch.cat(stack) if len(stack) > 1 else stack[0]
+    joined = _joined(stack)
     if len(shares) == 1:
         return [joined]
     unit, rest = divmod(joined.shape[0], sum(shares))
@@ -214,6 +214,19 @@ def _recut(stack: list[Tensor], shares: list[int]) -> list[Tensor]:
         raise ValueError("the first axis cannot be cut evenly")
     sizes = [unit * share for share in shares]
     return [part.clone() for part in torch.split(joined, sizes)]
+
+
+def _joined(stack: list[Tensor]) -> Tensor:
+    """Tensors one behind the other along the first axis."""
+    if len(stack) == 1:
+        return stack[0]
+    if not stack[0].is_meta:
+        return torch.cat(stack)
+    # Of shapes alone, torch.cat would import PyTorch's compiler, which takes a second
+    rest = stack[0].shape[1:]
+    if any(tensor.shape[1:] != rest for tensor in stack):
+        raise ValueError(f"{[tuple(tensor.shape) for tensor in stack]} cannot be joined")
+    return stack[0].new_empty(sum(map(len, stack)), *rest)
 
 
 def recognise(names: Iterable[str]) -> tuple[Dialect, dict[str, str], list[str]] | None:

@@ -57,6 +57,8 @@ class MLPDecoder(nn.Module):
         self.norm = nn.BatchNorm2d(width)
         self.dropout = config.dropout
         self.classifier = nn.Conv2d(width, config.num_classes, 1)
+        if self.fuse.weight.is_meta:
+            return  # shapes alone
         nn.init.kaiming_normal_(self.fuse.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.constant_(self.classifier.get_parameter("bias"), 0)

@@ -223,6 +223,8 @@ class MixTransformer(nn.Module):
 
 def _initialise(module: nn.Module) -> None:
     """Initial weights as the original encoder draws them."""
+    if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        return  # shapes alone; drawing those would import PyTorch's compiler, which takes a second
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

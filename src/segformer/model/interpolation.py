@@ -22,7 +22,7 @@ PyTorch's interpolation."""
 
 
 def source_rows(
-    low: int, high: int, top: int, bottom: int, device: torch.device | str = "cpu"
+    low: int, high: int, top: int, bottom: int, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Between which rows each upsampled row lies.
 
@@ -33,18 +33,19 @@ def source_rows(
         high: Rows after.
         top: First upsampled row wanted.
         bottom: Row after the last one wanted.
-        device: Of the results.
+        like: Results are where this is, shares of its type.
 
     Returns:
         For each wanted row the row above it, the row below it, both int64 in 0..low - 1, and the
-        share of the one below, 0..1, float32.
+        share of the one below, 0..1.
     """
     # On the CPU: not every device has float64
     position = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * (low / high) - 0.5
     position = position.clamp(min=0)
     above = position.long().clamp(max=low - 1)
     below = (above + 1).clamp(max=low - 1)
-    return above.to(device), below.to(device), (position - above).float().to(device)
+    share = (position - above).to(like.dtype)
+    return above.to(like.device), below.to(like.device), share.to(like.device)
 
 
 @lru_cache(maxsize=16)
@@ -52,7 +53,7 @@ def upsampling_matrix(low: int, high: int) -> Tensor:
     """(high, low) shares with which ``low`` values make ``high`` interpolated ones, float32."""
     with torch.inference_mode(False):  # it is kept, and may meet gradients later
         matrix = torch.zeros(high, low)
-        above, below, share = source_rows(low, high, 0, high)
+        above, below, share = source_rows(low, high, 0, high, matrix)
         matrix.scatter_add_(1, above[:, None], 1 - share[:, None])
         return matrix.scatter_add_(1, below[:, None], share[:, None])
 
@@ -63,7 +64,7 @@ def interpolate_rows(tokens: Tensor, size: tuple[int, int], top: int, bottom: in
     Returns:
         (B, bottom - top, W, C).
     """
-    above, below, share = source_rows(tokens.shape[1], size[0], top, bottom, tokens.device)
+    above, below, share = source_rows(tokens.shape[1], size[0], top, bottom, tokens)
     return blend_rows(tokens[:, above], tokens[:, below], share, size[1])
 
 
@@ -79,7 +80,7 @@ def blend_rows(above: Tensor, below: Tensor, share: Tensor, width: int) -> Tenso
     Returns:
         (B, n, W, C).
     """
-    rows = torch.lerp(above, below, share.to(above.dtype)[:, None, None])
+    rows = torch.lerp(above, below, share[:, None, None])
     if rows.shape[2] == width:
         return rows
     if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and width <= _DENSE:

@@ -149,7 +149,7 @@ class _ByRow(Upsampling):
 
     def _source(self, strip: int) -> tuple[Tensor, Tensor, Tensor]:
         top, bottom = strip * self.rows, min((strip + 1) * self.rows, self.size[0])
-        return source_rows(len(self.tokens), self.size[0], top, bottom, self.tokens.device)
+        return source_rows(len(self.tokens), self.size[0], top, bottom, self.tokens)
 
 
 def _strip_values(like: Tensor) -> int:
