@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from conftest import randomise
+from conftest import TINY, randomise
 from segformer import LabelSet, Predictor, Preprocessing, SegFormer, SegFormerConfig
 from segformer.image import UnreadableImage
 from segformer.prediction.config import PredictConfig
@@ -174,3 +175,35 @@ def test_impossible_options(tiny_model: SegFormer, options: dict, message: str) 
 
 def test_default_stride_is_three_quarters() -> None:
     assert PredictConfig(window=1024).stride == 768
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (1.0, 0.5)}, {"window": 64}])
+def test_batches_change_nothing(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = randomise(SegFormer(TINY)).eval()
+    rng = np.random.default_rng(0)
+    shapes = [(90, 120), (90, 120), (90, 120), (120, 90), (90, 120)]
+    pictures = [rng.integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    pictures[1:1] = [np.zeros((0, 5, 3), np.uint8)]  # no picture
+    failed: list[object] = []
+    singly = Predictor(model, short_side=64, **options, batch_size=1)
+    batched = Predictor(model, short_side=64, **options, batch_size=3)
+    expected = [singly(picture).labels for picture in pictures if picture.size]
+    found = list(batched.stream(pictures, on_error=lambda source, _: failed.append(source)))
+    assert len(failed) == 1
+    for prediction, labels in zip(found, expected, strict=True):
+        assert (prediction.labels == labels).mean() > 0.999
+
+
+def test_a_batch_that_does_not_fit_is_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(SegFormer(TINY).eval(), short_side=64, batch_size=4)
+    run = predictor.runtime.run
+
+    def small_memory(pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 1:
+            raise RuntimeError("out of memory")
+        return run(pixels)
+
+    monkeypatch.setattr(predictor.runtime, "run", small_memory)
+    pictures = [np.full((70, 80, 3), i, np.uint8) for i in range(3)]
+    assert len(list(predictor.stream(pictures))) == 3

@@ -30,6 +30,11 @@ class PredictConfig:
         confidence: Keep the probability of each pixel's class.
         device: Where to run: cpu, cuda, cuda:1, mps; left out, the best there is.
         precision: bfloat16 is faster where the hardware has it, and differs in the third digit.
+        batch_size: Pictures, or windows, of one size to run at once; left out, 8, and 1 on a CPU,
+            which gains nothing by it.
+        compiled: Have PyTorch compile the model, on a GPU with CUDA graphs: the first picture of
+            each size takes a minute, the others less time. A CPU needs a C++ compiler, and is
+            faster without.
 
     Raises:
         ValueError: Options that contradict each other or cannot be.
@@ -44,6 +49,8 @@ class PredictConfig:
     confidence: bool = False
     device: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int | None = None
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
@@ -56,6 +63,8 @@ class PredictConfig:
             raise ValueError(f"scales must be ratios above 0, at most 16, not {self.scales}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision {self.precision!r} is neither float32 nor bfloat16")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
         if self.window is None:
             if self.stride is not None:
                 raise ValueError("a stride needs a window")

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ class _Prepared:
     source: PictureSource
     picture: Picture
     views: list[NDArray[np.float32]]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the views."""
+        return [view.shape for view in self.views]
 
 
 class Predictor:
@@ -73,7 +79,11 @@ class Predictor:
             model = store.load(store.SHIPPED if model is None else model)
         self.model = model
         self.preprocessing = _override(model.preprocessing, self.config)
-        self.runtime = TorchRuntime(model, self.config.device, self.config.precision)
+        self.runtime = TorchRuntime(
+            model, self.config.device, self.config.precision, compiled=self.config.compiled
+        )
+        on_cpu = self.runtime.device.type == "cpu"
+        self.batch_size = self.config.batch_size or (1 if on_cpu else 8)
 
     def __call__(self, source: PictureSource) -> Prediction:
         """Segment one picture.
@@ -84,7 +94,8 @@ class Predictor:
         Raises:
             UnreadableImage: The picture cannot be read; the message names it.
         """
-        return self._finish(self._prepare(source))
+        (prediction,) = self._predict([self._prepare(source)])
+        return prediction
 
     def stream(
         self,
@@ -103,34 +114,43 @@ class Predictor:
         """
         waiting: deque[tuple[PictureSource, Future[_Prepared]]] = deque()
         upcoming = iter(sources)
+        batch: list[_Prepared] = []
         with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
             try:
                 while True:
-                    while len(waiting) < 2 * readers:
+                    while len(waiting) < readers + self.batch_size:
                         try:
                             source = next(upcoming)
                         except StopIteration:
                             break
                         waiting.append((source, pool.submit(self._prepare, source)))
                     if not waiting:
-                        return
+                        break
                     source, future = waiting.popleft()
                     try:
-                        prediction = self._finish(future.result())
+                        prepared = future.result()
                     except (ValueError, MemoryError) as error:
+                        yield from self._finish_all(batch, on_error)
+                        batch = []
                         if on_error is None:
                             raise
                         on_error(source, error)
-                    else:
-                        yield prediction
+                        continue
+                    if batch and prepared.shapes != batch[0].shapes:
+                        yield from self._finish_all(batch, on_error)
+                        batch = []
+                    batch.append(prepared)
+                    if len(batch) == self.batch_size:
+                        yield from self._finish_all(batch, on_error)
+                        batch = []
+                yield from self._finish_all(batch, on_error)
             finally:
                 for _, future in waiting:
                     future.cancel()
 
     def logits(self, picture: Picture) -> Tensor:
         """Logits (K, h / 4, w / 4) of a picture (H, W, C) at the first scale, before upsampling."""
-        view = self._view(picture, self.config.scales[0])
-        return self._run(view)
+        return self._run(self._view(picture, self.config.scales[0])[None])[0]
 
     def _prepare(self, source: PictureSource) -> _Prepared:
         picture = read_picture(source, self.model.config.in_channels)
@@ -144,25 +164,60 @@ class Predictor:
         resized = resize(picture, (size[0], size[1]), self.preprocessing.resample)
         return self.preprocessing.normalise(resized)
 
-    def _finish(self, prepared: _Prepared) -> Prediction:
+    def _finish_all(
+        self,
+        batch: list[_Prepared],
+        on_error: Callable[[PictureSource, Exception], None] | None,
+    ) -> Iterator[Prediction]:
+        """Predictions of pictures of one size; one by one where together they do not fit."""
+        if len(batch) > 1:
+            try:
+                predictions = self._predict(batch)
+            except MemoryError:
+                pass
+            else:
+                yield from predictions
+                return
+        for prepared in batch:
+            try:
+                (prediction,) = self._predict([prepared])
+            except (ValueError, MemoryError) as error:
+                if on_error is None:
+                    raise
+                on_error(prepared.source, error)
+            else:
+                yield prediction
+
+    def _predict(self, batch: list[_Prepared]) -> list[Prediction]:
+        """Predictions of pictures whose views are of the same sizes."""
         try:
-            return self._predict(prepared)
+            views = self._views_logits(batch)
+            return [
+                self._decide(prepared, [logits[i] for logits in views])
+                for i, prepared in enumerate(batch)
+            ]
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
-            height, width = prepared.picture.shape[:2]
+            source = batch[0].source
+            height, width = batch[0].picture.shape[:2]
             raise MemoryError(
-                f"{prepared.source if isinstance(prepared.source, (str, Path)) else 'picture'}: "
+                f"{source if isinstance(source, (str, Path)) else 'picture'}: "
                 f"{width} x {height} pixels do not fit into memory; try a window of 1024"
             ) from None
 
-    def _predict(self, prepared: _Prepared) -> Prediction:
-        height, width = prepared.picture.shape[:2]
+    def _views_logits(self, batch: list[_Prepared]) -> list[Tensor]:
+        """Of each view, mirrored ones behind their own, the pictures' logits (B, K, h, w)."""
         views = []
-        for view in prepared.views:
-            views.append(self._run(view))
+        for i in range(len(batch[0].views)):
+            pixels = np.stack([prepared.views[i] for prepared in batch])
+            views.append(self._run(pixels))
             if self.config.flip:
-                views.append(self._run(np.ascontiguousarray(view[:, ::-1])).flip(-1))
+                views.append(self._run(np.ascontiguousarray(pixels[:, :, ::-1])).flip(-1))
+        return views
+
+    def _decide(self, prepared: _Prepared, views: list[Tensor]) -> Prediction:
+        height, width = prepared.picture.shape[:2]
         labels, confidence = decide(views, (height, width), confidence=self.config.confidence)
         return Prediction(
             labels=labels,
@@ -172,26 +227,30 @@ class Predictor:
             confidence=confidence,
         )
 
-    def _run(self, view: NDArray[np.float32]) -> Tensor:
-        """(h, w, C) normalised -> logits (K, ceil(h / 4), ceil(w / 4))."""
-        pixels = torch.from_numpy(view).permute(2, 0, 1)[None]
+    def _run(self, views: NDArray[np.float32]) -> Tensor:
+        """(B, h, w, C) normalised -> logits (B, K, ceil(h / 4), ceil(w / 4))."""
+        pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
         if self.config.window is None or self.config.stride is None:
-            return self.runtime(pixels)[0]
-        return self._run_windows(pixels, self.config.window, self.config.stride)
+            return self.runtime(pixels)
+        return torch.stack(
+            [self._run_windows(one, self.config.window, self.config.stride) for one in pixels]
+        )
 
     def _run_windows(self, pixels: Tensor, window: int, stride: int) -> Tensor:
-        """Logits averaged over windows that start at multiples of 4.
+        """Logits (K, h / 4, w / 4) averaged over windows that start at multiples of 4.
 
         So windows meet on the grid of the logits, and averages are taken there, at a sixteenth
         of the values. The picture's own edge is padded by at most 3 pixels, repeating it.
         """
-        height, width = pixels.shape[2:]
-        pixels = F.pad(pixels, (0, -width % 4, 0, -height % 4), mode="replicate")
-        high, wide = pixels.shape[2:]
+        height, width = pixels.shape[1:]
+        pixels = F.pad(pixels[None], (0, -width % 4, 0, -height % 4), mode="replicate")[0]
+        high, wide = pixels.shape[1:]
+        corners = list(product(starts(high, window, stride), starts(wide, window, stride)))
         total = torch.zeros(1)
-        for top in starts(high, window, stride):
-            for left in starts(wide, window, stride):
-                logits = self.runtime(pixels[:, :, top : top + window, left : left + window])[0]
+        for first in range(0, len(corners), self.batch_size):
+            some = corners[first : first + self.batch_size]
+            windows = [pixels[:, y : y + window, x : x + window] for y, x in some]
+            for (top, left), logits in zip(some, self.runtime(torch.stack(windows)), strict=True):
                 if total.ndim == 1:
                     total = torch.zeros(logits.shape[0] + 1, high // 4, wide // 4).to(logits)
                 place = total[:, top // 4 : (top + window) // 4, left // 4 : (left + window) // 4]
