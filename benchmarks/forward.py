@@ -49,8 +49,10 @@ def main() -> None:
         found = contenders(options.variants[0], precisions[0], [options.peak_of])
         harness.print_peak(found[options.peak_of])
         return
-    rows = [row(v, p, options.without_exports) for v in options.variants for p in precisions]
-    harness.report("forward", rows)
+    harness.report(
+        "forward",
+        (row(v, p, options.without_exports) for v in options.variants for p in precisions),
+    )
 
 
 def row(variant: str, precision: str, without_exports: bool) -> harness.Row:

@@ -6,6 +6,7 @@ memory is measured in a process for each: what running adds above what stood the
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -13,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -82,7 +83,9 @@ def peaks(names: list[str], *arguments: str) -> dict[str, float]:
 
 
 def print_peak(run: Callable[[], Any], repeats: int = 2) -> None:
-    """Print what running adds to this process at its highest, MiB; on Linux."""
+    """Print what running adds to this process at its highest, MiB; on Linux with glibc."""
+    run()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before does not hide what is taken now
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far is now
     before = _status("VmRSS")
     for _ in range(repeats):
@@ -152,9 +155,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(name: str, rows: list[Row]) -> None:
-    """Print a table, and write ``benchmarks/results/NAME.json``."""
+def report(name: str, rows: Iterable[Row]) -> None:
+    """Print rows as they come, and write them to ``benchmarks/results/NAME.json``."""
+    records = []
     for row in rows:
+        records.append({**asdict(row), "ratio": row.ratio})
         floor = f"  floor {1000 * row.floor:.1f} ms" if row.floor else ""
         print(f"\n{row.work}: {row.ratio:.1f} x{floor}")
         for contender, seconds in row.seconds.items():
@@ -166,9 +171,9 @@ def report(name: str, rows: list[Row]) -> None:
                 cells.append(f"{row.peak_mib[contender]:8.1f} MiB")
             print("  " + "  ".join(cells))
         for key, value in row.notes.items():
-            print(f"  {key}: {value}")
+            print(f"  {key}: {value}", flush=True)
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
-    record = {"machine": machine(), "rows": [{**asdict(r), "ratio": r.ratio} for r in rows]}
+    record = {"machine": machine(), "rows": records}
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{record['machine']}")

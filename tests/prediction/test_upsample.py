@@ -53,6 +53,13 @@ def test_best_classes_are_those_of_the_upsampled_logits(
         assert np.array_equal(decide([logits], power)[0], full.argmax(0).numpy())
 
 
+def test_classes_that_are_ruled_out_do_not_win() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(4, 9, 9)
+    logits[2, 3:6, 2:7] = -torch.inf
+    assert_best(decide([logits], (36, 36))[0], logits.clamp(min=-1e30))
+
+
 def test_cells_are_settled_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     logits = torch.randn(7, 20, 20)

@@ -127,6 +127,13 @@ def test_only_hard_pixels_count(below: float, least: float) -> None:
     )
 
 
+def test_a_class_id_too_many_is_named() -> None:
+    mask = torch.zeros(1, 8, 8, dtype=torch.long)
+    mask[0, 3, 3] = 7
+    with pytest.raises(ValueError, match="class id 7; there are 2 classes"):
+        cross_entropy_at_mask_size(torch.zeros(1, 1, 2, 2), mask)
+
+
 def test_smoothing_and_focal_weights_exclude_each_other() -> None:
     logits, mask = torch.zeros(1, 2, 2, 2), torch.zeros(1, 8, 8, dtype=torch.long)
     with pytest.raises(ValueError, match="one of them 0"):

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from segformer.model.config import SegFormerConfig
 from segformer.model.interpolation import interpolate_rows
 from segformer.model.layers import to_maps, to_tokens
-from segformer.model.products import Linear, linear, passes_through, strips
+from segformer.model.products import Linear, is_traced, linear, passes_through, strips
 
 
 class MLPDecoder(nn.Module):
@@ -195,7 +195,7 @@ def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -
     """
     finest = linear(to_tokens(features[0]), weights[0], bias)
     shares = [linear(to_tokens(x), w) for x, w in zip(features[1:], weights[1:], strict=True)]
-    if finest.device.type == "cpu" and not torch.compiler.is_compiling():
+    if finest.device.type == "cpu" and not is_traced():
         return to_maps(_SumUpsampled.apply(finest, *shares))  # type: ignore[no-untyped-call]
     fused = to_maps(finest)
     for share in shares:

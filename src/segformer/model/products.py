@@ -32,24 +32,31 @@ _MIN_ROWS = 8
 """Of a strip, so that the rows which neighbouring strips both compute stay a small share."""
 
 
+def is_traced() -> bool:
+    """Whether a compiler or an exporter looks on: it takes the plain formulas, of any size."""
+    return torch.compiler.is_compiling() or bool(
+        torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    )
+
+
 def onednn(tensor: Tensor) -> bool:
     """Whether PyTorch hands convolutions of ``tensor`` to oneDNN."""
     return (
         _ONEDNN
         and tensor.device.type == "cpu"
         and tensor.dtype in (torch.float32, torch.bfloat16)
-        and not torch.compiler.is_compiling()
+        and not is_traced()
     )
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear` of (B, h, w, C) tokens, by the fastest kernel.
+    """`torch.nn.functional.linear`, of (B, h, w, C) tokens by the fastest kernel.
 
     On x86 PyTorch hands float32 products to MKL, which on processors that are not Intel's reaches
     less than half of what oneDNN reaches; convolutions and bfloat16 products go to oneDNN.
     """
     half = tokens.dtype == torch.bfloat16 or torch.is_autocast_enabled(tokens.device.type)
-    if half or not onednn(tokens):
+    if half or tokens.ndim != 4 or not onednn(tokens):
         return F.linear(tokens, weight, bias)
     return F.conv2d(tokens.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
 
@@ -67,11 +74,7 @@ def passes_through(tensor: Tensor) -> bool:
 
     Gradients need them whole, a GPU is best filled at once, and a compiler makes its own strips.
     """
-    return (
-        tensor.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
+    return tensor.device.type == "cpu" and not torch.is_grad_enabled() and not is_traced()
 
 
 def reuse_memory() -> None:

@@ -63,6 +63,7 @@ class TorchRuntime:
         if self.dtype == torch.bfloat16:
             self.model = copy.deepcopy(self.model).to(self.dtype)
         self.run: Callable[[Tensor], Tensor] = self.model
+        self.compiled = compiled
         if compiled:
             # CUDA graphs, which this mode records, leave no gaps between a small model's kernels
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
@@ -75,4 +76,5 @@ class TorchRuntime:
             pixels = pixels.pin_memory()  # so that the copy need not wait for the kernels before
         pixels = pixels.to(self.device, non_blocking=True)
         pixels = pixels.to(self.dtype, memory_format=torch.channels_last)
-        return self.run(pixels).float()
+        # A copy, where the next run of a CUDA graph would write over the result of this one
+        return self.run(pixels).to(torch.float32, copy=self.compiled)

@@ -164,7 +164,10 @@ def _settle(
     cell, candidate = (~(largest < reached)).nonzero().unbind(1)  # (P,) each, in order
 
     pair = cell * classes + candidate
-    a, b, c, d = (values.view(-1)[pair][:, None] for values in corners)  # (P, 1)
+    large = torch.finfo(flat.dtype).max / 4  # infinities would interpolate to NaN
+    a, b, c, d = (
+        values.view(-1)[pair].clamp_(-large, large)[:, None] for values in corners
+    )  # (P, 1)
     down = rows.share[row[cell]].to(a.dtype)  # (P, n)
     across = columns.share[column[cell]].to(a.dtype)[:, None]  # (P, 1, n)
     values = torch.lerp(

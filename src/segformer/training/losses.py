@@ -65,7 +65,8 @@ def cross_entropy_at_mask_size(
         Scalar, float32. 0 where nothing is labelled.
 
     Raises:
-        ValueError: Label smoothing together with a focal loss, or outside of 0..1.
+        ValueError: A class id that the model has no class for; label smoothing together with a
+            focal loss, or outside of 0..1.
     """
     if not 0 <= label_smoothing < 1 or focal_gamma < 0 or (label_smoothing and focal_gamma):
         raise ValueError(
@@ -74,6 +75,12 @@ def cross_entropy_at_mask_size(
         )
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], 1)  # sigmoid(x) = softmax(0, x)
+    impossible = ((mask < 0) | (mask >= logits.shape[1])) & (mask != ignore_index)
+    if impossible.any():
+        raise ValueError(
+            f"the mask holds class id {mask[impossible][0].item()}; there are "
+            f"{logits.shape[1]} classes, and {ignore_index} is ignored"
+        )
     arithmetic = _PixelLoss(ignore_index, class_weights, label_smoothing, focal_gamma)
     with torch.autocast(logits.device.type, enabled=False):  # in full precision from the logits on
         loss: Tensor = _AtMaskSize.apply(  # type: ignore[no-untyped-call]
