@@ -83,3 +83,9 @@ def test_ids_never_replace_the_picture(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="would replace the picture"):
         prediction.save(tmp_path)
+
+
+def test_shares_of_more_classes_than_a_byte_counts() -> None:
+    labels = np.array([[299, 299], [299, 3]], np.uint16)
+    prediction = Prediction(labels, LabelSet.numbered(300), np.zeros((2, 2, 3), np.uint8))
+    assert list(prediction.shares.values()) == [0.75, 0.25]

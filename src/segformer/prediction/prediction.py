@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -43,8 +42,7 @@ class Prediction:
     @cached_property
     def shares(self) -> dict[str, float]:
         """Share of the picture, 0..1, of each class that occurs, largest first."""
-        labels = torch.from_numpy(self.labels.ravel())
-        counts = torch.bincount(labels, minlength=len(self.classes)).numpy()
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
         order = np.argsort(-counts, kind="stable")
         return {
             self.classes.names[i]: float(counts[i] / self.labels.size) for i in order if counts[i]
