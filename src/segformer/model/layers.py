@@ -55,8 +55,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Scaled dot-product attention: softmax(query key^T / sqrt(d)) value, head by head.
 
     PyTorch's fused kernel never stores the scores, which is what counts on a GPU. The few keys
-    that the reduction leaves make small score matrices, though, and a CPU is two to six times
-    faster with two products and a softmax (``benchmarks/attention.py``).
+    that the reduction leaves make small score matrices, though, and a CPU is faster with two
+    products and a softmax: with gradients in bfloat16 three to six times
+    (``benchmarks/attention.py``), without up to twice.
 
     Args:
         query: (B, h, w, C).

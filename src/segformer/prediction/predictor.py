@@ -6,10 +6,11 @@ Legend: H W pixels of the picture as it is, h w of what the model sees, C bands,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import groupby, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -112,38 +113,36 @@ class Predictor:
                 itself, such a source raises.
             readers: Threads that read.
         """
+        with closing(self._read_ahead(sources, on_error, readers)) as pictures:
+            for _, alike in groupby(pictures, key=lambda prepared: prepared.shapes):
+                while batch := list(islice(alike, self.batch_size)):
+                    yield from self._finish(batch, on_error)
+
+    def _read_ahead(
+        self,
+        sources: Iterable[PictureSource],
+        on_error: Callable[[PictureSource, Exception], None] | None,
+        readers: int,
+    ) -> Generator[_Prepared, None, None]:
+        """Prepared pictures in order; those that cannot be read are reported and left out."""
         waiting: deque[tuple[PictureSource, Future[_Prepared]]] = deque()
         upcoming = iter(sources)
-        batch: list[_Prepared] = []
         with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
             try:
                 while True:
-                    while len(waiting) < readers + self.batch_size:
-                        try:
-                            source = next(upcoming)
-                        except StopIteration:
-                            break
+                    for source in islice(upcoming, readers + self.batch_size - len(waiting)):
                         waiting.append((source, pool.submit(self._prepare, source)))
                     if not waiting:
-                        break
+                        return
                     source, future = waiting.popleft()
                     try:
                         prepared = future.result()
                     except (ValueError, MemoryError) as error:
-                        yield from self._finish_all(batch, on_error)
-                        batch = []
                         if on_error is None:
                             raise
                         on_error(source, error)
-                        continue
-                    if batch and prepared.shapes != batch[0].shapes:
-                        yield from self._finish_all(batch, on_error)
-                        batch = []
-                    batch.append(prepared)
-                    if len(batch) == self.batch_size:
-                        yield from self._finish_all(batch, on_error)
-                        batch = []
-                yield from self._finish_all(batch, on_error)
+                    else:
+                        yield prepared
             finally:
                 for _, future in waiting:
                     future.cancel()
@@ -164,7 +163,7 @@ class Predictor:
         resized = resize(picture, (size[0], size[1]), self.preprocessing.resample)
         return self.preprocessing.normalise(resized)
 
-    def _finish_all(
+    def _finish(
         self,
         batch: list[_Prepared],
         on_error: Callable[[PictureSource, Exception], None] | None,
