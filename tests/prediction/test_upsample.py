@@ -53,6 +53,22 @@ def test_best_classes_are_those_of_the_upsampled_logits(
         assert np.array_equal(decide([logits], power)[0], full.argmax(0).numpy())
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    low=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    seed=st.integers(0, 9),
+)
+def test_one_class_is_foreground_above_zero(
+    low: tuple[int, int], size: tuple[int, int], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    logits = torch.randn(1, *low)
+    ids, _ = decide([logits], size)
+    full = F.interpolate(logits[None].double(), size=size, mode="bilinear")[0, 0].numpy()
+    assert ((ids == (full > 0)) | (np.abs(full) < 1e-5)).all()
+
+
 def test_classes_that_are_ruled_out_do_not_win() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 9, 9)
