@@ -93,7 +93,7 @@ def train_peer(
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
     crops = TrainingCrops(
         training,
-        augmentation(config, training.labels.ignore_index),
+        augmentation(config, training.labels),
         SegFormer.from_variant(config.variant).preprocessing,
         config.seed,
         config.cache,

@@ -11,13 +11,14 @@ Legend: H W pixels, C bands.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segformer.data.recolor import ClassColorJitter, blur, to_grayscale
 from segformer.image import Picture, Preprocessing
 
 Mask: TypeAlias = NDArray[np.integer]
@@ -43,6 +44,11 @@ class Augmentation:
         backdrop: Probability of cutting the foreground out along its mask and setting it before
             a plain, graded or noisy backdrop or before another picture of the data set.
         backdrop_class: Class id that the backdrop replaces.
+        class_color_jitter_prob: Probability of giving the class regions of a crop other colors
+            (8-bit RGB only).
+        class_color_jitter: Which classes that spares.
+        grayscale_prob: Probability of a grayscale crop (8-bit RGB only).
+        blur_prob: Probability of a slight blur (8-bit RGB only).
         ignore_index: Class id of padding.
     """
 
@@ -58,6 +64,10 @@ class Augmentation:
     photometric: bool = True
     backdrop: float = 0.0
     backdrop_class: int = 0
+    class_color_jitter_prob: float = 0.0
+    class_color_jitter: ClassColorJitter = field(default_factory=ClassColorJitter)
+    grayscale_prob: float = 0.0
+    blur_prob: float = 0.0
     ignore_index: int = 255
 
     def __call__(
@@ -85,10 +95,18 @@ class Augmentation:
         if self.backdrop and rng.random() < self.backdrop:
             backdrop, behind = self.draw_backdrop(picture, another, rng)
             picture, mask = set_before(picture, mask, backdrop, behind, self.backdrop_class)
+        is_rgb = picture.dtype == np.uint8 and picture.shape[2] == 3
+        jitter = self.class_color_jitter_prob
+        if is_rgb and jitter and rng.random() < jitter:
+            picture = self.class_color_jitter(picture, mask, rng)
         if rng.random() < self.flip:
             picture, mask = picture[:, ::-1], mask[:, ::-1]
-        if self.photometric and picture.dtype == np.uint8 and picture.shape[2] == 3:
+        if is_rgb and self.photometric:
             picture = distort(picture, rng)
+        if is_rgb and self.grayscale_prob and rng.random() < self.grayscale_prob:
+            picture = to_grayscale(picture)
+        if is_rgb and self.blur_prob and rng.random() < self.blur_prob:
+            picture = blur(picture, rng)
         normalised = preprocessing.normalise(picture)
         height, width = mask.shape
         crop = np.zeros((self.crop_size, self.crop_size, picture.shape[2]), np.float32)

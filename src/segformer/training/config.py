@@ -44,6 +44,13 @@ class TrainConfig:
         photometric: Distort brightness, contrast, saturation and hue.
         backdrop: Probability of setting the foreground before another backdrop.
         backdrop_class: Class id that counts as background for that.
+        class_color_jitter_prob: Probability of giving each class region of a crop a color of its
+            own, so that no class is told by its color.
+        class_color_jitter_exclude: Names of classes whose color that never changes.
+        class_color_jitter_gentle: Names of classes that are recolored less often and keep their
+            hue.
+        grayscale_prob: Probability of a grayscale crop.
+        blur_prob: Probability of a slightly blurred crop.
         predict_size: Short side at which the trained model is to see pictures, in validation and
             ever after; default: short_side, of classify 8/7 of crop_size, whose middle it sees.
         mean: Mean of each band; with std and rescale it makes the model's input. Default: that of
@@ -111,6 +118,11 @@ class TrainConfig:
     photometric: bool = True
     backdrop: float = 0.0
     backdrop_class: int = 0
+    class_color_jitter_prob: float = 0.0
+    class_color_jitter_exclude: tuple[str, ...] = ()
+    class_color_jitter_gentle: tuple[str, ...] = ()
+    grayscale_prob: float = 0.0
+    blur_prob: float = 0.0
     predict_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -197,6 +209,9 @@ class TrainConfig:
             "focus",
             "flip",
             "backdrop",
+            "class_color_jitter_prob",
+            "grayscale_prob",
+            "blur_prob",
             "max_class_share",
             "class_weight_power",
             "min_area",
@@ -236,6 +251,10 @@ def _of_type(key: str, value: Any, expected: Any) -> Any:
             return float(value)  # YAML 1.1 reads 6e-5, without a dot, as a word
         except ValueError:
             pass
+    if expected == tuple[str, ...]:
+        if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise ValueError(f"{key} must be a list of names, not {value!r}")
     if any(get_origin(kind) is tuple for kind in kinds):
         if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
             return tuple(float(v) for v in value)

@@ -15,6 +15,7 @@ from torch import Tensor
 from segformer.checkpoints import store
 from segformer.data.check import SplitReport
 from segformer.data.dataset import Dataset, DatasetError
+from segformer.data.recolor import ClassColorJitter
 from segformer.data.transforms import Augmentation
 from segformer.image import Preprocessing
 from segformer.labels import LabelSet
@@ -144,8 +145,23 @@ def preprocessing(config: TrainConfig, training: Dataset) -> Preprocessing:
     )
 
 
-def augmentation(config: TrainConfig, ignore_index: int) -> Augmentation:
+def augmentation(config: TrainConfig, labels: LabelSet) -> Augmentation:
     """The recipe's augmentation."""
-    names = Augmentation.__dataclass_fields__.keys() - {"ignore_index"}
+    names = Augmentation.__dataclass_fields__.keys() - {"ignore_index", "class_color_jitter"}
     fields = {name: getattr(config, name) for name in names}
-    return Augmentation(**fields, ignore_index=ignore_index)
+    jitter = ClassColorJitter(
+        exclude=_class_ids("class_color_jitter_exclude", config, labels),
+        gentle=_class_ids("class_color_jitter_gentle", config, labels),
+    )
+    return Augmentation(**fields, class_color_jitter=jitter, ignore_index=labels.ignore_index)
+
+
+def _class_ids(option: str, config: TrainConfig, labels: LabelSet) -> frozenset[int]:
+    """Ids of the classes that an option names."""
+    unknown = [name for name in getattr(config, option) if name not in labels.names]
+    if unknown:
+        raise ValueError(
+            f"{option}: the data set has no class {unknown[0]!r}; "
+            f"its classes are {', '.join(labels.names)}"
+        )
+    return frozenset(labels.names.index(name) for name in getattr(config, option))

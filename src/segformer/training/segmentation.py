@@ -91,7 +91,7 @@ class Segmentation(Task):
         """Crops of pictures and masks."""
         return TrainingCrops(
             self.training,
-            augmentation(self.config, self.training.labels.ignore_index),
+            augmentation(self.config, self.training.labels),
             model.preprocessing,
             self.config.seed,
             self.config.cache,
