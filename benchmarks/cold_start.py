@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import harness
-from photograph import write_pictures
+from photograph import write_images
 
 from segformer import SegFormer
 
@@ -39,7 +39,7 @@ def lap(name):
     print(f"{name}={time.perf_counter() - began:.2f}", end=" ")
     began = time.perf_counter()
 import torch; lap("torch")
-import cv2, PIL.Image, tifffile; lap("pictures")
+import cv2, PIL.Image, tifffile; lap("images")
 from segformer import Predictor; import segformer.prediction.batch; lap("segformer")
 predictor = Predictor(); lap("model")
 import sys
@@ -51,13 +51,13 @@ prediction.save(sys.argv[2]); lap("save")
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        picture = str(write_pictures(folder, 1)[0])
+        image = str(write_images(folder, 1)[0])
         SegFormer.from_pretrained("human-parsing-b0").save_pretrained(folder / "model")
-        command = [str(Path(sys.executable).parent / "segformer"), "predict", picture]
+        command = [str(Path(sys.executable).parent / "segformer"), "predict", image]
         commands = {
             "transformers, as a script": [
                 *(sys.executable, "-W", "ignore", "-c", SCRIPT),
-                *(str(folder / "model"), picture, str(folder / "ids.png")),
+                *(str(folder / "model"), image, str(folder / "ids.png")),
             ],
             "segformer predict": [*command, "--out", str(folder / "out")],
             "import torch": [sys.executable, "-c", "import torch"],
@@ -66,7 +66,7 @@ def main() -> None:
             {name: lambda w=words: run(w) for name, words in commands.items()},  # type: ignore[misc]
             3,
         )
-        parts = run([sys.executable, "-c", PARTS, picture, str(folder / "out")])
+        parts = run([sys.executable, "-c", PARTS, image, str(folder / "out")])
     row = harness.Row(
         "segformer predict one.jpg, whole process",
         seconds,

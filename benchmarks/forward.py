@@ -1,4 +1,4 @@
-"""One picture of 512 x 512 through the model: this package, and transformers in all its ways.
+"""One image of 512 x 512 through the model: this package, and transformers in all its ways.
 
     python benchmarks/forward.py [b0 b1 b2 b5]
 

@@ -2,11 +2,11 @@
 
     python benchmarks/labels.py
 
-The peer is what transformers documents: bilinear interpolation of the logits to the picture's
+The peer is what transformers documents: bilinear interpolation of the logits to the image's
 size, then argmax. The logits are the shipped model's on a photograph: its eleven classes, and
 beside them linear functions of the features that they come from, so that there are as many as
 asked for. In the first three rows these lie below the real classes nearly everywhere, as most of
-150 classes do in a picture; in the others every class wins somewhere, the hardest case. Ids are
+150 classes do in an image; in the others every class wins somewhere, the hardest case. Ids are
 compared first. The floor is reading the logits once, and writing the ids, at the rate of a copy.
 """
 
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from segformer import Predictor
 from segformer.image import resize
-from segformer.prediction.upsample import decide
+from segformer.prediction.upsample import logits_to_label_map
 
 PEER, OURS = "interpolate, argmax", "segformer"
 Run = Callable[[], NDArray[np.integer]]
@@ -55,7 +55,7 @@ def row(case: int) -> harness.Row:
     different = int((found[PEER]() != found[OURS]()).sum())
     assert different <= 1e-5 * size[0] * size[1]
     values = classes * size[0] * size[1] / 16
-    kind = "all contested" if contested else "as in pictures"
+    kind = "all contested" if contested else "as in images"
     winner = torch.from_numpy(logits(*CASES[case]).argmax(0).numpy())
     mixed = (winner[:-1, :-1] != winner[1:, 1:]) | (winner[:-1, 1:] != winner[1:, :-1])
     return harness.Row(
@@ -80,18 +80,18 @@ def contenders(classes: int, size: tuple[int, int], contested: bool) -> dict[str
         full = F.interpolate(planes[None], size=size, mode="bilinear", align_corners=False)
         return full.argmax(1)[0].numpy()
 
-    return {PEER: interpolate_and_argmax, OURS: lambda: decide([low], size)[0]}
+    return {PEER: interpolate_and_argmax, OURS: lambda: logits_to_label_map([low], size)[0]}
 
 
 def logits(classes: int, size: tuple[int, int], contested: bool) -> Tensor:
     """(K, h, w), a quarter of ``size``."""
     torch.manual_seed(0)
     model = Predictor().model.eval()
-    picture = model.preprocessing.normalise(resize(data.astronaut(), size))
+    image = model.preprocessing.normalize(resize(data.astronaut(), size))
     kept: list[Tensor] = []
     hook = model.decoder.classifier.register_forward_pre_hook(lambda _, x: kept.append(x[0]))
     with torch.no_grad():
-        real = model(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        real = model(torch.from_numpy(image).permute(2, 0, 1)[None])
         hook.remove()
         weight = model.decoder.classifier.weight.flatten(1)
         more = classes if contested else classes - len(weight)

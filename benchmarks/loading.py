@@ -1,8 +1,8 @@
-"""Loading a B5 from each dialect: size on disk, time and peak memory, and transformers beside it.
+"""Loading a B5 from each format: size on disk, time and peak memory, and transformers beside it.
 
     python benchmarks/loading.py
 
-Writes a SegFormer-B5 of random weights in every dialect, then loads each in a process of its own.
+Writes a SegFormer-B5 of random weights in every format, then loads each in a process of its own.
 Peak memory is what loading adds to the process at its highest, over the size of the weights in
 float32. All must give the same logits, which is checked first.
 """
@@ -58,11 +58,11 @@ def main() -> None:
 
 
 def write(variant: str, folder: Path) -> list[tuple[str, Path]]:
-    """The same weights in every dialect (OpenMMLab's with its own decoder), checked to load."""
+    """The same weights in every format (OpenMMLab's with its own decoder), checked to load."""
     torch.manual_seed(0)
     model = SegFormer.from_variant(variant).eval()
     model.save_pretrained(folder / "hf")
-    other = SegFormer(replace(model.config, decoder="openmmlab", decoder_width=256)).eval()
+    other = SegFormer(replace(model.config, decoder="openmmlab", decoder_hidden_size=256)).eval()
     other.save_pretrained(folder / "own")
     pixels = torch.randn(1, 3, 64, 64)
     files = [folder / name for name in ("hf", "nvlabs.pth", "smp", "mmseg.pth", "hf.bin")]

@@ -1,6 +1,6 @@
 """A photograph in a file to its label map, and a thousand of them to files.
 
-    python benchmarks/photograph.py [--pictures 1000]
+    python benchmarks/photograph.py [--images 1000]
 
 JPEGs of 1280 x 720, B0 of 150 classes at 512 x 512, float32, random weights: as transformers'
 documentation shows it (Pillow, image processor, model, post_process_semantic_segmentation), and
@@ -32,8 +32,8 @@ from PIL import Image
 from skimage import data
 
 from segformer import Predictor, SegFormer
-from segformer.image import read_picture
-from segformer.prediction.batch import find_pictures, predict_files
+from segformer.image import read_image
+from segformer.prediction.batch import find_images, predict_files
 
 PEER, OURS = "transformers", "segformer"
 Run = Callable[[], NDArray[np.integer]]
@@ -43,24 +43,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument(harness.PEAK_OF, help="used inside")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        path = write_pictures(Path(folder), 1)[0]
+        path = write_images(Path(folder), 1)[0]
         found = contenders(path)
         if options.peak_of:
             harness.print_peak(found[options.peak_of])
             return
         rows = [one(path, found)]
-        if options.pictures:
-            rows.append(many(write_pictures(Path(folder) / "many", options.pictures)))
+        if options.images:
+            rows.append(many(write_images(Path(folder) / "many", options.images)))
     harness.report("photograph", rows)
 
 
-def write_pictures(folder: Path, count: int) -> list[Path]:
+def write_images(folder: Path, count: int) -> list[Path]:
     """Different crops of one photograph, enlarged: JPEGs of a camera's size and detail."""
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{i:04}.jpg" for i in range(count)]
@@ -85,7 +85,7 @@ def contenders(path: Path) -> dict[str, Run]:
     predictor = Predictor(model)
     return {
         PEER: partial(documented, theirs, processor, path),
-        OURS: lambda: predictor(path).labels,
+        OURS: lambda: predictor(path).label_map,
     }
 
 
@@ -99,33 +99,35 @@ def documented(model: Any, processor: Any, path: Path) -> NDArray[np.integer]:
 
 
 def one(path: Path, found: dict[str, Run]) -> harness.Row:
-    labels = {name: run() for name, run in found.items()}
-    same = float((labels[PEER] == labels[OURS]).mean())
+    label_maps = {name: run() for name, run in found.items()}
+    same = float((label_maps[PEER] == label_maps[OURS]).mean())
     assert same > 0.995, same
     return harness.Row(
         "1280 x 720 JPEG to label map, b0 float32",
         harness.in_turns(found, 5),
         OURS,
-        floor(path, labels[OURS], written=False),
-        harness.peaks([PEER, OURS], "--pictures", "0"),
+        floor(path, label_maps[OURS], written=False),
+        harness.peaks([PEER, OURS], "--images", "0"),
         {"pixels with the same class": f"{same:.4%}"},
     )
 
 
-def floor(path: Path, labels: NDArray[np.integer], written: bool) -> float:
-    """Seconds of the least work for a picture."""
+def floor(path: Path, label_maps: NDArray[np.integer], written: bool) -> float:
+    """Seconds of the least work for an image."""
     folded = SegFormer.from_variant("b0").fold()
     with torch.no_grad():
         work = harness.operations(lambda: folded(torch.zeros(1, 3, 512, 512)))
-    parts: dict[str, Callable[[], Any]] = {"decode": lambda: read_picture(path, 3)}
+    parts: dict[str, Callable[[], Any]] = {"decode": lambda: read_image(path, 3)}
     if written:
-        parts["encode"] = lambda: Image.fromarray(labels.astype(np.uint8)).save(io.BytesIO(), "png")
+        parts["encode"] = lambda: Image.fromarray(label_maps.astype(np.uint8)).save(
+            io.BytesIO(), "png"
+        )
     rate = harness.product_rate(torch.float32)
     return work / rate + sum(harness.in_turns(parts, 3).values())
 
 
 def many(paths: list[Path]) -> harness.Row:
-    """Each once: with so many pictures, turns are not needed."""
+    """Each once: with so many images, turns are not needed."""
     model, theirs, processor = build()
     predictor = Predictor(model)
     few = paths[: max(20, len(paths) // 10)]
@@ -138,8 +140,8 @@ def many(paths: list[Path]) -> harness.Row:
                 Image.fromarray(ids).save(Path(out) / f"{path.stem}.png")
 
         def own_files() -> None:
-            result = predict_files(predictor, find_pictures([paths[0].parent]), out, overlay=False)
-            assert len(result.pictures) == len(paths)
+            result = predict_files(predictor, find_images([paths[0].parent]), out, overlay=False)
+            assert len(result.images) == len(paths)
 
         for name, run, share in ((PEER, peer_files, len(few)), (OURS, own_files, len(paths))):
             began, busy = time.perf_counter(), busy_seconds()
@@ -148,8 +150,8 @@ def many(paths: list[Path]) -> harness.Row:
             seconds[name] = elapsed * len(paths) / share
             cores[name] = round((busy_seconds() - busy) / elapsed, 2)
         size = Path(out) / f"{paths[0].stem}.png"
-        labels = np.asarray(Image.open(size))
-    least = floor(paths[0], labels, written=True)
+        label_maps = np.asarray(Image.open(size))
+    least = floor(paths[0], label_maps, written=True)
     return harness.Row(
         f"{len(paths)} JPEGs to PNGs of class ids, b0 float32",
         seconds,
@@ -158,7 +160,7 @@ def many(paths: list[Path]) -> harness.Row:
         {},
         {
             "cores busy": cores,
-            "pictures a second": {n: round(len(paths) / s, 2) for n, s in seconds.items()},
+            "images a second": {n: round(len(paths) / s, 2) for n, s in seconds.items()},
             "transformers": f"measured on {len(few)}, and multiplied",
         },
     )

@@ -2,11 +2,11 @@
 
     python benchmarks/pretraining.py parsing --recipe recipes/camvid-b0.yaml
 
-Cuts square patches out of the training pictures of a segmentation data set, one folder per class of
+Cuts square patches out of the training images of a segmentation data set, one folder per class of
 the pixel in the middle, and trains a classifier on them. Then trains two segmentation models with
 the same recipe, steps and seed: one from fresh weights, one from the classifier's encoder. Prints
 top-1 of the classifier and the validation mIoU of both, and writes ``gain.json``. The patches come
-from the training split alone, so nothing of the validation pictures is seen.
+from the training split alone, so nothing of the validation images is seen.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from segformer.training.config import TrainConfig
 from segformer.training.run import train
 
 PATCH, HELD_OUT = 96, 10
-"""Side of a patch in pixels; every tenth picture's patches validate the classifier."""
+"""Side of a patch in pixels; every tenth image's patches validate the classifier."""
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--recipe", type=Path, required=True, help="of the segmentation")
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining"))
-    parser.add_argument("--patches", type=int, default=8, help="per class and picture")
+    parser.add_argument("--patches", type=int, default=8, help="per class and image")
     parser.add_argument("--epochs", type=int, default=12, help="of the classifier")
     options = parser.parse_args()
     training = open_dataset(options.dataset, "train")
@@ -49,10 +49,10 @@ def main() -> None:
         epochs=options.epochs,
         batch_size=64,
         crop_size=PATCH,
-        predict_size=PATCH,
+        eval_size=PATCH,
         min_area=0.4,
         rand_augment=1,
-        erase=0.1,
+        random_erasing_prob=0.1,
         lr=1e-3,
         weight_decay=0.05,
         schedule="cosine",
@@ -60,35 +60,37 @@ def main() -> None:
     )
     top1 = train(patches, options.out / "classifier", classifier)
     assert top1 is not None
-    pictures = len(open_class_folders(patches))
+    images = len(open_class_folders(patches))
     fresh = TrainConfig.from_yaml(options.recipe)
-    started = replace(fresh, init=str(options.out / "classifier" / "best"), head_lr_factor=1.0)
+    started = replace(
+        fresh, pretrained=str(options.out / "classifier" / "best"), head_lr_factor=1.0
+    )
     scores = {}
     for name, config in (("fresh", fresh), ("pretrained", started)):
         outcome = train(options.dataset, options.out / name, config)
         assert outcome is not None
         scores[name] = outcome.score
     gain = scores["pretrained"] - scores["fresh"]
-    print(f"classifier: {top1.words} on patches, {pictures} to train on")
+    print(f"classifier: {top1.words} on patches, {images} to train on")
     print(f"mIoU fresh {scores['fresh']:.2%}, pretrained {scores['pretrained']:.2%}: {gain:+.2%}")
-    result = {"top1": top1.score, "patches": pictures, **scores, "gain": gain}
+    result = {"top1": top1.score, "patches": images, **scores, "gain": gain}
     write_json(options.out / "gain.json", result)
 
 
 def cut_patches(dataset: Dataset, folder: Path, per_class: int) -> Counter[str]:
-    """Patches around random pixels of each class that a picture has, as class folders."""
+    """Patches around random pixels of each class that an image has, as class folders."""
     rng = np.random.default_rng(0)
     counts: Counter[str] = Counter()
     for number, sample in enumerate(dataset):
-        picture, mask = dataset.read(sample)
+        image, mask = dataset.read(sample)
         border = PATCH // 2
-        padded = cv2.copyMakeBorder(picture, *(border,) * 4, cv2.BORDER_REFLECT)
+        padded = cv2.copyMakeBorder(image, *(border,) * 4, cv2.BORDER_REFLECT)
         split = "val" if number % HELD_OUT == 0 else "train"
         for class_id in np.unique(mask):
-            if class_id == dataset.labels.ignore_index:
+            if class_id == dataset.classes.ignore_index:
                 continue
             rows, columns = np.nonzero(mask == class_id)
-            name = dataset.labels.names[class_id]
+            name = dataset.classes.names[class_id]
             for i in rng.choice(len(rows), min(per_class, len(rows)), replace=False):
                 patch = padded[rows[i] : rows[i] + PATCH, columns[i] : columns[i] + PATCH]
                 path = folder / split / name / f"{number:05}_{i}.jpg"

@@ -3,9 +3,9 @@
     python benchmarks/training.py camvid --recipe recipes/camvid-b0.yaml
 
 Trains with the recipe and notes the minutes; then trains transformers' model of the same variant
-for as many minutes on the same crops in the same order, with the same batch, optimiser, rate and
+for as many minutes on the same crops in the same order, with the same batch, optimizer, rate and
 schedule, as its documentation shows: ``model(pixel_values, labels=labels).loss.backward()``. First
-checks that both models compute the same from the same weights. Prints minutes, steps, pictures per
+checks that both models compute the same from the same weights. Prints minutes, steps, images per
 second, validation mIoU and peak memory of each, and the ratio of the speeds.
 """
 
@@ -31,7 +31,7 @@ from segformer.data.loader import DrawSampler, TrainingCrops, crop_loader
 from segformer.evaluation.evaluate import evaluate
 from segformer.training.config import TrainConfig
 from segformer.training.folder import RunFolder
-from segformer.training.optimisation import lr_factor
+from segformer.training.optimization import lr_factor
 from segformer.training.preparation import augmentation, build_model, resolve
 from segformer.training.run import train
 
@@ -80,20 +80,20 @@ def check_equal(config: TrainConfig, training: Dataset) -> None:
         theirs = peer_model(config, training).eval()(pixels).logits
     difference = (ours - theirs).abs().max().item()
     assert difference < 1e-4, difference
-    print(f"same weights, same picture: logits differ by at most {difference:.1e}")
+    print(f"same weights, same image: logits differ by at most {difference:.1e}")
 
 
 def train_peer(
     training: Dataset, config: TrainConfig, options: argparse.Namespace
 ) -> dict[str, Any]:
     """A plain loop, until the minutes are over; the schedule is laid out by its measured speed."""
-    assert config.lr is not None and config.workers is not None and config.max_steps is not None
+    assert config.lr is not None and config.num_workers is not None and config.max_steps is not None
     assert config.warmup_steps is not None
     model = peer_model(config, training).train()
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
     crops = TrainingCrops(
         training,
-        augmentation(config, training.labels),
+        augmentation(config, training.classes),
         SegFormer.from_variant(config.variant).preprocessing,
         config.seed,
         config.cache,
@@ -101,7 +101,7 @@ def train_peer(
     sampler = DrawSampler(len(training), config.batch_size, 1, 0, 10**6, config.seed)
     began, step, total = time.monotonic(), 0, config.max_steps
     seconds = 60 * options.minutes
-    for pixels, mask in crop_loader(crops, sampler, config.workers):
+    for pixels, mask in crop_loader(crops, sampler, config.num_workers):
         elapsed = time.monotonic() - began
         if elapsed >= seconds:
             break
@@ -112,14 +112,14 @@ def train_peer(
         with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
             loss = model(pixel_values=pixels, labels=mask).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         step += 1
     minutes = (time.monotonic() - began) / 60
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        predictor = Predictor(folder, short_side=config.predict_size)
+        predictor = Predictor(folder, short_side=config.eval_size)
         miou = evaluate(open_dataset(options.dataset, "val"), predictor).scores().miou
     return {"minutes": minutes, "steps": step, "batch": config.batch_size, "miou": miou}
 
@@ -129,7 +129,7 @@ def print_row(name: str, minutes: float, steps: int, batch: int, miou: float) ->
     row = {
         "minutes": round(minutes, 2),
         "steps": steps,
-        "pictures_per_s": round(steps * batch / minutes / 60, 2),
+        "images_per_s": round(steps * batch / minutes / 60, 2),
         "miou": round(miou, 4),
         "peak_GiB": round(peak, 2),
     }

@@ -1,7 +1,7 @@
 """The encoder as a backbone: another head on its maps, here one that finds points.
 
 A head of a few lines takes the maps at strides 8 and 32 and learns where bright dots are, as a heat
-map. The first two stages stay frozen, as one does with few pictures.
+map. The first two stages stay frozen, as one does with few images.
 """
 
 import sys
@@ -30,7 +30,7 @@ class PointHead(nn.Module):
 
 
 def dots(count: int, side: int = 128) -> tuple[Tensor, Tensor]:
-    """Noise with a bright dot in each picture, and heat maps of where it is."""
+    """Noise with a bright dot in each image, and heat maps of where it is."""
     pixels, heat = (
         0.3 * torch.randn(count, 3, side, side),
         torch.zeros(count, 1, side // 8, side // 8),
@@ -45,7 +45,7 @@ def main(steps: int = 60) -> None:
     torch.manual_seed(0)
     encoder = segformer.MixTransformer.from_pretrained("human-parsing-b0", out_indices=(1, 3))
     encoder.freeze(2).train()
-    head = PointHead(encoder.channels)
+    head = PointHead(encoder.out_channels)
     learning = [p for p in (*encoder.parameters(), *head.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-3)
     for step in range(steps):

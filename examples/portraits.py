@@ -23,7 +23,10 @@ def main(folder: str) -> None:
     for prediction in predictor.stream([astronaut, Path(hopper)]):
         for path in prediction.save(folder):
             print(path)
-        print("  " + ", ".join(f"{name} {share:.0%}" for name, share in prediction.shares.items()))
+        print(
+            "  "
+            + ", ".join(f"{name} {share:.0%}" for name, share in prediction.class_fractions.items())
+        )
 
 
 if __name__ == "__main__":

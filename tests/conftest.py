@@ -21,10 +21,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 TINY = SegFormerConfig(
-    channels=(8, 16, 24, 32),
+    hidden_sizes=(8, 16, 24, 32),
     depths=(1, 2, 1, 1),
-    heads=(1, 2, 3, 4),
-    decoder_width=16,
+    num_attention_heads=(1, 2, 3, 4),
+    decoder_hidden_size=16,
     num_classes=5,
 )
 
@@ -34,7 +34,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Random, not default, biases, norms and BatchNorm statistics."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def tiny_config() -> SegFormerConfig:
 @pytest.fixture
 def tiny_model() -> SegFormer:
     torch.manual_seed(0)
-    return randomise(SegFormer(TINY)).eval()
+    return randomize(SegFormer(TINY)).eval()
 
 
 @pytest.fixture
@@ -71,30 +71,34 @@ def shared_data() -> Path:
 @pytest.fixture
 def tiny_variant(monkeypatch: pytest.MonkeyPatch) -> str:
     """A variant for quick trainings."""
-    row = {"channels": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "heads": (1, 2, 3, 4)}
-    monkeypatch.setitem(VARIANTS, "tiny", {**row, "decoder_width": 16})
+    row = {
+        "hidden_sizes": (8, 16, 24, 32),
+        "depths": (1, 1, 1, 1),
+        "num_attention_heads": (1, 2, 3, 4),
+    }
+    monkeypatch.setitem(VARIANTS, "tiny", {**row, "decoder_hidden_size": 16})
     return "tiny"
 
 
 def draw_dataset(
     root: Path, *, train: int = 6, val: int = 2, size: tuple[int, int] = (48, 64)
 ) -> Path:
-    """Rectangles (class 1) and discs (class 2) on noise (class 0), a strip of 255 below."""
+    """Rectangles (class 1) and discs (class 2) on noise (class 0), a chunk of 255 below."""
     rng = np.random.default_rng(0)
     height, width = size
     y, x = np.mgrid[:height, :width]
     for split, count in (("train", train), ("val", val)):
         for i in range(count):
-            picture = rng.integers(0, 80, (height, width, 3), dtype=np.uint8)
+            image = rng.integers(0, 80, (height, width, 3), dtype=np.uint8)
             mask = np.zeros((height, width), np.uint8)
             top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
             box = np.s_[top : top + height // 3, left : left + width // 3]
-            picture[box], mask[box] = (200, 60, 60), 1
-            centre_y, centre_x = rng.integers(height // 2, height), rng.integers(0, width)
-            disc = (y - centre_y) ** 2 + (x - centre_x) ** 2 < (height // 5) ** 2
-            picture[disc], mask[disc] = (60, 60, 220), 2
+            image[box], mask[box] = (200, 60, 60), 1
+            center_y, center_x = rng.integers(height // 2, height), rng.integers(0, width)
+            disc = (y - center_y) ** 2 + (x - center_x) ** 2 < (height // 5) ** 2
+            image[disc], mask[disc] = (60, 60, 220), 2
             mask[-3:] = 255
-            for kind, array in (("images", picture), ("masks", mask)):
+            for kind, array in (("images", image), ("masks", mask)):
                 path = root / kind / split / f"{i:02}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path)

@@ -67,13 +67,13 @@ def test_predict(tmp_path: Path, tiny_model: SegFormer, capsys: pytest.CaptureFi
         *("--window", "64", "--stride", "48", "--scales", "0.75", "1", "1.25", "--flip"),
     ]
     assert main(words) == 0
-    assert "2 of 2 pictures segmented" in capsys.readouterr().out
+    assert "2 of 2 images segmented" in capsys.readouterr().out
     assert np.asarray(Image.open(tmp_path / "out/a.png")).shape == (40, 50)
     words.insert(3, str(tmp_path / "c.jpg"))
     assert main(words) == 1
     captured = capsys.readouterr()
-    assert "2 of 3 pictures segmented" in captured.out
-    assert "c.jpg: not a picture in a known format" in captured.err
+    assert "2 of 3 images segmented" in captured.out
+    assert "c.jpg: not an image in a known format" in captured.err
     assert len(json.loads((tmp_path / "out/summary.json").read_text())["failed"]) == 1
 
 
@@ -97,22 +97,22 @@ def test_data_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     assert main(["data", "check", str(dataset)]) == 0
     shown = capsys.readouterr().out
-    assert "split train: 6 pictures of 64x48 (6)" in shown
+    assert "split train: 6 images of 64x48 (6)" in shown
     assert "ready to train" in shown
     (dataset / "masks/train/00.png").unlink()
     assert main(["data", "check", str(dataset)]) == 1
     shown = capsys.readouterr().out
-    assert "00.png: there is no mask for this picture" in shown
+    assert "00.png: there is no mask for this image" in shown
     assert "training would fail" in shown
 
 
-def test_train_evaluate_predict_from_recipe_to_picture(
+def test_train_evaluate_predict_from_recipe_to_image(
     tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     recipe = tmp_path / "quick.yaml"
     recipe.write_text(
-        "variant: tiny\ncrop_size: 32\nshort_side: 48\nbatch_size: 2\nmax_steps: 99\nworkers: 0\n"
+        "variant: tiny\ncrop_size: 32\nshort_side: 48\nbatch_size: 2\nmax_steps: 99\nnum_workers: 0\n"
     )
     out = tmp_path / "run"
     words = ["train", str(dataset), "--recipe", str(recipe), "--max-steps", "4", "--out", str(out)]

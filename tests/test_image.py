@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segformer import Preprocessing
-from segformer.image import UnreadableImage, read_mask, read_picture, resize
+from segformer.image import UnreadableImage, read_image, read_mask, resize
 
 
 @pytest.fixture
@@ -28,12 +28,10 @@ def saved(image: Image.Image, path: Path, **options: object) -> Path:
 @pytest.mark.parametrize(
     "mode", ["L", "LA", "RGB", "RGBA", "P", "1", "CMYK", "YCbCr", "LAB", "HSV"]
 )
-def test_every_colour_mode_becomes_rgb(mode: str, rgb: np.ndarray) -> None:
-    picture = read_picture(
-        Image.fromarray(rgb).convert("L" if mode == "LA" else "RGB").convert(mode)
-    )
-    assert picture.shape == (30, 40, 3)
-    assert picture.dtype == np.uint8
+def test_every_color_mode_becomes_rgb(mode: str, rgb: np.ndarray) -> None:
+    image = read_image(Image.fromarray(rgb).convert("L" if mode == "LA" else "RGB").convert(mode))
+    assert image.shape == (30, 40, 3)
+    assert image.dtype == np.uint8
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -46,57 +44,59 @@ def test_exif_orientation_is_applied(tmp_path: Path, rgb: np.ndarray, orientatio
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(Image.fromarray(np.ascontiguousarray(stored)), tmp_path / "a.png", exif=exif)
-    assert np.array_equal(read_picture(path), rgb)
-    assert np.array_equal(read_picture(path.read_bytes()), rgb)
+    assert np.array_equal(read_image(path), rgb)
+    assert np.array_equal(read_image(path.read_bytes()), rgb)
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:
     red = Image.new("RGB", (16, 16), (200, 30, 30)).convert("CMYK")
-    picture = read_picture(saved(red, tmp_path / "a.jpg"))
-    assert np.abs(picture[8, 8].astype(int) - (200, 30, 30)).max() < 8
+    image = read_image(saved(red, tmp_path / "a.jpg"))
+    assert np.abs(image[8, 8].astype(int) - (200, 30, 30)).max() < 8
 
 
 def test_transparency_is_dropped(tmp_path: Path, rgb: np.ndarray) -> None:
     rgba = np.dstack([rgb, np.full((30, 40), 7, np.uint8)])
     path = saved(Image.fromarray(rgba), tmp_path / "a.png")
-    assert np.array_equal(read_picture(path), rgb)
-    assert np.array_equal(read_picture(path, bands=4), rgba)
-    assert np.array_equal(read_picture(rgba), rgb)
+    assert np.array_equal(read_image(path), rgb)
+    assert np.array_equal(read_image(path, channels=4), rgba)
+    assert np.array_equal(read_image(rgba), rgb)
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    grey = (np.arange(1200).reshape(30, 40) * 54).astype(np.uint16)
+    gray = (np.arange(1200).reshape(30, 40) * 54).astype(np.uint16)
     for suffix in (".png", ".tif"):
-        path = saved(Image.fromarray(grey), tmp_path / f"a{suffix}")
-        assert np.array_equal(read_picture(path)[:, :, 1], np.rint(grey / 257))
-    rgb16 = np.repeat(grey[:, :, None], 3, axis=2)
-    assert np.array_equal(read_picture(rgb16)[:, :, 2], np.rint(grey / 257))
+        path = saved(Image.fromarray(gray), tmp_path / f"a{suffix}")
+        assert np.array_equal(read_image(path)[:, :, 1], np.rint(gray / 257))
+    rgb16 = np.repeat(gray[:, :, None], 3, axis=2)
+    assert np.array_equal(read_image(rgb16)[:, :, 2], np.rint(gray / 257))
 
 
-def test_arrays_of_many_bands(tmp_path: Path) -> None:
-    bands = np.random.default_rng(0).normal(size=(20, 30, 13)).astype(np.float32)
-    np.save(tmp_path / "a.npy", bands)
-    assert np.array_equal(read_picture(tmp_path / "a.npy", bands=13), bands)
-    with pytest.raises(UnreadableImage, match=r"takes 13 bands, this has 30 \(channels must come"):
-        read_picture(bands.transpose(2, 0, 1), bands=13)
-    with pytest.raises(UnreadableImage, match="takes 3 bands, this has 13"):
-        read_picture(tmp_path / "a.npy")
+def test_arrays_of_many_channels(tmp_path: Path) -> None:
+    channels = np.random.default_rng(0).normal(size=(20, 30, 13)).astype(np.float32)
+    np.save(tmp_path / "a.npy", channels)
+    assert np.array_equal(read_image(tmp_path / "a.npy", channels=13), channels)
+    with pytest.raises(
+        UnreadableImage, match=r"takes 13 channels, this has 30 \(channels must come"
+    ):
+        read_image(channels.transpose(2, 0, 1), channels=13)
+    with pytest.raises(UnreadableImage, match="takes 3 channels, this has 13"):
+        read_image(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
-def test_tiff_of_many_bands(tmp_path: Path, planar: str) -> None:
-    bands = np.random.default_rng(0).integers(-500, 9000, (20, 30, 13), dtype=np.int16)
-    stored = bands if planar == "contig" else np.moveaxis(bands, -1, 0)
+def test_tiff_of_many_channels(tmp_path: Path, planar: str) -> None:
+    channels = np.random.default_rng(0).integers(-500, 9000, (20, 30, 13), dtype=np.int16)
+    stored = channels if planar == "contig" else np.moveaxis(channels, -1, 0)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, stored, planarconfig=planar, photometric="minisblack")
-    assert np.array_equal(read_picture(path, bands=13), bands)
-    with pytest.raises(UnreadableImage, match="takes 3 bands, this has 13"):
-        read_picture(path)
+    assert np.array_equal(read_image(path, channels=13), channels)
+    with pytest.raises(UnreadableImage, match="takes 3 channels, this has 13"):
+        read_image(path)
 
 
 def test_real_satellite_chip(shared_data: Path) -> None:
     chip = shared_data / "multispectral" / "Spain_7370579_S2Hand.tif"
-    assert read_picture(chip, bands=13).shape == (512, 512, 13)
+    assert read_image(chip, channels=13).shape == (512, 512, 13)
     mask = read_mask(chip.with_name("Spain_7370579_LabelHand.tif"))
     assert set(np.unique(mask)) <= {-1, 0, 1}
 
@@ -104,17 +104,17 @@ def test_real_satellite_chip(shared_data: Path) -> None:
 def test_floats_from_0_to_1(tmp_path: Path) -> None:
     ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
     path = saved(Image.fromarray(ramp), tmp_path / "a.tif")
-    assert np.array_equal(read_picture(path)[:, :, 0].ravel(), np.arange(256))
+    assert np.array_equal(read_image(path)[:, :, 0].ravel(), np.arange(256))
     ramp[0, :4] = (np.nan, -0.001, 0, 1.001)  # no data, and what a filter leaves
     path = saved(Image.fromarray(ramp), tmp_path / "a.tif")
-    assert read_picture(path)[0, :4, 0].tolist() == [0, 0, 0, 255]
-    assert np.array_equal(read_picture(path)[1:, :, 0].ravel(), np.arange(16, 256))
+    assert read_image(path)[0, :4, 0].tolist() == [0, 0, 0, 255]
+    assert np.array_equal(read_image(path)[1:, :, 0].ravel(), np.arange(16, 256))
 
 
 class TestBrokenFiles:
     def test_missing(self) -> None:
         with pytest.raises(UnreadableImage, match="gone.jpg: no such file"):
-            read_picture("gone.jpg")
+            read_image("gone.jpg")
 
     def test_truncated(self, tmp_path: Path, rgb: np.ndarray) -> None:
         noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
@@ -122,17 +122,17 @@ class TestBrokenFiles:
             path = saved(Image.fromarray(noise), tmp_path / f"a{suffix}")
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
             with pytest.raises(UnreadableImage, match=f"a{suffix}: "):
-                read_picture(path)
+                read_image(path)
 
-    def test_not_a_picture(self, tmp_path: Path) -> None:
+    def test_not_a_image(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").write_text("hello")
-        with pytest.raises(UnreadableImage, match="not a picture in a known format"):
-            read_picture(tmp_path / "a.png")
-        with pytest.raises(UnreadableImage, match="picture in memory: not a picture"):
-            read_picture(b"")
+        with pytest.raises(UnreadableImage, match="not an image in a known format"):
+            read_image(tmp_path / "a.png")
+        with pytest.raises(UnreadableImage, match="image in memory: not an image"):
+            read_image(b"")
         (tmp_path / "a.npy").write_text("hello")
         with pytest.raises(UnreadableImage, match="cannot be read as an array"):
-            read_picture(tmp_path / "a.npy")
+            read_image(tmp_path / "a.npy")
 
     def test_decompression_bomb(self) -> None:
         def chunk(kind: bytes, data: bytes) -> bytes:
@@ -147,7 +147,7 @@ class TestBrokenFiles:
             + chunk(b"IEND", b"")
         )
         with pytest.raises(UnreadableImage, match="raise PIL.Image.MAX_IMAGE_PIXELS"):
-            read_picture(bomb)
+            read_image(bomb)
 
 
 class TestMasks:
@@ -155,7 +155,7 @@ class TestMasks:
         ids = np.arange(1200).reshape(30, 40) % 7
         image = Image.fromarray(ids.astype(np.uint8), mode=None).convert("P")
         image = Image.frombytes("P", (40, 30), ids.astype(np.uint8).tobytes())
-        image.putpalette([255, 0, 0] * 256)  # one colour: only indices tell classes apart
+        image.putpalette([255, 0, 0] * 256)  # one color: only indices tell classes apart
         assert np.array_equal(read_mask(saved(image, tmp_path / "a.png")), ids)
 
     def test_sixteen_bits(self, tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ class TestMasks:
         with pytest.raises(UnreadableImage, match="a mask must be"):
             read_mask(np.zeros(shape, np.uint8))
 
-    def test_colours_are_refused(self, tmp_path: Path, rgb: np.ndarray) -> None:
-        with pytest.raises(UnreadableImage, match="this one holds colours"):
+    def test_colors_are_refused(self, tmp_path: Path, rgb: np.ndarray) -> None:
+        with pytest.raises(UnreadableImage, match="this one holds colors"):
             read_mask(saved(Image.fromarray(rgb), tmp_path / "a.png"))
         with pytest.raises(UnreadableImage, match="must hold integers, this one holds float32"):
             read_mask(np.zeros((3, 4), np.float32))
@@ -187,8 +187,8 @@ class TestMasks:
 def test_resize_is_pillow_s_antialiased_bilinear(rgb: np.ndarray) -> None:
     expected = np.asarray(Image.fromarray(rgb).resize((17, 11), Image.Resampling.BILINEAR))
     assert np.array_equal(resize(rgb, (11, 17)), expected)
-    by_band = resize(np.dstack([rgb, rgb]), (11, 17))
-    assert np.abs(by_band[:, :, 3:].astype(int) - expected).max() <= 1
+    by_channel = resize(np.dstack([rgb, rgb]), (11, 17))
+    assert np.abs(by_channel[:, :, 3:].astype(int) - expected).max() <= 1
     as_float = resize(rgb.astype(np.float64), (11, 17))
     assert as_float.dtype == np.float32
     assert np.abs(as_float - expected).max() <= 1
@@ -214,24 +214,24 @@ def test_a_strip_does_not_become_a_wall() -> None:
 
 
 def test_no_data_becomes_the_mean() -> None:
-    picture = np.full((4, 4, 2), 3.0)
-    picture[0, 0], picture[1, 1] = np.nan, np.inf
-    normalised = Preprocessing(mean=(1, 1), std=(1, 2), rescale=1.0).normalise(picture)
-    assert normalised[0, 0].tolist() == normalised[1, 1].tolist() == [0, 0]
-    assert normalised[2, 2].tolist() == [2, 1]
+    image = np.full((4, 4, 2), 3.0)
+    image[0, 0], image[1, 1] = np.nan, np.inf
+    normalized = Preprocessing(mean=(1, 1), std=(1, 2), rescale=1.0).normalize(image)
+    assert normalized[0, 0].tolist() == normalized[1, 1].tolist() == [0, 0]
+    assert normalized[2, 2].tolist() == [2, 1]
 
 
 def test_floats_of_0_to_1_for_a_model_of_0_to_255_are_refused() -> None:
     with pytest.raises(ValueError, match="values end at 1, the model expects 0..255"):
-        Preprocessing().normalise(np.random.default_rng(0).random((4, 4, 3)))
+        Preprocessing().normalize(np.random.default_rng(0).random((4, 4, 3)))
 
 
 def test_normalise_is_the_field_s(rgb: np.ndarray) -> None:
     preprocessing = Preprocessing()
     expected = (rgb / 255 - preprocessing.mean) / preprocessing.std
-    np.testing.assert_allclose(preprocessing.normalise(rgb), expected, atol=1e-5)
-    with pytest.raises(ValueError, match="4 bands, the preprocessing's mean has 3"):
-        preprocessing.normalise(np.zeros((2, 2, 4), np.uint8))
+    np.testing.assert_allclose(preprocessing.normalize(rgb), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="4 channels, the preprocessing's mean has 3"):
+        preprocessing.normalize(np.zeros((2, 2, 4), np.uint8))
 
 
 def test_impossible_preprocessing() -> None:
@@ -244,4 +244,4 @@ def test_impossible_preprocessing() -> None:
 def test_a_file_like_jpeg_in_memory(rgb: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG")
-    assert read_picture(buffer.getvalue()).shape == (30, 40, 3)
+    assert read_image(buffer.getvalue()).shape == (30, 40, 3)

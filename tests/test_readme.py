@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from conftest import draw_dataset
-from data.test_classes import draw_classes
+from data.test_class_folders import draw_classes
 from segformer.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ def test_every_command_and_example_runs(
     monkeypatch.chdir(tmp_path)
     Image.fromarray(photograph).save("holiday.jpg")
     draw_dataset(tmp_path / "shapes")
-    draw_classes(tmp_path / "colours")
+    draw_classes(tmp_path / "colors")
     commands = examples = 0
     for language, text in BLOCKS:
         if language == "python":

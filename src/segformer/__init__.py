@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from segformer.classes import ClassSet as ClassSet
     from segformer.image import Preprocessing as Preprocessing
-    from segformer.labels import LabelSet as LabelSet
     from segformer.model.config import SegFormerConfig as SegFormerConfig
     from segformer.model.encoder import MixTransformer as MixTransformer
     from segformer.model.segformer import SegFormer as SegFormer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "ClassPredictor": "segformer.prediction.classifier",
-    "LabelSet": "segformer.labels",
+    "ClassSet": "segformer.classes",
     "MixTransformer": "segformer.model.encoder",
     "Prediction": "segformer.prediction.prediction",
     "Predictor": "segformer.prediction.predictor",

@@ -4,6 +4,7 @@ A command's options are a dataclass, which tyro reads. The annotations must be r
 the strings of PEP 563, because these classes live inside their functions.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ T = TypeVar("T")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    words, level = _take_log_level(words)
+    _log_to_terminal(level)
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -58,6 +61,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+def _take_log_level(words: list[str]) -> tuple[list[str], int]:
+    """The words without --quiet and --verbose, and the level of messages they ask for."""
+    levels = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
+    asked = [levels[word] for word in words if word in levels]
+    return [word for word in words if word not in levels], asked[-1] if asked else logging.INFO
+
+
+class _TerminalHandler(logging.Handler):
+    """Messages on standard error, each as one line however narrow the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from segformer.progress import console
+
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        console.print(level + record.getMessage(), highlight=False, markup=False, soft_wrap=True)
+
+
+def _log_to_terminal(level: int) -> None:
+    """Show the package's messages of a level and above."""
+    logger = logging.getLogger("segformer")
+    logger.setLevel(level)
+    if not any(isinstance(handler, _TerminalHandler) for handler in logger.handlers):
+        logger.addHandler(_TerminalHandler())
+
+
 def _predict(words: list[str]) -> int:
     import tyro
 
@@ -65,46 +93,48 @@ def _predict(words: list[str]) -> int:
 
     @dataclass
     class Predict:
-        """Segment pictures: class ids as PNG, overlays with a legend, and a summary.
+        """Segment images: class ids as PNG, overlays with a legend, and a summary.
 
         Example: segformer predict holiday/ --model runs/mine/best --out masks
 
         Attributes:
-            pictures: Files, folders, or patterns such as 'photos/*.jpg'.
+            images: Files, folders, or patterns such as 'photos/*.jpg'.
             model: Folder, file or Hub id of a model; left out, the one that ships inside (human
                 parsing). A classifier tells the five most probable classes.
             out: Folder for the results.
             overlay: Write overlays beside the ids.
         """
 
-        pictures: tyro.conf.Positional[tuple[str, ...]]
+        images: tyro.conf.Positional[tuple[str, ...]]
         model: str | None = None
         out: Path = Path("predictions")
         overlay: bool = True
         config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
 
     options = _parse(Predict, "predict", words)
-    if not options.pictures:
-        raise ValueError("which pictures? name files, folders or patterns")
+    if not options.images:
+        raise ValueError("which images? name files, folders or patterns")
 
     from segformer.checkpoints.store import open_checkpoint
-    from segformer.prediction.batch import find_pictures, predict_files
+    from segformer.prediction.batch import find_images, predict_files
     from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar
 
-    jobs = find_pictures(options.pictures)
+    jobs = find_images(options.images)
     if options.model is not None and open_checkpoint(options.model).kind == "classifier":
-        return _classify([job.picture for job in jobs], options.model, options.out, options.config)
+        return _classify([job.image for job in jobs], options.model, options.out, options.config)
     predictor = Predictor(options.model, options.config)
-    with ProgressBar("predicting", len(jobs), "pictures") as bar:
+    with ProgressBar("predicting", len(jobs), "images") as bar:
         result = predict_files(
-            predictor, jobs, options.out, overlay=options.overlay, on_picture=bar.advance
+            predictor, jobs, options.out, overlay=options.overlay, on_image=bar.advance
         )
-    if len(result.pictures) <= 10:
-        for row in result.pictures:
-            largest = ", ".join(f"{n} {share:.0%}" for n, share in list(row["shares"].items())[:5])
-            print(f"{row['picture']}: {largest}")
-    print(f"{len(result.pictures)} of {len(jobs)} pictures segmented into {options.out}")
+    if len(result.images) <= 10:
+        for row in result.images:
+            largest = ", ".join(
+                f"{n} {fraction:.0%}" for n, fraction in list(row["class_fractions"].items())[:5]
+            )
+            print(f"{row['image']}: {largest}")
+    print(f"{len(result.images)} of {len(jobs)} images segmented into {options.out}")
     if result.failed:
         print(f"{len(result.failed)} failed:", file=sys.stderr)
         for failure in result.failed:
@@ -113,7 +143,7 @@ def _predict(words: list[str]) -> int:
     return 0
 
 
-def _classify(pictures: list[Path], model: str, out: Path, config: "PredictConfig") -> int:
+def _classify(images: list[Path], model: str, out: Path, config: "PredictConfig") -> int:
     from segformer.files import write_json
     from segformer.prediction.classifier import ClassPredictor
     from segformer.progress import ProgressBar
@@ -121,15 +151,15 @@ def _classify(pictures: list[Path], model: str, out: Path, config: "PredictConfi
     failed: list[str] = []
     rows: list[dict[str, Any]] = []
     predictor = ClassPredictor(model, device=config.device, precision=config.precision)
-    with ProgressBar("classifying", len(pictures), "pictures") as bar:
-        for result in predictor.stream(pictures, on_error=lambda _, e: failed.append(str(e))):
-            rows.append({"picture": str(result.source), "classes": result.top(5)})
+    with ProgressBar("classifying", len(images), "images") as bar:
+        for result in predictor.stream(images, on_error=lambda _, e: failed.append(str(e))):
+            rows.append({"image": str(result.source), "classes": result.top(5)})
             bar.advance()
     for row in rows[:10]:
-        best = ", ".join(f"{name} {share:.0%}" for name, share in row["classes"].items())
-        print(f"{row['picture']}: {best}")
-    write_json(out / "classes.json", {"model": model, "pictures": rows, "failed": failed})
-    print(f"{len(rows)} of {len(pictures)} pictures classified into {out / 'classes.json'}")
+        best = ", ".join(f"{name} {fraction:.0%}" for name, fraction in row["classes"].items())
+        print(f"{row['image']}: {best}")
+    write_json(out / "classes.json", {"model": model, "images": rows, "failed": failed})
+    print(f"{len(rows)} of {len(images)} images classified into {out / 'classes.json'}")
     for sentence in failed:
         print(f"  {sentence}", file=sys.stderr)
     return FAILED if failed else 0
@@ -142,19 +172,19 @@ def _convert(words: list[str]) -> int:
     class Convert:
         """Write a model's weights with another codebase's names, bit for bit.
 
-        Example: segformer convert segformer.b0.512x512.ade.160k.pth b0-ade --dialect hf
+        Example: segformer convert segformer.b0.512x512.ade.160k.pth b0-ade --format hf
 
         Attributes:
-            source: Folder, file or Hub id of a model, in any dialect.
+            source: Folder, file or Hub id of a model, in any format.
             destination: File (.pth, .safetensors, ...), or for hf and smp a folder.
-            dialect: Whose names to write: transformers and the Hub, the original code, OpenMMLab
+            format: Whose names to write: transformers and the Hub, the original code, OpenMMLab
                 1.x, or segmentation_models.pytorch.
             half: Store float16.
         """
 
         source: tyro.conf.Positional[str]
         destination: tyro.conf.Positional[Path]
-        dialect: Literal["hf", "nvlabs", "mmseg", "smp"]
+        format: Literal["hf", "nvlabs", "mmseg", "smp"]
         half: bool = False
 
     options = _parse(Convert, "convert", words)
@@ -166,10 +196,10 @@ def _convert(words: list[str]) -> int:
     found = convert(
         options.source,
         options.destination,
-        options.dialect,
+        options.format,
         dtype=torch.float16 if options.half else None,
     )
-    print(f"{found.dialect.title} {found.kind} -> {options.destination} ({options.dialect})")
+    print(f"{found.format.title} {found.kind} -> {options.destination} ({options.format})")
     left_out = found.unused + found.unknown
     if left_out:
         more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
@@ -182,7 +212,7 @@ def _info(words: list[str]) -> int:
 
     @dataclass
     class Info:
-        """Tell what a model is: sizes, work, classes, normalisation, dialect, licence.
+        """Tell what a model is: sizes, work, classes, normalization, format, license.
 
         Example: segformer info nvidia/segformer-b0-finetuned-ade-512-512 --size 1024 2048
 
@@ -222,7 +252,7 @@ def _train(words: list[str]) -> int:
 
     @dataclass
     class Train:
-        """Train a model on pictures and masks, or a classifier on a folder of pictures per class.
+        """Train a model on images and masks, or a classifier on a folder of images per class.
 
         Example: segformer train water/ --variant b0 --epochs 100 --out runs/water
         Example: segformer train imagenet/ --task classify --recipe recipes/imagenet-b0.yaml
@@ -314,11 +344,11 @@ def _evaluate(words: list[str]) -> int:
         )
     dataset = open_dataset(options.dataset, options.split)
     predictor = Predictor(options.model, options.config)
-    names = predictor.model.labels.names
-    if dataset.labels.names != names and len(dataset.labels) == len(names):
+    names = predictor.model.classes.names
+    if dataset.classes.names != names and len(dataset.classes) == len(names):
         print(f"warning: the model calls its classes {', '.join(names)}", file=sys.stderr)
-    with ProgressBar("evaluating", len(dataset), "pictures") as bar:
-        matrix = evaluate(dataset, predictor, on_picture=bar.advance)
+    with ProgressBar("evaluating", len(dataset), "images") as bar:
+        matrix = evaluate(dataset, predictor, on_image=bar.advance)
     protocol = {"model": options.model or SHIPPED, "protocol": asdict(options.config)}
     written = write_report(matrix, options.out, dataset, protocol)
     _show(score_table(matrix.scores()))
@@ -332,11 +362,11 @@ def _evaluate_classifier(dataset: Path, model: str, split: str, out: Path, devic
     from segformer.prediction.classifier import ClassPredictor
     from segformer.progress import ProgressBar
 
-    pictures = open_class_folders(dataset, split)
+    images = open_class_folders(dataset, split)
     predictor = ClassPredictor(model, device=device)
-    with ProgressBar("evaluating", len(pictures), "pictures") as bar:
-        scores = evaluate_classes(pictures, predictor, on_picture=bar.advance)
-    written = write_class_report(scores, out, pictures, {"model": model})
+    with ProgressBar("evaluating", len(images), "images") as bar:
+        scores = evaluate_classes(images, predictor, on_image=bar.advance)
+    written = write_class_report(scores, out, images, {"model": model})
     _show(class_table(scores))
     print("written: " + ", ".join(str(path) for path in written))
     for sentence in scores.failed:
@@ -349,7 +379,7 @@ def _data(words: list[str]) -> int:
 
     @dataclass
     class Check:
-        """Read every picture and mask of a data set once and say what is wrong with it.
+        """Read every image and mask of a data set once and say what is wrong with it.
 
         Exit code 1 if training would fail.
 
@@ -376,7 +406,7 @@ def _data(words: list[str]) -> int:
     failed = False
     for split in found:
         dataset = open_dataset(options.dataset, split)
-        with ProgressBar(f"checking {split}", len(dataset), "pictures") as bar:
+        with ProgressBar(f"checking {split}", len(dataset), "images") as bar:
             report = check_split(dataset, bar.advance)
         _show_check(report)
         failed = failed or bool(report.errors)
@@ -392,19 +422,17 @@ def _show_check(report: "SplitReport") -> None:
         f"{width}x{height} ({count})" for (height, width), count in report.sizes.most_common(4)
     )
     more = f" and {len(report.sizes) - 4} more" if len(report.sizes) > 4 else ""
-    print(
-        f"\nsplit {dataset.split}: {len(dataset)} pictures of {sizes or 'no readable size'}{more}"
-    )
+    print(f"\nsplit {dataset.split}: {len(dataset)} images of {sizes or 'no readable size'}{more}")
     table = Table()
     for column, justify in (("id", "right"), ("class", "left"), ("pixels", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    table.add_column("pictures", justify="right")
-    rows = zip(dataset.labels.names, report.frequencies, report.pictures, strict=True)
-    for i, (name, frequency, pictures) in enumerate(rows):
-        table.add_row(str(i), name, f"{frequency:.2%}", str(pictures))
+    table.add_column("images", justify="right")
+    rows = zip(dataset.classes.names, report.frequencies, report.images, strict=True)
+    for i, (name, frequency, images) in enumerate(rows):
+        table.add_row(str(i), name, f"{frequency:.2%}", str(images))
     total = int(report.pixels.sum()) + report.ignored
     table.add_row(
-        str(dataset.labels.ignore_index), "(ignored)", f"{report.ignored / max(total, 1):.2%}", ""
+        str(dataset.classes.ignore_index), "(ignored)", f"{report.ignored / max(total, 1):.2%}", ""
     )
     _show(table)
     for word, sentences in (("error", report.errors), ("warning", report.warnings)):
@@ -422,7 +450,7 @@ class _Command:
 
 
 COMMANDS = {
-    "predict": _Command(_predict, "segment pictures: files, folders, patterns"),
+    "predict": _Command(_predict, "segment images: files, folders, patterns"),
     "train": _Command(_train, "train a model on your own masks", "train"),
     "evaluate": _Command(_evaluate, "score a model on a data set with masks", "train"),
     "data": _Command(_data, "check a data set before training on it"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +19,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+logger = logging.getLogger(__name__)
+
 console = Console(stderr=True)
 """Where progress and messages go; results go to standard output."""
 
 _LINE_EVERY_S = 15.0
-
-
-def say(sentence: str) -> None:
-    """Tell the user something beside the results, as one line however narrow the terminal."""
-    console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 class ProgressBar:
@@ -40,7 +38,7 @@ class ProgressBar:
         total: How many units there are.
         unit: Name of a unit, for the rate.
         start: Units already done, as in a resumed run.
-        scale: Rate units per unit: pictures per training step, say.
+        scale: Rate units per unit: images per training step, say.
     """
 
     def __init__(
@@ -113,7 +111,7 @@ class ProgressBar:
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
         left = (self.total - self.done) * self.scale / self.rate if self.rate else 0
-        say(
+        logger.info(
             f"{self.description}: {self.done}/{self.total}, {self.rate:.1f} {self.unit}/s, "
             f"{_clock(left)} left{', ' + self.note if self.note else ''}"
         )

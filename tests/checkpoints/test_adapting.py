@@ -1,7 +1,8 @@
-"""Other classes, other bands, other heads than a file has: asked for, said, and nothing more."""
+"""Other classes, other channels, other heads than a file has: asked for, said, and nothing more."""
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -9,11 +10,10 @@ import pytest
 import torch
 
 from conftest import TINY
-from segformer import LabelSet, MixTransformer, SegFormer, SegFormerClassifier
-from segformer.checkpoints.dialects import NVLABS
-from segformer.checkpoints.store import adapt_bands
+from segformer import ClassSet, MixTransformer, SegFormer, SegFormerClassifier
+from segformer.checkpoints.formats import NVLABS
+from segformer.checkpoints.store import adapt_in_channels
 from segformer.checkpoints.tensors import CheckpointError
-from segformer.progress import console
 
 
 @pytest.fixture
@@ -23,57 +23,62 @@ def stored(tmp_path: Path, tiny_model: SegFormer) -> Path:
 
 
 def test_another_number_of_classes_renews_the_classifier_alone(
-    stored: Path, tiny_model: SegFormer
+    caplog: pytest.LogCaptureFixture, stored: Path, tiny_model: SegFormer
 ) -> None:
-    with console.capture() as said:
+    with caplog.at_level(logging.INFO, logger="segformer"):
         model = SegFormer.from_pretrained(stored, num_classes=9)
-    assert "its 5 classes are not these 9; the classifier starts anew" in said.get()
+    assert "its 5 classes are not these 9; the classifier is re-initialized" in caplog.text
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 9, 16, 16)
-    assert len(model.labels) == 9
+    assert len(model.classes) == 9
     for name, tensor in tiny_model.state_dict().items():
         if "classifier" not in name:
             assert torch.equal(model.state_dict()[name], tensor), name
     assert model.decoder.classifier.weight.std() > 0
-    with console.capture() as said:
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="segformer"):
         same = SegFormer.from_pretrained(stored, num_classes=5)
-    assert said.get() == ""
+    assert caplog.text == ""
     assert torch.equal(same.decoder.classifier.weight, tiny_model.decoder.classifier.weight)
 
 
 def test_other_names_for_as_many_classes(stored: Path, tiny_model: SegFormer) -> None:
-    labels = LabelSet(("v", "w", "x", "y", "z"))
-    model = SegFormer.from_pretrained(stored, labels=labels)
-    assert model.labels == labels
+    classes = ClassSet(("v", "w", "x", "y", "z"))
+    model = SegFormer.from_pretrained(stored, classes=classes)
+    assert model.classes == classes
     assert torch.equal(model.decoder.classifier.weight, tiny_model.decoder.classifier.weight)
-    assert len(SegFormer.from_pretrained(stored, labels=LabelSet(("a", "b"))).labels) == 2
-    binary = SegFormer.from_pretrained(stored, labels=LabelSet(("a", "b")), num_classes=1)
+    assert len(SegFormer.from_pretrained(stored, classes=ClassSet(("a", "b"))).classes) == 2
+    binary = SegFormer.from_pretrained(stored, classes=ClassSet(("a", "b")), num_classes=1)
     assert binary.config.num_classes == 1
 
 
-@pytest.mark.parametrize("bands", [1, 2, 4, 13])
-def test_other_bands(stored: Path, tiny_model: SegFormer, bands: int) -> None:
-    with console.capture() as said:
-        model = SegFormer.from_pretrained(stored, in_channels=bands)
-    assert f"first convolution is adapted to {bands}" in said.get()
-    assert len(model.preprocessing.mean) == bands
-    grey = torch.randn(1, 1, 64, 64)
-    with torch.no_grad():  # a picture whose bands are alike looks the same
-        expected = tiny_model(grey.expand(-1, 3, -1, -1))
-        torch.testing.assert_close(model(grey.expand(-1, bands, -1, -1)), expected)
-        encoder = MixTransformer.from_pretrained(stored, in_channels=bands)
-        assert encoder(grey.expand(-1, bands, -1, -1))[0].shape == (1, 8, 16, 16)
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_other_channels(
+    caplog: pytest.LogCaptureFixture, stored: Path, tiny_model: SegFormer, channels: int
+) -> None:
+    with caplog.at_level(logging.INFO, logger="segformer"):
+        model = SegFormer.from_pretrained(stored, in_channels=channels)
+    assert f"first convolution is adapted to {channels}" in caplog.text
+    assert len(model.preprocessing.mean) == channels
+    gray = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():  # an image whose channels are alike looks the same
+        expected = tiny_model(gray.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(model(gray.expand(-1, channels, -1, -1)), expected)
+        encoder = MixTransformer.from_pretrained(stored, in_channels=channels)
+        assert encoder(gray.expand(-1, channels, -1, -1))[0].shape == (1, 8, 16, 16)
 
 
-def test_the_colours_keep_their_weights_beside_a_fourth_band() -> None:
+def test_the_colors_keep_their_weights_beside_a_fourth_band() -> None:
     weight = torch.randn(8, 3, 7, 7)
-    adapted = adapt_bands(weight, 4)
+    adapted = adapt_in_channels(weight, 4)
     torch.testing.assert_close(adapted[:, :3], weight * 3 / 4)
     torch.testing.assert_close(adapted[:, 3], weight.mean(1) * 3 / 4)
-    torch.testing.assert_close(adapt_bands(weight, 1)[:, 0], weight.sum(1))
-    assert adapt_bands(weight, 3) is weight
+    torch.testing.assert_close(adapt_in_channels(weight, 1)[:, 0], weight.sum(1))
+    assert adapt_in_channels(weight, 3) is weight
 
 
-def test_a_classifier_or_encoder_becomes_a_segmenter_only_if_asked(tmp_path: Path) -> None:
+def test_a_classifier_or_encoder_becomes_a_segmenter_only_if_asked(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     classifier = SegFormerClassifier(TINY)
     classifier.save_pretrained(tmp_path / "classifier")
     with pytest.raises(
@@ -81,9 +86,9 @@ def test_a_classifier_or_encoder_becomes_a_segmenter_only_if_asked(tmp_path: Pat
         match=r"holds a classifier without decoder; with num_classes=.* or load it with SegFormerC",
     ):
         SegFormer.from_pretrained(tmp_path / "classifier")
-    with console.capture() as said:
+    with caplog.at_level(logging.INFO, logger="segformer"):
         model = SegFormer.from_pretrained(tmp_path / "classifier", num_classes=3)
-    assert "no decoder in it; the decoder starts anew" in said.get()
+    assert "it has no decoder; the decoder is re-initialized" in caplog.text
     for name, tensor in classifier.encoder.state_dict().items():
         assert torch.equal(model.encoder.state_dict()[name], tensor), name
     assert model(torch.zeros(1, 3, 64, 64)).isfinite().all()
@@ -98,7 +103,7 @@ def test_a_misfit_says_its_likely_cause(tmp_path: Path, stored: Path) -> None:
     config = stored / "config.json"
     text = config.read_text()
     for change, cause in (
-        (('"num_channels": 3', '"num_channels": 4'), "the file is for 3 bands, not 4"),
+        (('"num_channels": 3', '"num_channels": 4'), "the file is for 3 channels, not 4"),
         (('"decoder_hidden_size": 16', '"decoder_hidden_size": 24'), "is 16 wide, not 24"),
         (("[\n    1,\n    2,\n    1,\n    1\n  ]", "[1, 2, 2, 1]"), r"depths \(1, 2, 1, 1\), not"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from checkpoints.hub_server import HubServer, Repository
 from segformer import SegFormer, SegFormerClassifier
 from segformer.checkpoints.card import model_card
 from segformer.checkpoints.tensors import CheckpointError
-from segformer.progress import console
 
 NAME = "somebody/shapes-b0"
 
@@ -54,16 +54,17 @@ def same(model: SegFormer, other: SegFormer) -> bool:
 
 
 def test_download_and_cache(
+    caplog: pytest.LogCaptureFixture,
     hub: HubServer,
     published: Repository,
     tiny_model: SegFormer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with console.capture() as said:
+    with caplog.at_level(logging.INFO, logger="segformer"):
         model = SegFormer.from_pretrained(NAME)
     assert same(model, tiny_model)
-    assert model.labels == tiny_model.labels
-    assert "licence nobody-1.0" in said.get()
+    assert model.classes == tiny_model.classes
+    assert "license nobody-1.0" in caplog.text
     fetched = [line for line in hub.requests if line.startswith("GET") and "resolve" in line]
     assert len(fetched) == 4
     hub.requests.clear()
@@ -162,10 +163,10 @@ def write_run(folder: Path) -> Path:
     report = {
         "dataset": "/data/shapes",
         "split": "val",
-        "pictures": 20,
+        "images": 20,
         "steps": 100,
         "minutes": 3.5,
-        "training_pictures": 80,
+        "training_images": 80,
         "miou": 0.456,
         "mean_accuracy": 0.5,
         "mean_dice": 0.6,
@@ -173,7 +174,7 @@ def write_run(folder: Path) -> Path:
         "classes": {f"class {i}": row for i in range(4)} | {"class 4": {**row, "iou": None}},
     }
     (folder / "report.json").write_text(json.dumps(report))
-    recipe = {"dataset": "/data/shapes", "variant": "b0", "lr": 6e-4, "init": "/models/base"}
+    recipe = {"dataset": "/data/shapes", "variant": "b0", "lr": 6e-4, "pretrained": "/models/base"}
     (folder / "config.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 
@@ -183,7 +184,7 @@ def test_push_to_hub(hub: HubServer, tiny_model: SegFormer, tmp_path: Path) -> N
     run = write_run(tmp_path / "run")
     with pytest.raises(CheckpointError, match="401"):
         tiny_model.push_to_hub(NAME, token="wrong")
-    url = tiny_model.push_to_hub(NAME, run=run, licence="apache-2.0", token="secret")
+    url = tiny_model.push_to_hub(NAME, run=run, license="apache-2.0", token="secret")
     assert url.startswith(f"{hub.address}/{NAME}/commit/")
     files = hub.repositories[NAME].commits[hub.repositories[NAME].branches["main"]]
     assert sorted(files) == [
@@ -203,8 +204,8 @@ def test_push_to_hub(hub: HubServer, tiny_model: SegFormer, tmp_path: Path) -> N
     }
     assert "| **mean** | 45.6 | 50.0 | 60.0 |" in text
     assert "| class 4 | - | 60.0 | 67.0 |" in text
-    assert "80 pictures, 3.5 minutes" in text
-    assert "init: base" in text
+    assert "80 images, 3.5 minutes" in text
+    assert "pretrained: base" in text
     assert "/models" not in text  # whose machine it was is nobody's business
 
 

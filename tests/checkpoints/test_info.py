@@ -26,7 +26,7 @@ def test_info_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     convert(tmp_path / "b2", tmp_path / "b2.pth", "nvlabs")
     assert main(["info", str(tmp_path / "b2.pth"), "--json", "--size", "512", "512"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["variant"], found["dialect"], found["kind"]) == ("b2", "NVlabs", "segmenter")
+    assert (found["variant"], found["format"], found["kind"]) == ("b2", "NVlabs", "segmenter")
     expected = {
         part: sum(p.numel() for p in getattr(model, part).parameters())
         for part in ("encoder", "decoder")
@@ -50,8 +50,8 @@ def test_errors_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["info", "--size", "8", "8"]) == 1
     assert "8 x 8 pixels are too small" in capsys.readouterr().err
     assert main(["info", "nowhere"]) == 1
-    assert main(["convert", "nowhere", str(tmp_path / "x.pth"), "--dialect", "nvlabs"]) == 1
-    words = ["convert", "human-parsing-b0", str(tmp_path / "x.pth"), "--dialect", "nvlabs"]
+    assert main(["convert", "nowhere", str(tmp_path / "x.pth"), "--format", "nvlabs"]) == 1
+    words = ["convert", "human-parsing-b0", str(tmp_path / "x.pth"), "--format", "nvlabs"]
     assert main(words) == 0
     assert "Hub (transformers) segmenter ->" in capsys.readouterr().out
     assert main(["info", str(tmp_path / "x.pth")]) == 0

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from checkpoints.record_smp import CLASSES, INPUT_SHAPE, OUTPUTS, VARIANTS, digest, draw, sample
-from conftest import TINY, randomise
+from conftest import TINY, randomize
 from segformer import MixTransformer, SegFormer, SegFormerClassifier, SegFormerConfig
-from segformer.checkpoints.dialects import HUB_IN_MEMORY, NVLABS, OPENMMLAB, SMP
+from segformer.checkpoints.formats import HUB_IN_MEMORY, NVLABS, OPENMMLAB, SMP
 from segformer.checkpoints.store import convert
 from segformer.model.config import OPENMMLAB_EPS, ORIGINAL_EPS
 
@@ -34,10 +34,10 @@ def pixels_like(*shape: int) -> Tensor:
 
 def transformers_config(config: SegFormerConfig) -> transformers.SegformerConfig:
     return transformers.SegformerConfig(
-        hidden_sizes=list(config.channels),
+        hidden_sizes=list(config.hidden_sizes),
         depths=list(config.depths),
-        num_attention_heads=list(config.heads),
-        decoder_hidden_size=config.decoder_width,
+        num_attention_heads=list(config.num_attention_heads),
+        decoder_hidden_size=config.decoder_hidden_size,
         num_labels=config.num_classes,
     )
 
@@ -50,7 +50,7 @@ def test_transformers(size: str, kind: str, tmp_path: Path) -> None:
         "segmentation": (transformers.SegformerForSemanticSegmentation, SegFormer),
         "classification": (transformers.SegformerForImageClassification, SegFormerClassifier),
     }[kind]
-    theirs = randomise(whole(transformers_config(CONFIGS[size]))).eval()
+    theirs = randomize(whole(transformers_config(CONFIGS[size]))).eval()
     theirs.save_pretrained(tmp_path)
     torch.save(theirs.state_dict(), tmp_path / "in_memory.pth")  # transformers 5's other names
     pixels = pixels_like(1, 3, 64, 97)
@@ -66,7 +66,7 @@ def test_transformers(size: str, kind: str, tmp_path: Path) -> None:
 
 def test_gradients_of_transformers(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    theirs = randomise(transformers.SegformerForSemanticSegmentation(transformers_config(TINY)))
+    theirs = randomize(transformers.SegformerForSemanticSegmentation(transformers_config(TINY)))
     theirs.save_pretrained(tmp_path)
     model = SegFormer.from_pretrained(tmp_path).double()
     theirs.eval().double()
@@ -82,7 +82,7 @@ def test_gradients_of_transformers(tmp_path: Path) -> None:
 def test_smp(variant: str, tmp_path: Path) -> None:
     recorded = json.loads(OUTPUTS.read_text())[variant]
     config = SegFormerConfig.from_variant(
-        variant, num_classes=CLASSES, decoder_width=VARIANTS[variant]
+        variant, num_classes=CLASSES, decoder_hidden_size=VARIANTS[variant]
     )
     with torch.device("meta"):
         shapes = SMP.from_ours(SegFormer(config).state_dict())
@@ -125,7 +125,7 @@ def plain_encoder(
 
     maps, outputs = pixels, []
     for s, (heads, r, depth) in enumerate(
-        zip(config.heads, config.reductions, config.depths, strict=True)
+        zip(config.num_attention_heads, config.sr_ratios, config.depths, strict=True)
     ):
         where = {"s": s, "n": s + 1}
         stride, padding = (2, 1) if s else (4, 3)
@@ -230,13 +230,13 @@ def openmmlab_head(features: list[Tensor], tensors: dict[str, Tensor]) -> Tensor
 @pytest.mark.parametrize("codebase", ["nvlabs", "openmmlab"])
 def test_plain_transcriptions(size: str, codebase: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    dialect, decoder, eps, names, head = {
+    format, decoder, eps, names, head = {
         "nvlabs": (NVLABS, "original", ORIGINAL_EPS, NVLABS_NAMES, nvlabs_head),
         "openmmlab": (OPENMMLAB, "openmmlab", OPENMMLAB_EPS, OPENMMLAB_NAMES, openmmlab_head),
     }[codebase]
-    width = 256 if codebase == "openmmlab" else CONFIGS[size].decoder_width
-    config = replace(CONFIGS[size], decoder=decoder, decoder_width=width, eps=eps)
-    tensors = dialect.from_ours(randomise(SegFormer(config)).state_dict())
+    width = 256 if codebase == "openmmlab" else CONFIGS[size].decoder_hidden_size
+    config = replace(CONFIGS[size], decoder=decoder, decoder_hidden_size=width, eps=eps)
+    tensors = format.from_ours(randomize(SegFormer(config)).state_dict())
     torch.save({"meta": {}, "state_dict": tensors}, tmp_path / "theirs.pth")
     model = SegFormer.from_pretrained(tmp_path / "theirs.pth")
     assert model.config == config
@@ -258,7 +258,7 @@ def test_eps_of_the_origin_moves_outputs_a_little() -> None:
     logits = {}
     for name, eps in {"hf": None, "nvlabs": ORIGINAL_EPS, "mmseg": OPENMMLAB_EPS}.items():
         config = replace(model.config, eps=eps) if eps else model.config
-        other = SegFormer(config, model.labels).eval()
+        other = SegFormer(config, model.classes).eval()
         other.load_state_dict(model.state_dict())
         with torch.no_grad():
             logits[name] = other(pixels)
@@ -268,14 +268,14 @@ def test_eps_of_the_origin_moves_outputs_a_little() -> None:
 
 
 def test_an_encoder_alone_has_the_features_of_the_whole(tmp_path: Path) -> None:
-    model = randomise(SegFormer(TINY)).eval()
+    model = randomize(SegFormer(TINY)).eval()
     model.save_pretrained(tmp_path / "hf")
     pixels = pixels_like(1, 3, 64, 64)
     for source in ("hf", "nvlabs.pth", "smp.pth"):
         if source != "hf":
             convert(tmp_path / "hf", tmp_path / source, source.removesuffix(".pth"))
         encoder = MixTransformer.from_pretrained(tmp_path / source, out_indices=(1, 3))
-        assert encoder.channels == (16, 32)
+        assert encoder.out_channels == (16, 32)
         assert encoder.strides == (8, 32)
         with torch.no_grad():
             for maps, i in zip(encoder(pixels), (1, 3), strict=True):

@@ -5,8 +5,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from conftest import randomise
-from segformer import LabelSet, Preprocessing, SegFormer
+from conftest import randomize
+from segformer import ClassSet, Preprocessing, SegFormer
 from segformer.checkpoints.tensors import CheckpointError
 from segformer.model.config import ORIGINAL_EPS
 
@@ -20,15 +20,15 @@ def photo_like(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("variant", ["b0", "b2"])
 def test_a_folder_written_here_loads_in_transformers(variant: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    labels = LabelSet(tuple(f"thing {i}" for i in range(19)))
-    model = randomise(SegFormer.from_variant(variant, labels=labels)).eval()
+    classes = ClassSet(tuple(f"thing {i}" for i in range(19)))
+    model = randomize(SegFormer.from_variant(variant, classes=classes)).eval()
     model.save_pretrained(tmp_path)
     theirs, report = transformers.SegformerForSemanticSegmentation.from_pretrained(
         tmp_path, output_loading_info=True
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         assert not report.get(kind), (kind, report[kind])
-    assert theirs.config.id2label == dict(enumerate(labels.names))
+    assert theirs.config.id2label == dict(enumerate(classes.names))
     pixels = photo_like(1, 3, 128, 160)
     with torch.no_grad():
         expected = theirs.eval()(pixels).logits
@@ -41,12 +41,12 @@ def test_a_folder_written_by_transformers_loads_here(variant: str, tmp_path: Pat
     torch.manual_seed(0)
     ours = SegFormer.from_variant(variant).config
     config = transformers.SegformerConfig(
-        hidden_sizes=list(ours.channels),
+        hidden_sizes=list(ours.hidden_sizes),
         depths=list(ours.depths),
-        decoder_hidden_size=ours.decoder_width,
+        decoder_hidden_size=ours.decoder_hidden_size,
         num_labels=150,
     )
-    theirs = randomise(transformers.SegformerForSemanticSegmentation(config)).eval()
+    theirs = randomize(transformers.SegformerForSemanticSegmentation(config)).eval()
     theirs.save_pretrained(tmp_path)
     model = SegFormer.from_pretrained(tmp_path)
     assert model.config.variant == variant
@@ -62,13 +62,13 @@ def test_a_folder_written_by_transformers_loads_here(variant: str, tmp_path: Pat
 
 
 def test_round_trip_keeps_everything(tmp_path: Path, tiny_model: SegFormer) -> None:
-    tiny_model.labels = LabelSet(
+    tiny_model.classes = ClassSet(
         ("a", "b", "c", "d", "e"), palette=tuple((i, 2 * i, 255 - i) for i in range(5))
     )
     tiny_model.preprocessing = Preprocessing(size=200, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     tiny_model.save_pretrained(tmp_path / "deep" / "model")
     again = SegFormer.from_pretrained(tmp_path / "deep" / "model")
-    assert again.labels == tiny_model.labels
+    assert again.classes == tiny_model.classes
     assert again.config == tiny_model.config
     assert again.preprocessing == tiny_model.preprocessing
     for name, tensor in tiny_model.state_dict().items():
@@ -82,12 +82,12 @@ def test_round_trip_keeps_everything(tmp_path: Path, tiny_model: SegFormer) -> N
 
 def test_binary_model_and_own_eps_round_trip(tmp_path: Path) -> None:
     model = SegFormer.from_variant(
-        "b0", labels=LabelSet(("land", "water")), num_classes=1, in_channels=4, eps=ORIGINAL_EPS
+        "b0", classes=ClassSet(("land", "water")), num_classes=1, in_channels=4, eps=ORIGINAL_EPS
     )
     model.save_pretrained(tmp_path)
     again = SegFormer.from_pretrained(tmp_path)
     assert again.config == model.config
-    assert again.labels.names == ("land", "water")
+    assert again.classes.names == ("land", "water")
     entries = json.loads((tmp_path / "config.json").read_text())
     assert entries["id2label"] == {"0": "water"}  # one output: what transformers counts
 
@@ -96,7 +96,7 @@ def test_binary_model_and_own_eps_round_trip(tmp_path: Path) -> None:
 def test_many_classes_round_trip(tmp_path: Path, classes: int) -> None:
     model = SegFormer.from_variant("b0", num_classes=classes)
     model.save_pretrained(tmp_path)
-    assert SegFormer.from_pretrained(tmp_path).labels == model.labels
+    assert SegFormer.from_pretrained(tmp_path).classes == model.classes
 
 
 def test_two_classes_of_one_name_are_told_apart(tmp_path: Path, tiny_model: SegFormer) -> None:
@@ -105,7 +105,7 @@ def test_two_classes_of_one_name_are_told_apart(tmp_path: Path, tiny_model: SegF
     del entries["segformer"]
     entries["id2label"] = {"0": "a", "1": "screen", "2": "b", "3": "screen", "4": "c"}
     (tmp_path / "config.json").write_text(json.dumps(entries))
-    names = SegFormer.from_pretrained(tmp_path).labels.names
+    names = SegFormer.from_pretrained(tmp_path).classes.names
     assert names == ("a", "screen", "b", "screen (2)", "c")
 
 

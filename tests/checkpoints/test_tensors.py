@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from segformer import SegFormer
-from segformer.checkpoints.dialects import NVLABS
+from segformer.checkpoints.formats import NVLABS
 from segformer.checkpoints.tensors import CheckpointError, open_tensors
 
 
@@ -170,7 +170,7 @@ FIRST = "backbone.patch_embed1.proj.weight"
         (FIRST, torch.zeros(8, 3, 7, 7).to_sparse(), "sparse, quantized or without values"),
         (FIRST, torch.zeros(8, 3, 7, 7, device="meta"), "sparse, quantized or without values"),
         (FIRST, torch.zeros(1).expand(8, 10**9, 7, 7), "with values for less"),
-        (FIRST, torch.zeros(8, 70_000, 1, 1), "more than 65536 classes or bands"),
+        (FIRST, torch.zeros(8, 70_000, 1, 1), "more than 65536 classes or channels"),
         (FIRST, torch.tensor(1.0), "the encoder is incomplete"),
         (FIRST, torch.zeros(0, 3, 7, 7), "shapes that no SegFormer has"),
         (FIRST, torch.full((8, 3, 7, 7), 1e300, dtype=torch.float64), "values that are not finite"),

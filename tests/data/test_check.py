@@ -39,14 +39,14 @@ def test_everything_that_can_be_wrong(tmp_path: Path) -> None:
     assert [error.partition(": ")[0].rpartition("/")[2] for error in report.errors] == [
         "00.png", "02.png", "03.png", "04.png", "05.png",
     ]  # fmt: skip
-    assert "there is no mask for this picture" in report.errors[0]
-    assert "the mask is 10 x 10 pixels, its picture 64 x 48" in report.errors[1]
+    assert "there is no mask for this image" in report.errors[0]
+    assert "the mask is 10 x 10 pixels, its image 64 x 48" in report.errors[1]
     assert "77 (2 pixels), 151 (7 pixels)" in report.errors[2]
-    assert "01.png: no picture belongs to this mask" in report.warnings[0]
+    assert "01.png: no image belongs to this mask" in report.warnings[0]
     assert "class 'disc' never occurs in split 'train'" in report.warnings[1]
 
 
-def test_nothing_labelled(small_dataset: Path) -> None:
+def test_nothing_labeled(small_dataset: Path) -> None:
     for mask in (small_dataset / "masks/train").iterdir():
         Image.new("L", (64, 48), 255).save(mask)
-    assert check_split(open_dataset(small_dataset)).errors == ["no pixel of any mask is labelled"]
+    assert check_split(open_dataset(small_dataset)).errors == ["no pixel of any mask is labeled"]

@@ -19,10 +19,10 @@ def describe(root: Path, **changes: object) -> Path:
 def test_yaml(small_dataset: Path) -> None:
     dataset = open_dataset(small_dataset, "train")
     assert len(dataset) == 6
-    assert dataset.labels.names == ("noise", "box", "disc")
+    assert dataset.classes.names == ("noise", "box", "disc")
     assert splits(small_dataset) == ["train", "val"]
-    picture, ids = dataset.read(dataset.samples[0])
-    assert picture.shape == (48, 64, 3)
+    image, ids = dataset.read(dataset.samples[0])
+    assert image.shape == (48, 64, 3)
     assert set(np.unique(ids)) <= {0, 1, 2, 255}
     assert open_dataset(small_dataset / "dataset.yaml", "val").samples[1].name == "01.png"
 
@@ -30,18 +30,18 @@ def test_yaml(small_dataset: Path) -> None:
 def test_bare_folders(small_dataset: Path) -> None:
     (small_dataset / "dataset.yaml").unlink()
     dataset = open_dataset(small_dataset, "val")
-    assert dataset.labels.names == ("background", "class 1", "class 2")
+    assert dataset.classes.names == ("background", "class 1", "class 2")
     assert splits(small_dataset) == ["train", "val"]
 
 
-def test_pictures_in_nested_folders_and_other_formats(tmp_path: Path) -> None:
+def test_images_in_nested_folders_and_other_formats(tmp_path: Path) -> None:
     root = draw_dataset(tmp_path / "d")
     for kind in ("images", "masks"):
         (root / kind / "train" / "a" / "b").mkdir(parents=True)
         (root / kind / "train" / "00.png").rename(root / kind / "train/a/b/00.png")
-    picture = root / "images/train/a/b/00.png"
-    Image.open(picture).save(picture.with_suffix(".jpg"))
-    picture.unlink()
+    image = root / "images/train/a/b/00.png"
+    Image.open(image).save(image.with_suffix(".jpg"))
+    image.unlink()
     sample = next(s for s in open_dataset(root) if s.name == "a/b/00.jpg")
     assert sample.mask == root / "masks/train/a/b/00.png"
 
@@ -77,11 +77,11 @@ def test_mapping_and_ignore_index(small_dataset: Path) -> None:
     [
         ({"names": None}, "."),
         ({"names": {0: "a", 2: "b"}}, r"no name for \[1\]"),
-        ({"train": "images/nowhere"}, "nowhere: there is no such folder of pictures"),
+        ({"train": "images/nowhere"}, "nowhere: there is no such folder of images"),
         ({"masks_dir": "labels"}, "labels/train: there is no such folder of masks"),
         ({"nmaes": []}, "unknown keys: nmaes"),
         ({"nc": 7}, "nc is 7, but there are 3 names"),
-        ({"bands": "many"}, "bands must be a number of at least 1, not 'many'"),
+        ({"channels": "many"}, "channels must be a number of at least 1, not 'many'"),
         ({"names": ["a", "a", "b"]}, "two classes have the name 'a'"),
         ({"palette": [[300, 0, 0]] * 3}, "three integers from 0 to 255"),
         ({"train": None}, "has no split 'train'"),
@@ -115,7 +115,7 @@ def test_reading_refuses_what_training_must_not_see(small_dataset: Path) -> None
     with pytest.raises(DatasetError, match=r"00.png: values outside the classes: 151 \(5 pixels\)"):
         dataset.read(dataset.samples[0])
     Image.fromarray(values[:-1]).save(mask)
-    with pytest.raises(DatasetError, match="the mask is 64 x 47 pixels, its picture 64 x 48"):
+    with pytest.raises(DatasetError, match="the mask is 64 x 47 pixels, its image 64 x 48"):
         dataset.read(dataset.samples[0])
 
 
@@ -123,5 +123,5 @@ def test_reading_refuses_what_training_must_not_see(small_dataset: Path) -> None
 def test_the_real_data_sets_open(shared_data: Path, name: str) -> None:
     dataset = open_dataset(shared_data / name, "val")
     assert len(dataset) in (100, 101)
-    assert len(dataset.labels) == 11
+    assert len(dataset.classes) == 11
     dataset.read(dataset.samples[0])

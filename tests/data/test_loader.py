@@ -17,7 +17,7 @@ def test_order_goes_on_from_any_step(start: int) -> None:
     assert len(DrawSampler(7, 3, 2, start, 10, seed=5)) == len(whole) - 2 * start
 
 
-def test_every_epoch_sees_every_picture_once_in_a_new_order() -> None:
+def test_every_epoch_sees_every_image_once_in_a_new_order() -> None:
     draws = [draw for batch in DrawSampler(8, 4, 1, 0, 6, seed=0) for draw in batch]
     assert [number for _, number in draws] == list(range(24))
     epochs = [[index for index, _ in draws[8 * e : 8 * e + 8]] for e in range(3)]
@@ -45,7 +45,7 @@ def test_workers_change_nothing(small_dataset: Path) -> None:
         assert torch.equal(ids, ids_2)
 
 
-def test_draws_of_one_picture_differ(small_dataset: Path) -> None:
+def test_draws_of_one_image_differ(small_dataset: Path) -> None:
     dataset = open_dataset(small_dataset)
     crops = TrainingCrops(dataset, Augmentation(crop_size=32), Preprocessing(), 3, cache=False)
     first, second = crops[(0, 10)][0], crops[(0, 11)][0]

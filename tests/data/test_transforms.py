@@ -10,15 +10,15 @@ from segformer import Preprocessing
 from segformer.data.transforms import Augmentation, distort, set_before
 
 PLAIN = Augmentation(
-    crop_size=64, short_side=48, scale_min=1, scale_max=1, flip=0, photometric=False
+    crop_size=64, short_side=48, scale_min=1, scale_max=1, hflip_prob=0, photometric=False
 )
 
 
 def pair(height: int = 48, width: int = 80) -> tuple[np.ndarray, np.ndarray]:
-    """A picture whose bands tell where each pixel came from, and its mask of quarters."""
+    """An image whose channels tell where each pixel came from, and its mask of quarters."""
     y, x = np.mgrid[:height, :width]
-    picture = np.stack([x * 255 / width, y * 255 / height, 0 * x], 2).astype(np.uint8)
-    return picture, ((x > width // 2) + 2 * (y > height // 2)).astype(np.uint8)
+    image = np.stack([x * 255 / width, y * 255 / height, 0 * x], 2).astype(np.uint8)
+    return image, ((x > width // 2) + 2 * (y > height // 2)).astype(np.uint8)
 
 
 @settings(max_examples=60, deadline=None)
@@ -31,16 +31,16 @@ def pair(height: int = 48, width: int = 80) -> tuple[np.ndarray, np.ndarray]:
             "crop_size": st.sampled_from([32, 65]),
             "short_side": st.integers(20, 300),
             "log_scale": st.booleans(),
-            "focus": st.sampled_from([0.0, 1.0]),
-            "backdrop": st.sampled_from([0.0, 1.0]),
+            "rare_class_crop_prob": st.sampled_from([0.0, 1.0]),
+            "background_replace_prob": st.sampled_from([0.0, 1.0]),
         }
     ),
 )
-def test_any_picture_gives_a_whole_crop(height: int, width: int, seed: int, options: dict) -> None:
-    picture, mask = pair(height, width)
+def test_any_image_gives_a_whole_crop(height: int, width: int, seed: int, options: dict) -> None:
+    image, mask = pair(height, width)
     augmentation = Augmentation(**options)
     another: Callable = lambda: pair(width, height)  # noqa: E731
-    crop, ids = augmentation(picture, mask, np.random.default_rng(seed), Preprocessing(), another)
+    crop, ids = augmentation(image, mask, np.random.default_rng(seed), Preprocessing(), another)
     side = options["crop_size"]
     assert crop.shape == (side, side, 3)
     assert crop.dtype == np.float32
@@ -52,7 +52,7 @@ def test_any_picture_gives_a_whole_crop(height: int, width: int, seed: int, opti
 
 def test_same_seed_same_crop() -> None:
     crops = [
-        Augmentation(crop_size=32, focus=0.5, backdrop=0.5)(
+        Augmentation(crop_size=32, rare_class_crop_prob=0.5, background_replace_prob=0.5)(
             *pair(), np.random.default_rng((7, 3)), Preprocessing()
         )
         for _ in range(2)
@@ -61,25 +61,25 @@ def test_same_seed_same_crop() -> None:
     assert np.array_equal(crops[0][1], crops[1][1])
 
 
-def test_picture_and_mask_stay_together() -> None:
-    """The quarters of the mask must lie where the bands say they come from."""
+def test_image_and_mask_stay_together() -> None:
+    """The quarters of the mask must lie where the channels say they come from."""
     augmentation = Augmentation(crop_size=60, short_side=48, photometric=False)
     inside = total = 0
     for seed in range(30):
-        picture, mask = augmentation.scale_and_crop(*pair(), np.random.default_rng(seed))
-        expected = (picture[..., 0] > 127.5) + 2 * (picture[..., 1] > 127.5)
+        image, mask = augmentation.scale_and_crop(*pair(), np.random.default_rng(seed))
+        expected = (image[..., 0] > 127.5) + 2 * (image[..., 1] > 127.5)
         inside += (expected == mask).sum()
         total += mask.size
     assert inside / total > 0.97  # edges move by up to a pixel
 
 
 def test_scale_and_crop_is_resize_then_crop() -> None:
-    picture, mask = pair(100, 160)
+    image, mask = pair(100, 160)
     augmentation = Augmentation(
-        crop_size=100, short_side=100, scale_min=2, scale_max=2, max_class_share=1.0
+        crop_size=100, short_side=100, scale_min=2, scale_max=2, cat_max_ratio=1.0
     )
-    crop, _ = augmentation.scale_and_crop(picture, mask, np.random.default_rng(0))
-    whole = cv2.resize(picture, (320, 200), interpolation=cv2.INTER_LINEAR)
+    crop, _ = augmentation.scale_and_crop(image, mask, np.random.default_rng(0))
+    whole = cv2.resize(image, (320, 200), interpolation=cv2.INTER_LINEAR)
     at = (np.abs(whole[:101, :221].astype(int) - crop[0, 0]).sum(2)).argmin()
     top, left = divmod(int(at), 221)
     reference = whole[top : top + 100, left : left + 100].astype(int)
@@ -88,11 +88,11 @@ def test_scale_and_crop_is_resize_then_crop() -> None:
 
 
 def test_base_scale_fits_short_and_long_side() -> None:
-    picture, mask = pair(50, 400)
+    image, mask = pair(50, 400)
     augmentation = Augmentation(
         crop_size=64, short_side=100, long_side=200, scale_min=1, scale_max=1
     )
-    crop, _ = augmentation.scale_and_crop(picture, mask, np.random.default_rng(0))
+    crop, _ = augmentation.scale_and_crop(image, mask, np.random.default_rng(0))
     assert crop.shape[:2] == (25, 64)  # the long side would be 200, the short 25
 
 
@@ -100,11 +100,11 @@ def test_crop_avoids_one_class() -> None:
     mask = np.zeros((100, 400), np.uint8)
     mask[:, 380:] = 1
     augmentation = Augmentation(crop_size=40, short_side=100, scale_min=1, scale_max=1)
-    free = Augmentation(crop_size=40, short_side=100, scale_min=1, scale_max=1, max_class_share=1.0)
-    picture = np.zeros((100, 400, 3), np.uint8)
+    free = Augmentation(crop_size=40, short_side=100, scale_min=1, scale_max=1, cat_max_ratio=1.0)
+    image = np.zeros((100, 400, 3), np.uint8)
 
     def mixed(a: Augmentation) -> int:
-        crops = (a.scale_and_crop(picture, mask, np.random.default_rng(s))[1] for s in range(200))
+        crops = (a.scale_and_crop(image, mask, np.random.default_rng(s))[1] for s in range(200))
         return sum(len(np.unique(crop)) > 1 for crop in crops)
 
     assert mixed(augmentation) > 2 * mixed(free)
@@ -113,10 +113,12 @@ def test_crop_avoids_one_class() -> None:
 def test_focus_finds_rare_classes() -> None:
     mask = np.zeros((200, 200), np.uint8)
     mask[150:154, 30:34] = 1
-    picture = np.zeros((200, 200, 3), np.uint8)
-    augmentation = Augmentation(crop_size=32, short_side=200, scale_min=1, scale_max=1, focus=1.0)
+    image = np.zeros((200, 200, 3), np.uint8)
+    augmentation = Augmentation(
+        crop_size=32, short_side=200, scale_min=1, scale_max=1, rare_class_crop_prob=1.0
+    )
     crops = [
-        augmentation.scale_and_crop(picture, mask, np.random.default_rng(s))[1] for s in range(100)
+        augmentation.scale_and_crop(image, mask, np.random.default_rng(s))[1] for s in range(100)
     ]
     found = sum((crop == 1).any() for crop in crops)
     assert 35 < found < 75  # half aim at it
@@ -124,10 +126,10 @@ def test_focus_finds_rare_classes() -> None:
 
 def test_flip_mirrors_both() -> None:
     flipped = Augmentation(
-        crop_size=80, short_side=48, scale_min=1, scale_max=1, flip=1, photometric=False
+        crop_size=80, short_side=48, scale_min=1, scale_max=1, hflip_prob=1, photometric=False
     )
     straight = Augmentation(
-        crop_size=80, short_side=48, scale_min=1, scale_max=1, flip=0, photometric=False
+        crop_size=80, short_side=48, scale_min=1, scale_max=1, hflip_prob=0, photometric=False
     )
     rngs = [np.random.default_rng(0), np.random.default_rng(0)]
     a = flipped(*pair(), rngs[0], Preprocessing())
@@ -136,12 +138,12 @@ def test_flip_mirrors_both() -> None:
     assert np.array_equal(a[1][:48], b[1][:48, ::-1])
 
 
-def test_backdrop_keeps_the_foreground() -> None:
-    picture = np.full((40, 40, 3), 200, np.uint8)
+def test_background_keeps_the_foreground() -> None:
+    image = np.full((40, 40, 3), 200, np.uint8)
     mask = np.zeros((40, 40), np.uint8)
     mask[10:30, 10:30] = 3
-    backdrop, behind = np.full((40, 40, 3), 50, np.uint8), np.full((40, 40), 2, np.uint8)
-    mixed, ids = set_before(picture, mask, backdrop, behind, replaced=0)
+    background, behind = np.full((40, 40, 3), 50, np.uint8), np.full((40, 40), 2, np.uint8)
+    mixed, ids = set_before(image, mask, background, behind, replaced=0)
     assert (mixed[12:28, 12:28] == 200).all()
     assert (mixed[:8] == 50).all()
     assert (ids[mask == 3] == 3).all()
@@ -149,25 +151,29 @@ def test_backdrop_keeps_the_foreground() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.float64])
-@pytest.mark.parametrize("bands", [1, 4, 13])
-def test_other_bands_and_types(dtype: type, bands: int) -> None:
-    picture = np.random.default_rng(0).uniform(0, 200, (50, 60, bands)).astype(dtype)
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_other_channels_and_types(dtype: type, channels: int) -> None:
+    image = np.random.default_rng(0).uniform(0, 200, (50, 60, channels)).astype(dtype)
     mask = np.zeros((50, 60), np.int32)
     mask[20:30] = 1
-    preprocessing = Preprocessing.for_bands(bands)
+    preprocessing = Preprocessing.for_channels(channels)
     for scale in (0.4, 1, 2.5):
         augmentation = Augmentation(
-            crop_size=32, short_side=50, scale_min=scale, scale_max=scale, backdrop=1.0
+            crop_size=32,
+            short_side=50,
+            scale_min=scale,
+            scale_max=scale,
+            background_replace_prob=1.0,
         )
-        crop, _ = augmentation(picture, mask, np.random.default_rng(1), preprocessing)
-        assert crop.shape == (32, 32, bands)
+        crop, _ = augmentation(image, mask, np.random.default_rng(1), preprocessing)
+        assert crop.shape == (32, 32, channels)
         assert np.isfinite(crop).all()
 
 
 def test_distortion_stays_within_its_figures() -> None:
-    grey = np.full((4, 4, 3), 100, np.uint8)
-    values = [distort(grey, np.random.default_rng(s)) for s in range(300)]
-    assert all(v.dtype == np.uint8 and v.shape == grey.shape for v in values)
+    gray = np.full((4, 4, 3), 100, np.uint8)
+    values = [distort(gray, np.random.default_rng(s)) for s in range(300)]
+    assert all(v.dtype == np.uint8 and v.shape == gray.shape for v in values)
     levels = np.array([v.mean() for v in values])
     assert levels.min() < 60
     assert levels.max() > 150

@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from segformer import LabelSet
+from segformer import ClassSet
 from segformer.evaluation.metrics import ConfusionMatrix
 
-FOUR = LabelSet(("a", "b", "c", "d"))
+FOUR = ClassSet(("a", "b", "c", "d"))
 
 
 def test_by_hand() -> None:
-    """Class d is in neither; the last pixel is not labelled."""
+    """Class d is in neither; the last pixel is not labeled."""
     matrix = ConfusionMatrix(FOUR)
     matrix.update(np.array([0, 0, 0, 1, 1, 255]), np.array([0, 0, 1, 1, 2, 3]))
     assert matrix.counts.tolist() == [[2, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
@@ -32,7 +32,7 @@ def test_by_hand() -> None:
     }  # fmt: skip
 
 
-def test_a_picture_without_labels_changes_nothing() -> None:
+def test_a_image_without_labels_changes_nothing() -> None:
     matrix = ConfusionMatrix(FOUR)
     matrix.update(np.full((3, 3), 255), np.zeros((3, 3), int))
     assert matrix.counts.sum() == 0
@@ -49,8 +49,8 @@ def test_agrees_with_torchmetrics(seed: int, classes: int) -> None:
     truth = rng.integers(0, classes, 400)
     predicted = np.where(rng.random(400) < 0.5, truth, rng.integers(0, classes, 400))
     truth[rng.random(400) < 0.1] = 255
-    matrix = ConfusionMatrix(LabelSet.numbered(classes))
-    for part in range(4):  # in pictures of 100 pixels
+    matrix = ConfusionMatrix(ClassSet.numbered(classes))
+    for part in range(4):  # in images of 100 pixels
         matrix.update(truth[100 * part :][:100], predicted[100 * part :][:100])
     scores = matrix.scores()
     pair = torch.from_numpy(predicted), torch.from_numpy(truth)

@@ -4,7 +4,7 @@ import torch
 from segformer import SegFormer, SegFormerClassifier, SegFormerConfig
 from segformer.model.config import VARIANTS, count_macs
 
-# The paper's tables 1 and 6: encoder and decoder (150 classes) in millions, GMACs, picture size
+# The paper's tables 1 and 6: encoder and decoder (150 classes) in millions, GMACs, image size
 PUBLISHED = {
     "b0": (3.32, 0.43, 8.4, 512),
     "b1": (13.15, 0.56, 15.9, 512),
@@ -55,8 +55,8 @@ def test_unknown_variant() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"channels": (32, 64, 160)}, "four positive integers"),
-        ({"heads": (3, 2, 5, 8)}, "3 attention heads do not divide 32"),
+        ({"hidden_sizes": (32, 64, 160)}, "four positive integers"),
+        ({"num_attention_heads": (3, 2, 5, 8)}, "3 attention heads do not divide 32"),
         ({"num_classes": 0}, "num_classes must be an integer of at least 1"),
         ({"drop_path": 1.0}, "probability"),
     ],

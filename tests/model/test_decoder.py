@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from conftest import TINY, randomise
+from conftest import TINY, randomize
 from segformer import SegFormer
 from segformer.model import products
 from segformer.model.decoder import MLPDecoder
@@ -41,14 +41,14 @@ def maps_of(height: int, width: int, *, requires_grad: bool = False) -> list[Ten
         torch.randn(
             (2, c, -(-height // s), -(-width // s)), generator=generator, dtype=torch.float64
         ).requires_grad_(requires_grad)
-        for c, s in zip(TINY.channels, (4, 8, 16, 32), strict=True)
+        for c, s in zip(TINY.hidden_sizes, (4, 8, 16, 32), strict=True)
     ]
 
 
 def test_strips_change_nothing(decoder: MLPDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, features = decoder.eval(), maps_of(61, 99)
     exact = decoder(features)
-    monkeypatch.setattr(products, "_STRIP_BYTES", 1)  # strips of eight rows
+    monkeypatch.setattr(products, "_CHUNK_BYTES", 1)  # chunks of eight rows
     with torch.no_grad():
         torch.testing.assert_close(decoder.fold()(features), exact, rtol=0, atol=1e-12)
         single = [maps.float() for maps in features]
@@ -59,7 +59,7 @@ def test_strips_change_nothing(decoder: MLPDecoder, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def decoder() -> MLPDecoder:
     torch.manual_seed(0)
-    return randomise(MLPDecoder(replace(TINY, dropout=0.0)).double())
+    return randomize(MLPDecoder(replace(TINY, dropout=0.0)).double())
 
 
 @pytest.mark.parametrize("size", [(64, 64), (61, 99), (29, 250)])

@@ -14,13 +14,15 @@ from segformer.model.products import Linear
 
 @settings(max_examples=25, deadline=None)
 @given(height=st.integers(29, 140), width=st.integers(29, 140))
-def test_map_sizes_at_any_picture_size(height: int, width: int) -> None:
-    config = SegFormerConfig(channels=(8, 16, 24, 32), depths=(1, 1, 1, 1), heads=(1, 2, 3, 4))
+def test_map_sizes_at_any_image_size(height: int, width: int) -> None:
+    config = SegFormerConfig(
+        hidden_sizes=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_attention_heads=(1, 2, 3, 4)
+    )
     with torch.no_grad():
         maps = MixTransformer(config)(torch.zeros(1, 3, height, width))
     for stage, stride in enumerate((4, 8, 16, 32)):
         size = (math.ceil(height / stride), math.ceil(width / stride))
-        assert maps[stage].shape == (1, config.channels[stage], *size)
+        assert maps[stage].shape == (1, config.hidden_sizes[stage], *size)
 
 
 def test_smallest_size_is_exact(tiny_model: SegFormer) -> None:
@@ -33,18 +35,18 @@ def test_smallest_size_is_exact(tiny_model: SegFormer) -> None:
         tiny_model(torch.zeros(1, 3, 1, 1000))
 
 
-def test_wrong_bands_and_dimensions(tiny_model: SegFormer) -> None:
-    with pytest.raises(ValueError, match="takes pictures of 3 bands, these have 4"):
+def test_wrong_channels_and_dimensions(tiny_model: SegFormer) -> None:
+    with pytest.raises(ValueError, match="takes images of 3 channels, these have 4"):
         tiny_model(torch.zeros(1, 4, 64, 64))
     with pytest.raises(ValueError, match=r"must be \(B, C, H, W\)"):
         tiny_model(torch.zeros(3, 64, 64))
 
 
-@pytest.mark.parametrize("bands", [1, 2, 4, 13])
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
 @pytest.mark.parametrize("classes", [1, 2, 300])
-def test_any_bands_and_classes(bands: int, classes: int) -> None:
-    model = SegFormer.from_variant("b0", in_channels=bands, num_classes=classes)
-    assert model(torch.zeros(2, bands, 64, 96)).shape == (2, classes, 16, 24)
+def test_any_channels_and_classes(channels: int, classes: int) -> None:
+    model = SegFormer.from_variant("b0", in_channels=channels, num_classes=classes)
+    assert model(torch.zeros(2, channels, 64, 96)).shape == (2, classes, 16, 24)
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4])
@@ -80,7 +82,7 @@ def test_attention_equals_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     for dtype, atol in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         inputs = [t.to(dtype).requires_grad_() for t in (query, key, value)]
         for grad in (True, False):
-            monkeypatch.setattr(products, "_STRIP_BYTES", 1)  # strips of eight rows
+            monkeypatch.setattr(products, "_CHUNK_BYTES", 1)  # chunks of eight rows
             monkeypatch.setattr(products, "_MIN_ROWS", 2)
             with torch.set_grad_enabled(grad):
                 attended = attend(*inputs, heads=3)
@@ -90,7 +92,7 @@ def test_attention_equals_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("rows", [1, 2, 8])
 def test_strips_and_kernels_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(products, "_STRIP_BYTES", 1)
+    monkeypatch.setattr(products, "_CHUNK_BYTES", 1)
     monkeypatch.setattr(products, "_MIN_ROWS", rows)
     tokens = torch.randn(2, 13, 7, 12)
     for layer in (MixFFN(12, 4), EfficientSelfAttention(12, 3, 2, 1e-6), Linear(12, 5)):
@@ -110,7 +112,7 @@ def test_mix_ffn_is_the_paper_s_formula() -> None:
     torch.testing.assert_close(layer(tokens), expected, rtol=0, atol=1e-12)
 
 
-def test_drop_path_drops_whole_pictures_and_keeps_the_mean() -> None:
+def test_drop_path_drops_whole_images_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     layer, branch = DropPath(0.25).train(), torch.ones(4000, 1, 1, 3)
     dropped = layer(branch)
@@ -134,7 +136,7 @@ def test_out_indices_choose_maps_and_spare_the_rest(tiny_model: SegFormer) -> No
     config, pixels = tiny_model.config, torch.randn(1, 3, 64, 96)
     some = MixTransformer(config, out_indices=(0, 2)).eval()
     some.load_state_dict(tiny_model.encoder.state_dict())
-    assert (some.channels, some.strides) == ((8, 24), (4, 16))
+    assert (some.out_channels, some.strides) == ((8, 24), (4, 16))
     with torch.no_grad():
         everything = tiny_model.encoder(pixels)
         for maps, expected in zip(some(pixels), (everything[0], everything[2]), strict=True):
@@ -156,15 +158,18 @@ def test_frozen_stages_stay_as_they_are(tiny_model: SegFormer) -> None:
         encoder.freeze(5)
 
 
-def test_recomputed_activations_give_the_same_gradients() -> None:
+def test_gradient_checkpointingd_activations_give_the_same_gradients() -> None:
     config = SegFormerConfig(
-        channels=(8, 16, 24, 32), depths=(2, 2, 2, 2), heads=(1, 2, 3, 4), drop_path=0.5
+        hidden_sizes=(8, 16, 24, 32),
+        depths=(2, 2, 2, 2),
+        num_attention_heads=(1, 2, 3, 4),
+        drop_path=0.5,
     )
     encoder = MixTransformer(config).double().train()
     pixels = torch.randn(4, 3, 64, 64).double()
     gradients = []
     for enabled in (False, True):
-        encoder.recompute_activations(enabled).zero_grad()
+        encoder.set_gradient_checkpointing(enabled).zero_grad()
         torch.manual_seed(0)  # stochastic depth drops the same blocks
         encoder(pixels)[-1].square().sum().backward()
         gradients.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from segformer import Predictor, SegFormer
-from segformer.prediction.batch import find_pictures, predict_files
+from segformer.prediction.batch import find_images, predict_files
 
 
 @pytest.fixture
@@ -16,31 +16,31 @@ def album(tmp_path: Path) -> Path:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".txt":
-            path.write_text("not a picture")
+            path.write_text("not an image")
         else:
             Image.new("RGB", (40, 30), (200, 0, 0)).save(path)
     return folder
 
 
 def test_folders_keep_their_folders_and_equal_stems_their_suffix(album: Path) -> None:
-    jobs = find_pictures([album])
+    jobs = find_images([album])
     assert [job.name for job in jobs] == ["a.jpg", "a.png", "b/c", "b/d"]
 
 
 def test_patterns_files_and_repetitions(album: Path) -> None:
-    jobs = find_pictures([str(album / "**" / "*.png"), album / "a.png", album / "a.jpg"])
-    assert sorted(job.picture.name for job in jobs) == ["a.jpg", "a.png", "c.png"]
-    with pytest.raises(ValueError, match="no picture matches this pattern"):
-        find_pictures([str(album / "*.tiff")])
+    jobs = find_images([str(album / "**" / "*.png"), album / "a.png", album / "a.jpg"])
+    assert sorted(job.image.name for job in jobs) == ["a.jpg", "a.png", "c.png"]
+    with pytest.raises(ValueError, match="no image matches this pattern"):
+        find_images([str(album / "*.tiff")])
     (album / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures in this folder"):
-        find_pictures([album / "empty"])
+    with pytest.raises(ValueError, match="no images in this folder"):
+        find_images([album / "empty"])
 
 
 def test_names_of_two_folders_do_not_collide(album: Path) -> None:
     (album / "x").mkdir()
     (album / "x" / "a.jpg").write_bytes((album / "a.jpg").read_bytes())
-    names = [job.name for job in find_pictures([album / "a.jpg", album / "x" / "a.jpg"])]
+    names = [job.name for job in find_images([album / "a.jpg", album / "x" / "a.jpg"])]
     assert len(set(names)) == 2
 
 
@@ -51,38 +51,38 @@ def test_a_broken_file_costs_only_itself(
     (album / "b" / "16-bit.png").parent.mkdir(exist_ok=True)
     Image.fromarray(np.full((30, 40), 40000, np.uint16)).save(album / "b" / "16-bit.png")
     predictor = Predictor(tiny_model, size=(32, 32), device="cpu")
-    jobs = [*find_pictures([album]), *find_pictures(["gone.jpg"])]
+    jobs = [*find_images([album]), *find_images(["gone.jpg"])]
     seen = []
-    result = predict_files(predictor, jobs, tmp_path / "out", on_picture=lambda: seen.append(1))
+    result = predict_files(predictor, jobs, tmp_path / "out", on_image=lambda: seen.append(1))
     assert len(seen) == len(jobs) == 7
-    assert [Path(row["picture"]).name for row in result.failed] == ["bad.jpg", "gone.jpg"]
+    assert [Path(row["image"]).name for row in result.failed] == ["bad.jpg", "gone.jpg"]
     assert "gone.jpg: no such file" in result.failed[1]["error"]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert len(summary["pictures"]) == 5
-    for row in summary["pictures"]:
-        assert sum(row["shares"].values()) == pytest.approx(1, abs=1e-4)
+    assert len(summary["images"]) == 5
+    for row in summary["images"]:
+        assert sum(row["class_fractions"].values()) == pytest.approx(1, abs=1e-4)
         ids = np.asarray(Image.open(tmp_path / "out" / row["files"][0]))
         assert ids.shape == (row["height"], row["width"]) == (30, 40)
     assert (tmp_path / "out" / "b" / "c_overlay.jpg").exists()
 
 
-def test_pictures_that_are_not_inputs_are_spared_too(album: Path, tiny_model: SegFormer) -> None:
+def test_images_that_are_not_inputs_are_spared_too(album: Path, tiny_model: SegFormer) -> None:
     before = (album / "a.png").read_bytes()
     predictor = Predictor(tiny_model, size=(32, 32), device="cpu")
-    result = predict_files(predictor, find_pictures([album / "a.jpg"]), album)
-    assert "a.png: is among the pictures" in result.failed[0]["error"]
+    result = predict_files(predictor, find_images([album / "a.jpg"]), album)
+    assert "a.png: is among the images" in result.failed[0]["error"]
     assert (album / "a.png").read_bytes() == before
 
 
-def test_a_folder_named_like_a_picture(album: Path) -> None:
+def test_a_folder_named_like_a_image(album: Path) -> None:
     (album / "b" / "folder.jpg").mkdir()
-    assert len(find_pictures([album / "b"])) == 2
+    assert len(find_images([album / "b"])) == 2
 
 
-def test_results_beside_the_pictures_spare_the_pictures(album: Path, tiny_model: SegFormer) -> None:
+def test_results_beside_the_images_spare_the_images(album: Path, tiny_model: SegFormer) -> None:
     before = (album / "b" / "c.png").read_bytes()
     predictor = Predictor(tiny_model, size=(32, 32), device="cpu")
-    result = predict_files(predictor, find_pictures([album / "b"]), album / "b")
+    result = predict_files(predictor, find_images([album / "b"]), album / "b")
     assert (album / "b" / "c.png").read_bytes() == before
-    assert "c.png: is among the pictures" in result.failed[0]["error"]
-    assert [Path(row["picture"]).name for row in result.pictures] == ["d.webp"]
+    assert "c.png: is among the images" in result.failed[0]["error"]
+    assert [Path(row["image"]).name for row in result.images] == ["d.webp"]

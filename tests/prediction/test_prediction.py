@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segformer import LabelSet, Prediction
+from segformer import ClassSet, Prediction
 
-PEOPLE = LabelSet(("background", "hair", "skin"), palette=((0, 0, 0), (255, 0, 0), (0, 255, 0)))
+PEOPLE = ClassSet(("background", "hair", "skin"), palette=((0, 0, 0), (255, 0, 0), (0, 255, 0)))
 
 
 @pytest.fixture
 def prediction() -> Prediction:
-    labels = np.zeros((40, 60), np.uint8)
-    labels[:10], labels[10:15] = 1, 2
-    return Prediction(labels, PEOPLE, np.full((40, 60, 3), 100, np.uint8), Path("me.jpg"))
+    label_map = np.zeros((40, 60), np.uint8)
+    label_map[:10], label_map[10:15] = 1, 2
+    return Prediction(label_map, PEOPLE, np.full((40, 60, 3), 100, np.uint8), Path("me.jpg"))
 
 
-def test_shares_are_sorted_and_sum_to_one(prediction: Prediction) -> None:
-    assert list(prediction.shares.items()) == [
+def test_class_fractions_are_sorted_and_sum_to_one(prediction: Prediction) -> None:
+    assert list(prediction.class_fractions.items()) == [
         ("background", 0.625), ("hair", 0.25), ("skin", 0.125),
     ]  # fmt: skip
 
@@ -28,14 +28,12 @@ def test_mask_by_name(prediction: Prediction) -> None:
         prediction.mask("hare")
 
 
-def test_overlay_blends_colours_and_draws_edges(prediction: Prediction) -> None:
+def test_overlay_blends_colors_and_draws_edges(prediction: Prediction) -> None:
     image = np.asarray(prediction.overlay(opacity=0.5, legend=False))
     assert image.shape == (40, 60, 3)
     assert image[5, 5].tolist() == [177, 50, 50]
     assert image[9, 5].max() < 70  # the edge below the hair
-    assert np.array_equal(
-        np.asarray(prediction.overlay(opacity=0, legend=False)), prediction.picture
-    )
+    assert np.array_equal(np.asarray(prediction.overlay(opacity=0, legend=False)), prediction.image)
 
 
 def test_legend_is_below_and_names_what_occurs(prediction: Prediction) -> None:
@@ -44,19 +42,19 @@ def test_legend_is_below_and_names_what_occurs(prediction: Prediction) -> None:
     assert {(255, 0, 0), (0, 255, 0)} <= set(image.crop((0, 40, *image.size)).get_flattened_data())
 
 
-def test_large_pictures_are_shown_smaller() -> None:
-    labels = np.zeros((100, 9000), np.uint8)
-    labels[:, 4500:] = 1
-    prediction = Prediction(labels, PEOPLE, np.zeros((100, 9000, 3), np.uint8))
+def test_large_images_are_shown_smaller() -> None:
+    label_map = np.zeros((100, 9000), np.uint8)
+    label_map[:, 4500:] = 1
+    prediction = Prediction(label_map, PEOPLE, np.zeros((100, 9000, 3), np.uint8))
     image = np.asarray(prediction.overlay(legend=False, max_side=900))
     assert image.shape == (10, 900, 3)
     assert image[5, 800].tolist() == [140, 0, 0]
 
 
-@pytest.mark.parametrize("bands", [1, 2, 4, 13])
-def test_pictures_that_are_not_rgb_are_shown(bands: int) -> None:
-    picture = np.random.default_rng(0).normal(1000, 300, (20, 30, bands)).astype(np.int16)
-    prediction = Prediction(np.zeros((20, 30), np.uint8), PEOPLE, picture)
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_images_that_are_not_rgb_are_shown(channels: int) -> None:
+    image = np.random.default_rng(0).normal(1000, 300, (20, 30, channels)).astype(np.int16)
+    prediction = Prediction(np.zeros((20, 30), np.uint8), PEOPLE, image)
     shown = np.asarray(prediction.overlay(opacity=0, legend=False))
     assert shown.min() < 30
     assert shown.max() > 225
@@ -65,27 +63,27 @@ def test_pictures_that_are_not_rgb_are_shown(bands: int) -> None:
 def test_save(prediction: Prediction, tmp_path: Path) -> None:
     written = prediction.save(tmp_path / "out")
     assert [path.name for path in written] == ["me.png", "me_overlay.jpg"]
-    assert np.array_equal(np.asarray(Image.open(written[0])), prediction.labels)
+    assert np.array_equal(np.asarray(Image.open(written[0])), prediction.label_map)
     assert sorted((tmp_path / "out").iterdir()) == sorted(written)
 
 
 def test_sixteen_bits_above_256_classes(tmp_path: Path) -> None:
-    labels = np.arange(1200, dtype=np.uint16).reshape(30, 40) % 300
-    prediction = Prediction(labels, LabelSet.numbered(300), np.zeros((30, 40, 3), np.uint8))
+    label_map = np.arange(1200, dtype=np.uint16).reshape(30, 40) % 300
+    prediction = Prediction(label_map, ClassSet.numbered(300), np.zeros((30, 40, 3), np.uint8))
     path = prediction.save(tmp_path, overlay=False)[0]
-    assert np.array_equal(np.asarray(Image.open(path)), labels)
+    assert np.array_equal(np.asarray(Image.open(path)), label_map)
 
 
-def test_ids_never_replace_the_picture(tmp_path: Path) -> None:
+def test_ids_never_replace_the_image(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     prediction = Prediction(
         np.zeros((4, 4), np.uint8), PEOPLE, np.zeros((4, 4, 3), np.uint8), tmp_path / "a.png"
     )
-    with pytest.raises(ValueError, match="would replace the picture"):
+    with pytest.raises(ValueError, match="would replace the image"):
         prediction.save(tmp_path)
 
 
-def test_shares_of_more_classes_than_a_byte_counts() -> None:
-    labels = np.array([[299, 299], [299, 3]], np.uint16)
-    prediction = Prediction(labels, LabelSet.numbered(300), np.zeros((2, 2, 3), np.uint8))
-    assert list(prediction.shares.values()) == [0.75, 0.25]
+def test_class_fractions_of_more_classes_than_a_byte_counts() -> None:
+    label_map = np.array([[299, 299], [299, 3]], np.uint16)
+    prediction = Prediction(label_map, ClassSet.numbered(300), np.zeros((2, 2, 3), np.uint8))
+    assert list(prediction.class_fractions.values()) == [0.75, 0.25]

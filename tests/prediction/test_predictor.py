@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from conftest import TINY, randomise
-from segformer import LabelSet, Predictor, Preprocessing, SegFormer, SegFormerConfig
+from conftest import TINY, randomize
+from segformer import ClassSet, Predictor, Preprocessing, SegFormer, SegFormerConfig
 from segformer.image import UnreadableImage
 from segformer.prediction.config import PredictConfig
 
@@ -26,7 +26,7 @@ def test_labels_equal_those_of_transformers(
     theirs = transformers.SegformerForSemanticSegmentation(
         transformers.SegformerConfig(num_labels=19)
     )
-    theirs = randomise(theirs).eval()
+    theirs = randomize(theirs).eval()
     theirs.save_pretrained(tmp_path)
     processors.SegformerImageProcessorPil(size=size).save_pretrained(tmp_path)
     processor = processors.SegformerImageProcessorPil.from_pretrained(tmp_path)
@@ -42,9 +42,9 @@ def test_labels_equal_those_of_transformers(
     np.testing.assert_allclose(
         view.transpose(2, 0, 1), inputs["pixel_values"][0].numpy(), atol=1e-4
     )
-    labels = predictor(photograph).labels
-    assert len(np.unique(labels)) > 3
-    assert (labels == expected.numpy()).mean() > 0.999
+    label_map = predictor(photograph).label_map
+    assert len(np.unique(label_map)) > 3
+    assert (label_map == expected.numpy()).mean() > 0.999
 
 
 def test_a_model_saved_here_is_processed_alike_by_transformers(
@@ -63,18 +63,18 @@ def test_a_model_saved_here_is_processed_alike_by_transformers(
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1000), (1000, 1), (33, 47), (500, 29)])
 @pytest.mark.parametrize("options", [{}, {"short_side": 64}, {"window": 64}, {"size": (64, 96)}])
 def test_any_size(tiny_model: SegFormer, shape: tuple[int, int], options: dict) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
     tiny_model.preprocessing = Preprocessing(size=(64, 64))
-    assert Predictor(tiny_model, device="cpu", **options)(picture).labels.shape == shape
+    assert Predictor(tiny_model, device="cpu", **options)(image).label_map.shape == shape
 
 
 def test_windows_average_logits_where_they_overlap(tiny_model: SegFormer) -> None:
     """Against the plain sum and count, window by window."""
-    picture = np.random.default_rng(0).integers(0, 255, (90, 150, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (90, 150, 3), dtype=np.uint8)
     predictor = Predictor(tiny_model, window=64, stride=48, device="cpu")
-    logits = predictor.logits(picture)
+    logits = predictor.logits(image)
     assert logits.shape == (5, 23, 38)
-    padded = np.pad(predictor._view(picture, 1.0), ((0, 2), (0, 2), (0, 0)), mode="edge")
+    padded = np.pad(predictor._view(image, 1.0), ((0, 2), (0, 2), (0, 0)), mode="edge")
     pixels = torch.from_numpy(padded).permute(2, 0, 1)[None]
     total, count = torch.zeros(5, 23, 38), torch.zeros(23, 38)
     for top in (0, 28):
@@ -88,23 +88,23 @@ def test_windows_average_logits_where_they_overlap(tiny_model: SegFormer) -> Non
     assert count.unique().tolist() == [1, 2, 4]
 
 
-def test_one_window_is_the_whole_picture(tiny_model: SegFormer) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+def test_one_window_is_the_whole_image(tiny_model: SegFormer) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
     tiny_model.preprocessing = Preprocessing(size=None)
-    whole = Predictor(tiny_model, device="cpu")(picture).labels
-    assert np.array_equal(Predictor(tiny_model, window=96, device="cpu")(picture).labels, whole)
+    whole = Predictor(tiny_model, device="cpu")(image).label_map
+    assert np.array_equal(Predictor(tiny_model, window=96, device="cpu")(image).label_map, whole)
 
 
 def test_scales_and_flips_average_probabilities(tiny_model: SegFormer) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
     tiny_model.preprocessing = Preprocessing(size=(64, 96))
     predictor = Predictor(
         tiny_model, scales=(0.75, 1, 1.25), flip=True, confidence=True, device="cpu"
     )
-    prediction = predictor(picture)
+    prediction = predictor(image)
     mean = torch.zeros(1, 5, 64, 96)
     for scale in (0.75, 1, 1.25):
-        pixels = torch.from_numpy(predictor._view(picture, scale)).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(predictor._view(image, scale)).permute(2, 0, 1)[None]
         assert pixels.shape[2:] == (round(64 * scale), round(96 * scale))
         for mirrored in (False, True):
             with torch.no_grad():
@@ -113,15 +113,15 @@ def test_scales_and_flips_average_probabilities(tiny_model: SegFormer) -> None:
             full = F.interpolate(logits, size=(64, 96), mode="bilinear", align_corners=False)
             mean += full.softmax(1) / 6
     np.testing.assert_allclose(prediction.confidence, mean[0].amax(0), atol=1e-4)
-    assert (prediction.labels == mean[0].argmax(0).numpy()).mean() > 0.999
+    assert (prediction.label_map == mean[0].argmax(0).numpy()).mean() > 0.999
 
 
 def test_binary_model(tiny_config: SegFormerConfig) -> None:
     config = SegFormerConfig(**{**vars(tiny_config), "num_classes": 1})
-    model = randomise(SegFormer(config, LabelSet(("land", "water")))).eval()
-    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    prediction = Predictor(model, size=(64, 64), device="cpu")(picture)
-    assert set(prediction.shares) <= {"land", "water"}
+    model = randomize(SegFormer(config, ClassSet(("land", "water")))).eval()
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    prediction = Predictor(model, size=(64, 64), device="cpu")(image)
+    assert set(prediction.class_fractions) <= {"land", "water"}
 
 
 def test_stream_keeps_order_and_reports_broken_files(tmp_path: Path, tiny_model: SegFormer) -> None:
@@ -133,7 +133,7 @@ def test_stream_keeps_order_and_reports_broken_files(tmp_path: Path, tiny_model:
     predictor = Predictor(tiny_model, size=(32, 32), device="cpu")
     failed = []
     predictions = list(predictor.stream(iter(paths), on_error=lambda s, e: failed.append((s, e))))
-    assert [p.labels.shape[1] for p in predictions] == [40 + i for i in range(12) if i != 5]
+    assert [p.label_map.shape[1] for p in predictions] == [40 + i for i in range(12) if i != 5]
     assert [source for source, _ in failed] == [paths[5]]
     with pytest.raises(UnreadableImage, match="05.png"):
         list(predictor.stream(paths))
@@ -180,19 +180,19 @@ def test_default_stride_is_three_quarters() -> None:
 @pytest.mark.parametrize("options", [{}, {"flip": True, "scales": (1.0, 0.5)}, {"window": 64}])
 def test_batches_change_nothing(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = randomise(SegFormer(TINY)).eval()
+    model = randomize(SegFormer(TINY)).eval()
     rng = np.random.default_rng(0)
     shapes = [(90, 120), (90, 120), (90, 120), (120, 90), (90, 120)]
-    pictures = [rng.integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in shapes]
-    pictures[1:1] = [np.zeros((0, 5, 3), np.uint8)]  # no picture
+    images = [rng.integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    images[1:1] = [np.zeros((0, 5, 3), np.uint8)]  # no image
     failed: list[object] = []
     singly = Predictor(model, short_side=64, **options, batch_size=1)
     batched = Predictor(model, short_side=64, **options, batch_size=3)
-    expected = [singly(picture).labels for picture in pictures if picture.size]
-    found = list(batched.stream(pictures, on_error=lambda source, _: failed.append(source)))
+    expected = [singly(image).label_map for image in images if image.size]
+    found = list(batched.stream(images, on_error=lambda source, _: failed.append(source)))
     assert len(failed) == 1
-    for prediction, labels in zip(found, expected, strict=True):
-        assert (prediction.labels == labels).mean() > 0.999
+    for prediction, label_map in zip(found, expected, strict=True):
+        assert (prediction.label_map == label_map).mean() > 0.999
 
 
 def test_a_batch_that_does_not_fit_is_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,5 +205,5 @@ def test_a_batch_that_does_not_fit_is_run_one_by_one(monkeypatch: pytest.MonkeyP
         return run(pixels)
 
     monkeypatch.setattr(predictor.runtime, "run", small_memory)
-    pictures = [np.full((70, 80, 3), i, np.uint8) for i in range(3)]
-    assert len(list(predictor.stream(pictures))) == 3
+    images = [np.full((70, 80, 3), i, np.uint8) for i in range(3)]
+    assert len(list(predictor.stream(images))) == 3

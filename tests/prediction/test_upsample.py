@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from segformer.prediction import upsample
-from segformer.prediction.upsample import decide
+from segformer.prediction.upsample import logits_to_label_map
 
 
 def assert_best(ids: np.ndarray, logits: torch.Tensor) -> None:
@@ -18,7 +18,7 @@ def assert_best(ids: np.ndarray, logits: torch.Tensor) -> None:
     full = upsampled(logits.nan_to_num())
     full[upsampled(logits.isnan()) > 1e-9] = torch.inf
     chosen = full.gather(0, torch.from_numpy(ids.astype(np.int64))[None])[0]
-    # A NaN may count even where its share is zero, as it mostly does in PyTorch
+    # A NaN may count even where its fraction is zero, as it mostly does in PyTorch
     near = F.max_pool2d(logits.isnan().any(0, keepdim=True).double(), 3, 1, 1)
     leaked = upsampled(near)[0] > 0
     assert ((chosen >= full.amax(0) - 1e-5) | leaked).all()
@@ -45,12 +45,12 @@ def test_best_classes_are_those_of_the_upsampled_logits(
         logits = logits[:, :1, :1].expand(classes, *low)
     elif kind == "nan":
         logits[torch.rand(logits.shape) < 0.05] = torch.nan
-    ids, _ = decide([logits], size)
+    ids, _ = logits_to_label_map([logits], size)
     assert_best(ids, logits)
     if kind == "ties":  # sums of few integers and halves: nothing is rounded, the first wins
         power = tuple(4 * side for side in low)
         full = F.interpolate(logits[None], size=power, mode="bilinear")[0]
-        assert np.array_equal(decide([logits], power)[0], full.argmax(0).numpy())
+        assert np.array_equal(logits_to_label_map([logits], power)[0], full.argmax(0).numpy())
 
 
 @settings(deadline=None, max_examples=40)
@@ -64,7 +64,7 @@ def test_one_class_is_foreground_above_zero(
 ) -> None:
     torch.manual_seed(seed)
     logits = torch.randn(1, *low)
-    ids, _ = decide([logits], size)
+    ids, _ = logits_to_label_map([logits], size)
     full = F.interpolate(logits[None].double(), size=size, mode="bilinear")[0, 0].numpy()
     assert ((ids == (full > 0)) | (np.abs(full) < 1e-5)).all()
 
@@ -73,15 +73,15 @@ def test_classes_that_are_ruled_out_do_not_win() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 9, 9)
     logits[2, 3:6, 2:7] = -torch.inf
-    assert_best(decide([logits], (36, 36))[0], logits.clamp(min=-1e30))
+    assert_best(logits_to_label_map([logits], (36, 36))[0], logits.clamp(min=-1e30))
 
 
 def test_cells_are_settled_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     logits = torch.randn(7, 20, 20)
-    whole, _ = decide([logits], (80, 80))
+    whole, _ = logits_to_label_map([logits], (80, 80))
     monkeypatch.setattr(upsample, "_CELL_VALUES", 50)
-    assert np.array_equal(decide([logits], (80, 80))[0], whole)
+    assert np.array_equal(logits_to_label_map([logits], (80, 80))[0], whole)
     assert_best(whole, logits)
 
 
@@ -89,8 +89,8 @@ def test_cells_are_settled_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 def test_strips_change_nothing(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     logits = torch.randn(classes, 13, 17)
-    monkeypatch.setattr(upsample, "_STRIP_VALUES", 61 * classes * 3)
-    ids, confidence = decide([logits], (50, 61), confidence=True)
+    monkeypatch.setattr(upsample, "_CHUNK_VALUES", 61 * classes * 3)
+    ids, confidence = logits_to_label_map([logits], (50, 61), confidence=True)
     whole = F.interpolate(logits[None], size=(50, 61), mode="bilinear")[0]
     assert (ids == whole.argmax(0).numpy()).mean() > 0.999  # ties of rounding
     np.testing.assert_allclose(confidence, whole.softmax(0).amax(0), atol=1e-5)
@@ -100,7 +100,7 @@ def test_strips_change_nothing(classes: int, monkeypatch: pytest.MonkeyPatch) ->
 def test_views_are_averaged_as_probabilities() -> None:
     torch.manual_seed(0)
     views = [3 * torch.randn(4, 8, 9), torch.randn(4, 16, 18), torch.randn(4, 6, 7)]
-    ids, confidence = decide(views, (32, 36), confidence=True)
+    ids, confidence = logits_to_label_map(views, (32, 36), confidence=True)
     full = [F.interpolate(v[None], size=(32, 36), mode="bilinear")[0].softmax(0) for v in views]
     mean = sum(full) / 3
     assert (ids == mean.argmax(0).numpy()).mean() > 0.999
@@ -109,9 +109,9 @@ def test_views_are_averaged_as_probabilities() -> None:
 
 def test_binary_is_a_threshold_of_one_half() -> None:
     logits = torch.tensor([[[-1.0, 1.0]]])
-    ids, confidence = decide([logits], (1, 8), confidence=True)
+    ids, confidence = logits_to_label_map([logits], (1, 8), confidence=True)
     assert ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
     assert confidence.min() >= 0.5
-    plain, nothing = decide([logits], (1, 8))
+    plain, nothing = logits_to_label_map([logits], (1, 8))
     assert np.array_equal(plain, ids)
     assert nothing is None

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import draw_dataset
-from data.test_classes import draw_classes
+from data.test_class_folders import draw_classes
 from segformer import SegFormer, SegFormerClassifier
 from segformer.cli import main
 from segformer.data.dataset import open_dataset
@@ -23,8 +23,9 @@ from segformer.training.run import TrainingStopped, resume, train
 def config(**changes: object) -> TrainConfig:
     entries = {
         "task": "classify", "variant": "tiny", "crop_size": 32, "batch_size": 6, "max_steps": 60,
-        "lr": 4e-3, "rand_augment": 0, "min_area": 0.5, "mixup": 0.2, "cutmix": 0.2, "erase": 0.1,
-        "drop_path": 0.0, "ema_decay": 0.9, "workers": 0, "val_every": 10, "precision": "float32",
+        "lr": 4e-3, "rand_augment": 0, "min_area": 0.5, "mixup_alpha": 0.2, "cutmix_alpha": 0.2,
+        "random_erasing_prob": 0.1, "drop_path": 0.0, "ema_decay": 0.9, "num_workers": 0,
+        "val_every": 10, "precision": "float32",
     }  # fmt: skip
     return TrainConfig(**{**entries, **changes})
 
@@ -32,8 +33,8 @@ def config(**changes: object) -> TrainConfig:
 def test_classify_then_segment(
     tmp_path: Path, tiny_variant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    colours, run = draw_classes(tmp_path / "colours"), tmp_path / "run"
-    outcome = train(colours, run, config())
+    colors, run = draw_classes(tmp_path / "colors"), tmp_path / "run"
+    outcome = train(colors, run, config())
     assert outcome is not None
     assert outcome.row["val_top1"] > 0.9
     assert outcome.row["val_top5"] == 1
@@ -44,28 +45,33 @@ def test_classify_then_segment(
     with (run / "metrics.csv").open() as file:
         assert "val_top1" in next(csv.reader(file))
     model = SegFormerClassifier.from_pretrained(run / "best")
-    assert model.labels.names == ("blue", "green", "red")
+    assert model.classes.names == ("blue", "green", "red")
     assert (model.preprocessing.size, model.preprocessing.crop) == (37, (32, 32))
-    picture = np.full((50, 60, 3), (20, 200, 20), np.uint8)
+    image = np.full((50, 60, 3), (20, 200, 20), np.uint8)
     predictor = ClassPredictor(model)
-    assert next(iter(predictor(picture).top(1))) == "green"
-    assert sum(predictor(picture).probabilities) == pytest.approx(1)
+    assert next(iter(predictor(image).top(1))) == "green"
+    assert sum(predictor(image).probabilities) == pytest.approx(1)
 
     out = str(tmp_path / "evaluation")
-    assert main(["evaluate", str(colours), "--model", str(run / "best"), "--out", out]) == 0
+    assert main(["evaluate", str(colors), "--model", str(run / "best"), "--out", out]) == 0
     report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
     assert report["top1"] == pytest.approx(outcome.score)
-    words = ["predict", str(colours / "val"), "--model", str(run / "best"), "--out", out]
+    words = ["predict", str(colors / "val"), "--model", str(run / "best"), "--out", out]
     assert main(words) == 0
-    assert "6 of 6 pictures classified" in capsys.readouterr().out
+    assert "6 of 6 images classified" in capsys.readouterr().out
 
     shapes = draw_dataset(tmp_path / "shapes")
     start = TrainConfig(
-        init=str(run / "best"), crop_size=32, short_side=48, max_steps=2, batch_size=2, workers=0
+        pretrained=str(run / "best"),
+        crop_size=32,
+        short_side=48,
+        max_steps=2,
+        batch_size=2,
+        num_workers=0,
     )
     train(shapes, tmp_path / "segmenter", start)
     segmenter = SegFormer.from_pretrained(tmp_path / "segmenter" / "last")
-    assert segmenter.labels.names == open_dataset(shapes).labels.names
+    assert segmenter.classes.names == open_dataset(shapes).classes.names
     for name, tensor in model.encoder.state_dict().items():  # two steps at a small rate away
         torch.testing.assert_close(segmenter.encoder.state_dict()[name], tensor, rtol=0, atol=1e-2)
 
@@ -73,9 +79,11 @@ def test_classify_then_segment(
 def test_a_resumed_classifier_ends_the_same(
     tmp_path: Path, tiny_variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    colours = draw_classes(tmp_path / "colours")
-    recipe = config(max_steps=8, checkpoint_every=3, mixup=0.8, cutmix=1.0, rand_augment=2)
-    train(colours, tmp_path / "whole", recipe)
+    colors = draw_classes(tmp_path / "colors")
+    recipe = config(
+        max_steps=8, checkpoint_every=3, mixup_alpha=0.8, cutmix_alpha=1.0, rand_augment=2
+    )
+    train(colors, tmp_path / "whole", recipe)
     from segformer.training import run as module
 
     step = module._Run._step
@@ -87,23 +95,23 @@ def test_a_resumed_classifier_ends_the_same(
 
     monkeypatch.setattr(module._Run, "_step", stop_at_5)
     with pytest.raises(TrainingStopped):
-        train(colours, tmp_path / "cut", recipe)
+        train(colors, tmp_path / "cut", recipe)
     monkeypatch.setattr(module._Run, "_step", step)
-    (colours / "train" / "blue").rename(colours / "train" / "zinc")
+    (colors / "train" / "blue").rename(colors / "train" / "zinc")
     with pytest.raises(ValueError, match="other classes than when the run began: green, red, zinc"):
         resume(tmp_path / "cut")
-    (colours / "train" / "zinc").rename(colours / "train" / "blue")
+    (colors / "train" / "zinc").rename(colors / "train" / "blue")
     resume(tmp_path / "cut")
     files = [tmp_path / name / "last" / "model.safetensors" for name in ("whole", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_frozen_stages_and_recomputing_in_a_training(tmp_path: Path, tiny_variant: str) -> None:
-    colours = draw_classes(tmp_path / "colours")
-    train(colours, tmp_path / "first", config(max_steps=2))
+    colors = draw_classes(tmp_path / "colors")
+    train(colors, tmp_path / "first", config(max_steps=2))
     start = str(tmp_path / "first" / "last")
-    changed = config(max_steps=3, init=start, freeze_stages=3, recompute=True)
-    train(colours, tmp_path / "second", changed)
+    changed = config(max_steps=3, pretrained=start, freeze_stages=3, gradient_checkpointing=True)
+    train(colors, tmp_path / "second", changed)
     before = SegFormerClassifier.from_pretrained(start).encoder.state_dict()
     after = SegFormerClassifier.from_pretrained(tmp_path / "second" / "last").encoder.state_dict()
     moved = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}

@@ -34,7 +34,7 @@ def test_exponents_without_a_dot_are_numbers(tmp_path: Path) -> None:
         ("epochs: ten", "epochs must be of type int, not 'ten'"),
         ("cache: 1", "cache must be of type bool, not 1"),
         ("schedule: linear", "schedule must be one of poly, cosine, constant, not 'linear'"),
-        ("flip: 2", "flip is a share from 0 to 1"),
+        ("hflip_prob: 2", "hflip_prob is a fraction from 0 to 1"),
         ("scale_min: 3", "scale_max 2.0 is below scale_min 3"),
         ("- a", "keys and values"),
         ("a: [", "cannot be read as a recipe"),

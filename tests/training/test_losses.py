@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from segformer.training import upsampling
 from segformer.training.losses import (
-    HardPixels,
+    OHEM,
     cross_entropy_at_mask_size,
     dice_loss,
     lovasz_loss,
@@ -31,12 +31,12 @@ def plain(
     full = upsampled(logits, mask)
     settings = {"weight": weights, "ignore_index": 255, "label_smoothing": smoothing}
     loss = F.cross_entropy(full, mask, reduction="none", **settings)
-    share = full.softmax(1).gather(1, mask.where(mask != 255, 0)[:, None])[:, 0]
-    loss = (loss * (1 - share) ** gamma).sum()
+    prob = full.softmax(1).gather(1, mask.where(mask != 255, 0)[:, None])[:, 0]
+    loss = (loss * (1 - prob) ** gamma).sum()
     if ignored_too:
         return loss / mask.numel()
-    labelled = mask[mask != 255]
-    return loss / (weights[labelled].sum() if weights is not None else len(labelled))
+    labeled = mask[mask != 255]
+    return loss / (weights[labeled].sum() if weights is not None else len(labeled))
 
 
 SIZES = st.one_of(
@@ -51,7 +51,7 @@ SIZES = st.one_of(
     weighted=st.booleans(),
     ignored_too=st.booleans(),
     kind=st.sampled_from([{}, {"smoothing": 0.1}, {"gamma": 2.0}, {"gamma": 0.5}]),
-    strip=st.sampled_from([1, 300, 1 << 19]),
+    chunk=st.sampled_from([1, 300, 1 << 19]),
     seed=st.integers(0, 99),
 )
 def test_loss_and_gradient_equal_the_plain_formula(
@@ -59,7 +59,7 @@ def test_loss_and_gradient_equal_the_plain_formula(
     weighted: bool,
     ignored_too: bool,
     kind: dict[str, float],
-    strip: int,
+    chunk: int,
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -70,12 +70,12 @@ def test_loss_and_gradient_equal_the_plain_formula(
     weights = torch.rand(5, generator=generator) + 0.1 if weighted else None
     expected = plain(logits, mask, weights, ignored_too, **kind)
     (expected_gradient,) = torch.autograd.grad(3 * expected, logits)
-    with patch.dict(upsampling._STRIP_VALUES, cpu=strip):
+    with patch.dict(upsampling._CHUNK_VALUES, cpu=chunk):
         actual = cross_entropy_at_mask_size(
             logits,
             mask,
             class_weights=weights,
-            average_over_ignored=ignored_too,
+            avg_non_ignore=not ignored_too,
             label_smoothing=kind.get("smoothing", 0.0),
             focal_gamma=kind.get("gamma", 0.0),
         )
@@ -116,11 +116,11 @@ def test_only_hard_pixels_count(below: float, least: float) -> None:
     mask = torch.randint(0, 4, (2, 24, 24))
     mask[:, :5] = 255
     full = upsampled(logits, mask)
-    share = full.softmax(1).gather(1, mask.where(mask != 255, 0)[:, None])[:, 0]
-    labelled = share[mask != 255].sort().values
-    threshold = max(below, labelled[round(least * len(labelled)) - 1].item())
-    hard = mask.where(share <= threshold, 255)
-    actual = cross_entropy_at_mask_size(logits, mask, hard_pixels=HardPixels(below, least))
+    prob = full.softmax(1).gather(1, mask.where(mask != 255, 0)[:, None])[:, 0]
+    labeled = prob[mask != 255].sort().values
+    threshold = max(below, labeled[round(least * len(labeled)) - 1].item())
+    hard = mask.where(prob <= threshold, 255)
+    actual = cross_entropy_at_mask_size(logits, mask, ohem=OHEM(below, least))
     torch.testing.assert_close(actual, plain(logits, hard))
     torch.testing.assert_close(
         *(torch.autograd.grad(loss, logits)[0] for loss in (actual, plain(logits, hard)))
@@ -162,7 +162,7 @@ def test_binary(weights: torch.Tensor | None) -> None:
     )
 
 
-def test_nothing_labelled_is_zero_not_nan() -> None:
+def test_nothing_labeled_is_zero_not_nan() -> None:
     logits = torch.randn(1, 4, 5, 5, requires_grad=True)
     mask = torch.full((1, 9, 9), 255)
     for function in (cross_entropy_at_mask_size, dice_loss, lovasz_loss):

@@ -20,7 +20,7 @@ def test_starting_from_a_model(small_dataset: Path, tmp_path: Path, tiny_model: 
     training = open_dataset(small_dataset)
     report = check_split(training)
     tiny_model.save_pretrained(tmp_path / "five")
-    start = resolve(config(init=str(tmp_path / "five")), report)
+    start = resolve(config(pretrained=str(tmp_path / "five")), report)
     assert (start.lr, start.head_lr_factor) == (6e-5, 10)
     model = build_model(start, training)
     assert model.config.num_classes == 3
@@ -29,7 +29,8 @@ def test_starting_from_a_model(small_dataset: Path, tmp_path: Path, tiny_model: 
         if name not in fresh:
             assert torch.equal(model.state_dict()[name], tensor), name
     encoder_only = build_model(
-        resolve(config(init=str(tmp_path / "five"), init_encoder_only=True), report), training
+        resolve(config(pretrained=str(tmp_path / "five"), pretrained_encoder_only=True), report),
+        training,
     )
     name = "decoder.fuse.weight"
     assert not torch.equal(encoder_only.state_dict()[name], tiny_model.state_dict()[name])
@@ -37,7 +38,7 @@ def test_starting_from_a_model(small_dataset: Path, tmp_path: Path, tiny_model: 
         assert torch.equal(encoder_only.encoder.state_dict()[name], tensor), name
 
     model.save_pretrained(tmp_path / "three")
-    same = build_model(resolve(config(init=str(tmp_path / "three")), report), training)
+    same = build_model(resolve(config(pretrained=str(tmp_path / "three")), report), training)
     assert torch.equal(
         same.state_dict()["decoder.classifier.weight"],
         model.state_dict()["decoder.classifier.weight"],

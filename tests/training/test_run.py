@@ -28,7 +28,7 @@ QUICK = {
     "short_side": 48,
     "batch_size": 2,
     "max_steps": 12,
-    "workers": 0,
+    "num_workers": 0,
     "log_every": 1,
     "precision": "float32",
 }
@@ -52,9 +52,9 @@ def test_it_learns_and_leaves_the_run_folder(tmp_path: Path, tiny_variant: str) 
         dataset,
         run,
         config(
-            max_steps=150, batch_size=4, lr=5e-3, scale_min=0.8, scale_max=1.2, dice=0.5,
+            max_steps=150, batch_size=4, lr=5e-3, scale_min=0.8, scale_max=1.2, dice_weight=0.5,
             class_weight_power=0.5, val_every=10, ema_decay=0.9, photometric=False,
-            max_class_share=1.0, drop_path=0.0, dropout=0.0, precision="auto",
+            cat_max_ratio=1.0, drop_path=0.0, dropout=0.0, precision="auto",
         ),
     )  # fmt: skip
     assert outcome is not None
@@ -69,7 +69,7 @@ def test_it_learns_and_leaves_the_run_folder(tmp_path: Path, tiny_variant: str) 
     best = max(float(row["val_miou"]) for row in rows if row["val_miou"])
     assert json.loads((run / "report.json").read_text())["miou"] == pytest.approx(best, abs=1e-4)
     model = SegFormer.from_pretrained(run / "best")
-    assert model.labels.names == ("noise", "box", "disc")
+    assert model.classes.names == ("noise", "box", "disc")
     assert model.preprocessing.size == 48
     recipe = yaml.safe_load((run / "config.yaml").read_text())
     assert recipe["warmup_steps"] == 7
@@ -83,8 +83,8 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     options = [
         "--crop-size", "32", "--short-side", "48", "--batch-size", "2", "--max-steps", "14",
-        "--workers", "1", "--log-every", "1", "--checkpoint-every", "3", "--val-every", "2",
-        "--accumulate", "2",
+        "--num-workers", "1", "--log-every", "1", "--checkpoint-every", "3", "--val-every", "2",
+        "--accumulate-grad-batches", "2",
     ]  # fmt: skip
     command = [sys.executable, "-m", "segformer", "train"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -151,7 +151,7 @@ def test_a_signal_to_the_whole_group_stops_cleanly(tmp_path: Path, number: int) 
     words = [
         sys.executable, "-m", "segformer", "train", str(dataset), "--out", str(tmp_path / "run"),
         "--crop-size", "32", "--short-side", "48", "--batch-size", "2", "--max-steps", "9999",
-        "--workers", "1", "--log-every", "1", "--val-every", "9999",
+        "--num-workers", "1", "--log-every", "1", "--val-every", "9999",
     ]  # fmt: skip
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = tmp_path / "run" / "metrics.csv"
@@ -210,7 +210,11 @@ def test_early_stop(tmp_path: Path, tiny_variant: str) -> None:
 
 
 def test_what_cannot_be_built_leaves_no_run(tmp_path: Path, small_dataset: Path) -> None:
-    for wrong in ({"variant": "b9"}, {"binary": True}, {"backdrop": 1, "backdrop_class": 9}):
+    for wrong in (
+        {"variant": "b9"},
+        {"binary": True},
+        {"background_replace_prob": 1, "background_class": 9},
+    ):
         with pytest.raises(ValueError):
             train(small_dataset, tmp_path / "run", TrainConfig(**{**QUICK, **wrong}))
     assert not (tmp_path / "run").exists()
@@ -221,7 +225,7 @@ def test_resuming_needs_no_model_that_it_started_from(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_model.save_pretrained("start")
-    train(small_dataset, tmp_path / "run", config(init="start", max_steps=2))
+    train(small_dataset, tmp_path / "run", config(pretrained="start", max_steps=2))
     shutil.rmtree("start")
     monkeypatch.chdir(small_dataset)
     resume(tmp_path / "run")
@@ -253,14 +257,14 @@ def test_binary_training(tmp_path: Path, tiny_variant: str) -> None:
     assert SegFormer.from_pretrained(tmp_path / "run" / "last").config.num_classes == 1
 
 
-def test_more_bands(tmp_path: Path, tiny_variant: str) -> None:
+def test_more_channels(tmp_path: Path, tiny_variant: str) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
-    for picture in (dataset / "images").rglob("*.png"):
-        rgb = np.asarray(Image.open(picture), dtype=np.float32)
-        np.save(picture.with_suffix(".npy"), np.dstack([rgb, rgb[:, :, :2]]) / 255)
-        picture.unlink()
+    for image in (dataset / "images").rglob("*.png"):
+        rgb = np.asarray(Image.open(image), dtype=np.float32)
+        np.save(image.with_suffix(".npy"), np.dstack([rgb, rgb[:, :, :2]]) / 255)
+        image.unlink()
     entries = yaml.safe_load((dataset / "dataset.yaml").read_text())
-    (dataset / "dataset.yaml").write_text(yaml.safe_dump(entries | {"bands": 5}))
+    (dataset / "dataset.yaml").write_text(yaml.safe_dump(entries | {"channels": 5}))
     train(dataset, tmp_path / "run", config(max_steps=3))
     model = SegFormer.from_pretrained(tmp_path / "run" / "best")
     assert model.config.in_channels == 5
@@ -273,4 +277,4 @@ def test_more_bands(tmp_path: Path, tiny_variant: str) -> None:
 def test_a_loss_that_explodes_says_what_to_do(tmp_path: Path, tiny_variant: str) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     with pytest.raises(ValueError, match=r"the loss is nan at step .* try a smaller --lr"):
-        train(dataset, tmp_path / "run", config(lr=1e30, clip_norm=0, warmup_steps=0))
+        train(dataset, tmp_path / "run", config(lr=1e30, max_grad_norm=0, warmup_steps=0))

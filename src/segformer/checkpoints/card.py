@@ -14,8 +14,8 @@ from segformer.checkpoints.tensors import CheckpointError
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 
 _OF_INTEREST = (
-    "variant init epochs max_steps batch_size accumulate devices crop_size lr head_lr_factor "
-    "weight_decay warmup_steps schedule ema_decay precision seed"
+    "variant pretrained epochs max_steps batch_size accumulate_grad_batches devices crop_size lr "
+    "head_lr_factor weight_decay warmup_steps schedule ema_decay precision seed"
 ).split()
 
 
@@ -24,7 +24,7 @@ def push(
     model_id: str,
     *,
     run: str | Path | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     **options: Any,
 ) -> str:
     """Publish a model with a card.
@@ -33,7 +33,7 @@ def push(
         model: Not folded.
         model_id: OWNER/NAME; made if it is not there.
         run: Folder of the training that made it.
-        licence: As the Hub names licences, such as "apache-2.0".
+        license: As the Hub names licenses, such as "apache-2.0".
         **options: ``private``, ``token``, ``revision``, ``message``: see `hub.upload`.
 
     Returns:
@@ -42,7 +42,7 @@ def push(
     Raises:
         CheckpointError: The Hub refused, or the run has no readable report.
     """
-    text = model_card(model, model_id, run=run, licence=licence)
+    text = model_card(model, model_id, run=run, license=license)
     return hub.upload(partial(store.save, model), model_id, card=text, **options)
 
 
@@ -51,7 +51,7 @@ def model_card(
     model_id: str,
     *,
     run: str | Path | None = None,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> str:
     """The text of ``README.md``: what the model is, how to use it, how it was made, how good it is.
 
@@ -59,7 +59,7 @@ def model_card(
         model: What is described.
         model_id: OWNER/NAME.
         run: Folder of its training; left out, the card has no scores and says so.
-        licence: As the Hub names licences.
+        license: As the Hub names licenses.
 
     Raises:
         CheckpointError: ``run`` has no readable ``report.json`` or ``config.yaml``.
@@ -68,16 +68,16 @@ def model_card(
     segmenter = isinstance(model, SegFormer)
     title = f"SegFormer-{(model.config.variant or 'of its own size').upper()}"
     front: dict[str, Any] = {"library_name": "segformer"}
-    if licence is not None:
-        front["license"] = licence
+    if license is not None:
+        front["license"] = license
     front["pipeline_tag"] = "image-segmentation" if segmenter else "image-classification"
     front["tags"] = ["segformer", "semantic-segmentation" if segmenter else "classification"]
     if report:
         front["model-index"] = [_index_entry(model_id, front["pipeline_tag"], report)]
-    classes = ", ".join(model.labels.names[:40])
-    more = f" and {len(model.labels) - 40} more" if len(model.labels) > 40 else ""
+    classes = ", ".join(model.classes.names[:40])
+    more = f" and {len(model.classes) - 40} more" if len(model.classes) > 40 else ""
     use = (
-        f'predictor = segformer.Predictor("{model_id}")\nprediction = predictor("picture.jpg")\n'
+        f'predictor = segformer.Predictor("{model_id}")\nprediction = predictor("image.jpg")\n'
         "prediction.overlay()"
         if segmenter
         else f'classifier = segformer.SegFormerClassifier.from_pretrained("{model_id}")'
@@ -85,8 +85,8 @@ def model_card(
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {title}: {Path(model_id).name}\n",
-        f"Classes ({len(model.labels)}): {classes}{more}.\n",
-        f"Input: {model.config.in_channels} bands, {_sizes(model)}.\n",
+        f"Classes ({len(model.classes)}): {classes}{more}.\n",
+        f"Input: {model.config.in_channels} channels, {_sizes(model)}.\n",
         f"## Use\n\n```python\nimport segformer\n\n{use}\n```\n",
         _scores(report),
         _training(recipe, report),
@@ -120,14 +120,14 @@ def _sizes(model: SegFormer | SegFormerClassifier) -> str:
     size = model.preprocessing.size
     if isinstance(size, tuple):
         return f"resized to {size[1]} x {size[0]} pixels"
-    return f"short side {size} pixels" if size is not None else "at the picture's own size"
+    return f"short side {size} pixels" if size is not None else "at the image's own size"
 
 
 def _scores(report: dict[str, Any]) -> str:
     if not report:
         return "## How good it is\n\nNot stated: no evaluation came with it.\n"
     where = f"`{Path(str(report['dataset'])).name}`, split {report['split']}"
-    lines = [f"## How good it is\n\nOn {report['pictures']} pictures of {where}.\n"]
+    lines = [f"## How good it is\n\nOn {report['images']} images of {where}.\n"]
     if "miou" in report:
         lines.append("| class | IoU | accuracy | Dice |\n| --- | ---: | ---: | ---: |")
         rows = {**report["classes"], "**mean**": _mean_row(report)}
@@ -155,10 +155,10 @@ def _percent(value: float | None) -> str:
 def _training(recipe: dict[str, Any], report: dict[str, Any]) -> str:
     if not recipe:
         return ""
-    pictures, minutes = report.get("training_pictures"), report.get("minutes")
-    lines = [f"## Training\n\n{pictures} pictures, {minutes} minutes, with this recipe:\n\n```yaml"]
+    images, minutes = report.get("training_images"), report.get("minutes")
+    lines = [f"## Training\n\n{images} images, {minutes} minutes, with this recipe:\n\n```yaml"]
     kept = {k: recipe[k] for k in _OF_INTEREST if recipe.get(k) is not None}
-    if "init" in kept:
-        kept["init"] = Path(str(kept["init"])).name
+    if "pretrained" in kept:
+        kept["pretrained"] = Path(str(kept["pretrained"])).name
     lines.append(yaml.safe_dump(kept, sort_keys=False) + "```\n")
     return "\n".join(lines)

@@ -25,7 +25,7 @@ def infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
 
     Args:
         shapes: Of the tensors, by their names here.
-        eps: Of the dialect.
+        eps: Of the format.
 
     Raises:
         CheckpointError: The encoder is incomplete.
@@ -44,23 +44,23 @@ def _infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
     missing = [name for name in needed if len(shapes.get(name, ())) < 2]
     if missing or not all(depths):
         raise CheckpointError(f"the encoder is incomplete: {(missing or ['its blocks'])[0]}")
-    channels = [shapes[stage + "merging.projection.weight"][0] for stage in stages]
-    reductions = [
+    hidden_sizes = [shapes[stage + "merging.projection.weight"][0] for stage in stages]
+    sr_ratios = [
         shapes.get(stage + "blocks.0.attention.reduction.weight", (0, 0, 1, 1))[-1]
         for stage in stages
     ]
     hidden = shapes[stages[0] + "blocks.0.ffn.expand.weight"][0]
     classifier = shapes.get("decoder.classifier.weight", shapes.get("head.weight", (1,)))
     if max(classifier[0], shapes[FIRST_CONVOLUTION][1]) > LARGEST_WIDTH:
-        raise CheckpointError(f"more than {LARGEST_WIDTH} classes or bands")
+        raise CheckpointError(f"more than {LARGEST_WIDTH} classes or channels")
     normed = any(name.startswith("decoder.stage_norms.") for name in shapes)
     try:
         config = SegFormerConfig(
-            channels=tuple(channels),  # type: ignore[arg-type]
+            hidden_sizes=tuple(hidden_sizes),  # type: ignore[arg-type]
             depths=tuple(depths),  # type: ignore[arg-type]
-            heads=tuple(max(1, c // channels[0]) for c in channels),  # type: ignore[arg-type]
-            reductions=tuple(reductions),  # type: ignore[arg-type]
-            mlp_ratio=hidden // channels[0],
+            num_attention_heads=tuple(max(1, c // hidden_sizes[0]) for c in hidden_sizes),  # type: ignore[arg-type]
+            sr_ratios=tuple(sr_ratios),  # type: ignore[arg-type]
+            mlp_ratio=hidden // hidden_sizes[0],
             decoder="openmmlab" if normed else "original",
             num_classes=classifier[0],
             in_channels=shapes[FIRST_CONVOLUTION][1],
@@ -68,8 +68,8 @@ def _infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
         )
     except ValueError as error:
         raise CheckpointError(f"the tensors are of no SegFormer: {error}") from None
-    usual = VARIANTS.get(config.variant or "b0", VARIANTS["b0"])["decoder_width"]
-    return replace(config, decoder_width=shapes.get("decoder.fuse.weight", (usual,))[0])
+    usual = VARIANTS.get(config.variant or "b0", VARIANTS["b0"])["decoder_hidden_size"]
+    return replace(config, decoder_hidden_size=shapes.get("decoder.fuse.weight", (usual,))[0])
 
 
 def check_fit(
@@ -133,17 +133,20 @@ def _likely_cause(config: SegFormerConfig, shapes: Shapes) -> str:
     except CheckpointError:
         return ""
     differences = []
-    if (found.channels, found.depths) != (config.channels, config.depths):
+    if (found.hidden_sizes, found.depths) != (config.hidden_sizes, config.depths):
         differences.append(f"the file holds {_encoder(found)}, not {_encoder(config)}")
     if found.in_channels != config.in_channels:
-        differences.append(f"the file is for {found.in_channels} bands, not {config.in_channels}")
+        differences.append(
+            f"the file is for {found.in_channels} channels, not {config.in_channels}"
+        )
     has_classes = {"decoder.classifier.weight", "head.weight"} & shapes.keys()
     if has_classes and found.num_classes != config.num_classes:
         differences.append(f"the file has {found.num_classes} classes, not {config.num_classes}")
     has_decoder = "decoder.fuse.weight" in shapes
-    if has_decoder and found.decoder_width != config.decoder_width:
+    if has_decoder and found.decoder_hidden_size != config.decoder_hidden_size:
         differences.append(
-            f"the file's decoder is {found.decoder_width} wide, not {config.decoder_width}"
+            f"the file's decoder is {found.decoder_hidden_size} wide, "
+            f"not {config.decoder_hidden_size}"
         )
     return f" ({'; '.join(differences)})" if differences else ""
 
@@ -151,7 +154,7 @@ def _likely_cause(config: SegFormerConfig, shapes: Shapes) -> str:
 def _encoder(config: SegFormerConfig) -> str:
     if config.variant is not None:
         return config.variant.upper()
-    return f"channels {config.channels} with depths {config.depths}"
+    return f"hidden_sizes {config.hidden_sizes} with depths {config.depths}"
 
 
 def _depth(shapes: Shapes, stage: str) -> int:

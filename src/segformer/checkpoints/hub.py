@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from segformer.checkpoints.layout import CONFIG_FILE, PREPROCESSING_FILE, WEIGHTS_FILE, read_json
 from segformer.checkpoints.tensors import WEIGHT_SUFFIXES, CheckpointError
-from segformer.progress import say
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -139,9 +141,9 @@ def download(
             f"{model_id}: the download failed: {' '.join(str(error).split())}; "
             "try again, it goes on where it stopped"
         ) from None
-    stated = licence(folder)
+    stated = license(folder)
     if stated:
-        say(f"{model_id}: licence {stated}")
+        logger.info(f"{model_id}: license {stated}")
     return (
         weights if not (folder / CONFIG_FILE).is_file() and weights.name not in _WEIGHTS else folder
     )
@@ -197,8 +199,8 @@ def upload(
     return str(commit.commit_url)
 
 
-def licence(folder: Path) -> str | None:
-    """The licence that a model's card states, or None."""
+def license(folder: Path) -> str | None:
+    """The license that a model's card states, or None."""
     try:
         with (folder / _CARD).open(encoding="utf-8", errors="replace") as file:
             text = file.read(1 << 16)

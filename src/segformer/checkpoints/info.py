@@ -23,7 +23,7 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
     Args:
         checkpoint: An opened model.
         size: Height and width in pixels to count the work for; left out, that of the model's
-            preprocessing, for a picture of 4:3 where it keeps the ratio.
+            preprocessing, for an image of 4:3 where it keeps the ratio.
 
     Raises:
         CheckpointError: The tensors do not fit the configuration.
@@ -46,65 +46,65 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
     if kind == "segmenter":
         work |= {"decoder": macs.decoder, "decoder_folded": macs.decoder_folded}
     elif kind == "classifier":
-        work["head"] = config.channels[-1] * config.num_classes
+        work["head"] = config.hidden_sizes[-1] * config.num_classes
     classes = [
-        {"id": i, "name": name, "colour": list(colour)}
-        for i, (name, colour) in enumerate(
-            zip(checkpoint.labels.names, checkpoint.labels.palette, strict=False)
+        {"id": i, "name": name, "color": list(color)}
+        for i, (name, color) in enumerate(
+            zip(checkpoint.classes.names, checkpoint.classes.palette, strict=False)
         )
     ]
     return {
         "model": checkpoint.origin,
         "file": str(checkpoint.path),
         "kind": kind,
-        "dialect": checkpoint.dialect.title,
+        "format": checkpoint.format.title,
         "variant": config.variant,
         "decoder": config.decoder if kind == "segmenter" else None,
-        "decoder_width": config.decoder_width if kind == "segmenter" else None,
-        "channels": list(config.channels),
+        "decoder_hidden_size": config.decoder_hidden_size if kind == "segmenter" else None,
+        "hidden_sizes": list(config.hidden_sizes),
         "depths": list(config.depths),
-        "bands": config.in_channels,
+        "channels": config.in_channels,
         "parameters": parameters,
         "macs": {"height": height, "width": width, **work},
         "eps": asdict(config.eps),
         "preprocessing": asdict(preprocessing),
-        "licence": checkpoint.licence,
+        "license": checkpoint.license,
         "unused_tensors": checkpoint.unused,
         "classes": classes if kind != "encoder" else [],
     }
 
 
 def tables(description: dict[str, Any]) -> list[Table]:
-    """The same for a terminal: the facts, then the classes with their colours."""
+    """The same for a terminal: the facts, then the classes with their colors."""
     d = description
     facts = Table(show_header=False, title=d["model"], title_justify="left", title_style="bold")
     facts.add_column(style="bold")
     facts.add_column()
-    variant = d["variant"].upper() if d["variant"] else f"{d['channels']}, depths {d['depths']}"
+    variant = d["variant"].upper() if d["variant"] else f"{d['hidden_sizes']}, depths {d['depths']}"
     kind = {"segmenter": "segmentation", "classifier": "classification"}.get(d["kind"], "encoder")
     facts.add_row("model", f"SegFormer-{variant}, {kind}")
-    facts.add_row("dialect", d["dialect"])
+    facts.add_row("format", d["format"])
     facts.add_row("file", d["file"])
-    facts.add_row("licence", d["licence"] or "not stated")
+    facts.add_row("license", d["license"] or "not stated")
     total = sum(d["parameters"].values())
-    shares = ", ".join(f"{part} {n / 1e6:.2f}" for part, n in d["parameters"].items())
-    facts.add_row("parameters", f"{total / 1e6:.2f} M ({shares})")
+    parts = ", ".join(f"{part} {n / 1e6:.2f}" for part, n in d["parameters"].items())
+    facts.add_row("parameters", f"{total / 1e6:.2f} M ({parts})")
     facts.add_row("work", _work(d["macs"]))
     if d["decoder"] is not None:
-        facts.add_row("decoder", f"{d['decoder']}, {d['decoder_width']} wide")
+        facts.add_row("decoder", f"{d['decoder']}, {d['decoder_hidden_size']} wide")
     eps = d["eps"]
     facts.add_row(
         "LayerNorm eps",
         f"blocks {eps['block']:g}, merging {eps['merging']:g}, reduction {eps['reduction']:g}",
     )
-    facts.add_row("input", _input(d["bands"], d["preprocessing"]))
+    facts.add_row("input", _input(d["channels"], d["preprocessing"]))
     if d["unused_tensors"]:
         facts.add_row("unused tensors", ", ".join(d["unused_tensors"][:4]))
     if not d["classes"]:
         return [facts]
-    classes = Table("id", "class", *(["colour"] if d["kind"] == "segmenter" else []))
+    classes = Table("id", "class", *(["color"] if d["kind"] == "segmenter" else []))
     for row in d["classes"]:
-        red, green, blue = row["colour"]
+        red, green, blue = row["color"]
         patch = Text("  ", style=f"on rgb({red},{green},{blue})")
         patch.append(f" #{red:02x}{green:02x}{blue:02x}", style="default on default")
         cells = [str(row["id"]), row["name"], *([patch] if d["kind"] == "segmenter" else [])]
@@ -131,7 +131,7 @@ def _work(macs: dict[str, int]) -> str:
     return f"{total / 1e9:.2f} GMACs {where} ({', '.join(words)}){total_folded}"
 
 
-def _input(bands: int, preprocessing: dict[str, Any]) -> str:
+def _input(channels: int, preprocessing: dict[str, Any]) -> str:
     size, multiple = preprocessing["size"], preprocessing["multiple"]
     if isinstance(size, tuple):
         seen = f"resized to {size[1]} x {size[0]}"
@@ -143,4 +143,5 @@ def _input(bands: int, preprocessing: dict[str, Any]) -> str:
         seen += f", middle {preprocessing['crop'][1]} x {preprocessing['crop'][0]}"
     mean = ", ".join(f"{value:.4g}" for value in preprocessing["mean"])
     std = ", ".join(f"{value:.4g}" for value in preprocessing["std"])
-    return f"{bands} bands, {seen}; values x {preprocessing['rescale']:.4g}, mean {mean}, std {std}"
+    scale = f"values x {preprocessing['rescale']:.4g}"
+    return f"{channels} channels, {seen}; {scale}, mean {mean}, std {std}"

@@ -1,6 +1,6 @@
 """The Hub layout's JSON: a model's configuration, labels and preprocessing as transformers has it.
 
-What transformers has no place for, names of a binary model's background, colours, eps, the
+What transformers has no place for, names of a binary model's background, colors, eps, the
 decoder's kind, stands under a key of its own, ``segformer``, which transformers carries along.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from segformer.checkpoints.tensors import CheckpointError
+from segformer.classes import ClassSet
 from segformer.image import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
-from segformer.labels import LabelSet
 from segformer.model.config import (
     LARGEST_WIDTH,
     PATCH_KERNELS,
@@ -39,17 +39,17 @@ _OPENMMLAB_TYPE = "segformer-openmmlab"
 
 
 def config_to_hub(
-    config: SegFormerConfig, labels: LabelSet, dtype: torch.dtype, architecture: str
+    config: SegFormerConfig, classes: ClassSet, dtype: torch.dtype, architecture: str
 ) -> dict[str, Any]:
     """The entries of ``config.json``.
 
     Args:
         config: Of the model.
-        labels: Its classes.
+        classes: Its classes.
         dtype: Of the stored weights.
         architecture: transformers' name of the whole model.
     """
-    names = labels.names[1:] if config.num_classes == 1 else labels.names
+    names = classes.names[1:] if config.num_classes == 1 else classes.names
     id2label = {str(i): name for i, name in enumerate(names)}
     return {
         "model_type": _MODEL_TYPE if config.decoder == "original" else _OPENMMLAB_TYPE,
@@ -57,10 +57,10 @@ def config_to_hub(
         "dtype": str(dtype).removeprefix("torch."),
         "num_channels": config.in_channels,
         "num_encoder_blocks": 4,
-        "hidden_sizes": list(config.channels),
+        "hidden_sizes": list(config.hidden_sizes),
         "depths": list(config.depths),
-        "num_attention_heads": list(config.heads),
-        "sr_ratios": list(config.reductions),
+        "num_attention_heads": list(config.num_attention_heads),
+        "sr_ratios": list(config.sr_ratios),
         "mlp_ratios": [config.mlp_ratio] * 4,
         "patch_sizes": list(PATCH_KERNELS),
         "strides": list(PATCH_STRIDES),
@@ -71,20 +71,20 @@ def config_to_hub(
         "drop_path_rate": config.drop_path,
         "initializer_range": 0.02,
         "layer_norm_eps": config.eps.block,
-        "decoder_hidden_size": config.decoder_width,
-        "semantic_loss_ignore_index": labels.ignore_index,
+        "decoder_hidden_size": config.decoder_hidden_size,
+        "semantic_loss_ignore_index": classes.ignore_index,
         "id2label": id2label,
         "label2id": {name: int(i) for i, name in id2label.items()},
         "segformer": {
             "eps": asdict(config.eps),
             "decoder": config.decoder,
-            "names": list(labels.names),
-            "palette": [list(colour) for colour in labels.palette],
+            "names": list(classes.names),
+            "palette": [list(color) for color in classes.palette],
         },
     }
 
 
-def config_from_hub(entries: dict[str, Any], origin: object) -> tuple[SegFormerConfig, LabelSet]:
+def config_from_hub(entries: dict[str, Any], origin: object) -> tuple[SegFormerConfig, ClassSet]:
     """The inverse of `config_to_hub`, and the reader of what transformers 4 and 5 write.
 
     Args:
@@ -100,7 +100,7 @@ def config_from_hub(entries: dict[str, Any], origin: object) -> tuple[SegFormerC
         raise CheckpointError(f"{origin}: {_describe(error)}") from None
 
 
-def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, LabelSet]:
+def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, ClassSet]:
     if entries.get("model_type", _MODEL_TYPE) not in (_MODEL_TYPE, _OPENMMLAB_TYPE):
         raise ValueError(f"a model of type {entries['model_type']!r}, not a SegFormer")
     fixed = {"patch_sizes": PATCH_KERNELS, "strides": PATCH_STRIDES, "hidden_act": "gelu"}
@@ -117,29 +117,29 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, LabelSet
         raise ValueError(f"classes numbered above {LARGEST_WIDTH}")
     if "id2label" in entries:
         names_by_id = distinct({int(k): str(v) for k, v in entries["id2label"].items()})
-        labels = LabelSet.from_names(names_by_id, ignore_index=-1)
+        classes = ClassSet.from_names(names_by_id, ignore_index=-1)
     else:  # transformers writes none for its default of two classes
-        labels = LabelSet.numbered(entries.get("num_labels", 2))
-    num_classes = len(labels)
+        classes = ClassSet.numbered(entries.get("num_labels", 2))
+    num_classes = len(classes)
     if num_classes == 1:
-        labels = LabelSet(("background", *labels.names))
-    names = tuple(own.get("names", labels.names))
+        classes = ClassSet(("background", *classes.names))
+    names = tuple(own.get("names", classes.names))
     palette = tuple((int(r), int(g), int(b)) for r, g, b in own.get("palette", ()))
     ignore_index = entries.get("semantic_loss_ignore_index", 255)
     if not isinstance(ignore_index, int) or not all(isinstance(name, str) for name in names):
         raise ValueError("class names must be words, and the ignored one a number")
     if 0 <= ignore_index < len(names):
         ignore_index = -1  # a class of that number: the field's default ids run out at 255
-    labels = replace(
-        labels, names=names, palette=palette or labels.palette, ignore_index=ignore_index
+    classes = replace(
+        classes, names=names, palette=palette or classes.palette, ignore_index=ignore_index
     )
     config = SegFormerConfig(
-        channels=tuple(entries.get("hidden_sizes", (32, 64, 160, 256))),
+        hidden_sizes=tuple(entries.get("hidden_sizes", (32, 64, 160, 256))),
         depths=tuple(entries.get("depths", (2, 2, 2, 2))),
-        heads=tuple(entries.get("num_attention_heads", (1, 2, 5, 8))),
-        reductions=tuple(entries.get("sr_ratios", (8, 4, 2, 1))),
+        num_attention_heads=tuple(entries.get("num_attention_heads", (1, 2, 5, 8))),
+        sr_ratios=tuple(entries.get("sr_ratios", (8, 4, 2, 1))),
         mlp_ratio=int(ratios.pop()),
-        decoder_width=entries.get("decoder_hidden_size", 256),
+        decoder_hidden_size=entries.get("decoder_hidden_size", 256),
         decoder=own.get("decoder", "original"),
         num_classes=num_classes,
         in_channels=entries.get("num_channels", 3),
@@ -147,7 +147,7 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, LabelSet
         dropout=entries.get("classifier_dropout_prob", 0.1),
         eps=NormEps(**own["eps"]) if "eps" in own else TRANSFORMERS_EPS,
     )
-    return config, labels
+    return config, classes
 
 
 def distinct(names: dict[int, str]) -> dict[int, str]:
@@ -212,7 +212,7 @@ def _preprocessing_from_hub(entries: dict[str, Any]) -> Preprocessing:
         target = int(size["shortest_edge"])
     else:
         target = (int(size["height"]), int(size["width"]))
-    normalise = entries.get("do_normalize", True)
+    normalize = entries.get("do_normalize", True)
     mean = tuple(float(value) for value in entries.get("image_mean", IMAGENET_MEAN))
     std = tuple(float(value) for value in entries.get("image_std", IMAGENET_STD))
     rescale = float(entries.get("rescale_factor", 1 / 255))
@@ -223,8 +223,8 @@ def _preprocessing_from_hub(entries: dict[str, Any]) -> Preprocessing:
     return Preprocessing(
         size=target,
         multiple=int(entries.get("size_multiple", 1)),
-        mean=mean if normalise else (0.0,) * len(mean),
-        std=std if normalise else (1.0,) * len(std),
+        mean=mean if normalize else (0.0,) * len(mean),
+        std=std if normalize else (1.0,) * len(std),
         rescale=rescale if entries.get("do_rescale", True) else 1.0,
         resample=names[entries.get("resample", 2)],
         crop=None if crop is None else (int(crop["height"]), int(crop["width"])),

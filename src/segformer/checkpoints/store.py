@@ -1,8 +1,9 @@
-"""Models on disk and on the Hub: any dialect in, the Hub layout or any dialect out."""
+"""Models on disk and on the Hub: any format in, the Hub layout or any format out."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from segformer.checkpoints import hub, layout
-from segformer.checkpoints.dialects import DIALECTS, HUB, Dialect, recognise
 from segformer.checkpoints.fit import FIRST_CONVOLUTION, check_fit, infer_config
+from segformer.checkpoints.formats import FORMATS, HUB, Format, recognize
 from segformer.checkpoints.tensors import (
     WEIGHT_SUFFIXES,
     CheckpointError,
@@ -25,14 +26,15 @@ from segformer.checkpoints.tensors import (
     TensorFile,
     open_tensors,
 )
+from segformer.classes import ClassSet
 from segformer.files import whole_file, write_json
 from segformer.image import Preprocessing
-from segformer.labels import LabelSet
 from segformer.model.config import SegFormerConfig
 from segformer.model.decoder import MLPDecoder
 from segformer.model.encoder import MixTransformer
 from segformer.model.segformer import SegFormer, SegFormerClassifier
-from segformer.progress import say
+
+logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SHIPPED = "human-parsing-b0"
@@ -57,26 +59,26 @@ class Checkpoint:
     Attributes:
         origin: What to call it in messages: a path, or a Hub id.
         path: The file of its weights.
-        dialect: Whose names its tensors have.
+        format: Whose names its tensors have.
         shapes: Of the tensors, by their names here.
         config: Of the model, as its file tells or its tensors show.
-        labels: Its classes; numbered where no file names them.
-        preprocessing: How pictures become its input.
+        classes: Its classes; numbered where no file names them.
+        preprocessing: How images become its input.
         unknown: Names in the file that no module has.
         unused: Names in the file that inference does not use.
-        licence: What its card states.
+        license: What its card states.
     """
 
     origin: str
     path: Path
-    dialect: Dialect
+    format: Format
     shapes: dict[str, tuple[int, ...]]
     config: SegFormerConfig
-    labels: LabelSet
+    classes: ClassSet
     preprocessing: Preprocessing
     unknown: list[str]
     unused: list[str]
-    licence: str | None
+    license: str | None
     _names: dict[str, str] = field(repr=False)
     _file: TensorFile = field(repr=False)
 
@@ -96,7 +98,7 @@ class Checkpoint:
         """
         broken = []
         read = partial(_take, self._file, self._names)
-        for name, tensor in self.dialect.to_ours(self._names, read, part):
+        for name, tensor in self.format.to_ours(self._names, read, part):
             values = tensor.float()  # as a model will hold it
             negative = name.endswith("running_var") and bool((values < 0).any())
             if negative or not values.isfinite().all():
@@ -118,7 +120,7 @@ class Checkpoint:
         """Raise a CheckpointError unless the tensors of these parts fit the configuration."""
         unknown = self.unknown
         if parts == ("encoder.",):  # whatever head it was trained with
-            unknown = [name for name in unknown if name.startswith(self.dialect.encoder)]
+            unknown = [name for name in unknown if name.startswith(self.format.encoder)]
         try:
             check_fit(self.config, self.shapes, parts, unknown)
         except CheckpointError as error:
@@ -127,7 +129,7 @@ class Checkpoint:
         if means != self.config.in_channels:
             raise CheckpointError(
                 f"{self.origin}: its preprocessing has {means} means, the model takes "
-                f"{self.config.in_channels} bands; correct {layout.PREPROCESSING_FILE}"
+                f"{self.config.in_channels} channels; correct {layout.PREPROCESSING_FILE}"
             )
 
 
@@ -149,16 +151,16 @@ def open_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
     path, origin = find(source, **options), str(source)
     folder = path if path.is_dir() else path.parent
     file = _open_weights(path)
-    recognised = recognise(file.stored)
-    if recognised is None:
+    recognized = recognize(file.stored)
+    if recognized is None:
         some = ", ".join(list(file.stored)[:3])
         raise CheckpointError(
             f"{file.path}: no SegFormer: none of the {len(file.stored)} tensors is its encoder's "
             f"first convolution (they are called {some}, ...)"
         )
-    dialect, names, outside = recognised
+    format, names, outside = recognized
     try:
-        unread = dict(dialect.to_ours(names, partial(_shape_alone, file, names)))
+        unread = dict(format.to_ours(names, partial(_shape_alone, file, names)))
     except ValueError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
     for name, tensor in unread.items():
@@ -167,36 +169,36 @@ def open_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
                 f"{file.path}: {name}: of type {tensor.dtype}, not floating-point weights"
             )
     shapes = {name: tuple(tensor.shape) for name, tensor in unread.items()}
-    unknown = dialect.unknown(names)
-    unused = [name for name in names if not dialect.knows(name) and name not in unknown]
+    unknown = format.unknown(names)
+    unused = [name for name in names if not format.knows(name) and name not in unknown]
     entries, preprocessing_entries = _described(path, file)
     if entries is not None:
         described = folder / layout.CONFIG_FILE if path.is_dir() else file.path
-        config, labels = layout.config_from_hub(entries, described)
+        config, classes = layout.config_from_hub(entries, described)
     else:
         try:
-            config = infer_config(shapes, dialect.eps)
+            config = infer_config(shapes, format.eps)
         except CheckpointError as error:
             raise CheckpointError(f"{file.path}: {error}") from None
-        labels = _labels_of_training_code(file.metadata, config.num_classes)
+        classes = _labels_of_training_code(file.metadata, config.num_classes)
     if preprocessing_entries is not None:
         described = folder / layout.PREPROCESSING_FILE if path.is_dir() else file.path
         preprocessing = layout.preprocessing_from_hub(preprocessing_entries, described)
     else:
-        preprocessing = Preprocessing.for_bands(config.in_channels)
+        preprocessing = Preprocessing.for_channels(config.in_channels)
         if entries is None:  # the protocol of the paper, which all but transformers follow
             preprocessing = replace(preprocessing, size=512, multiple=32)
     return Checkpoint(
         origin,
         file.path,
-        dialect,
+        format,
         shapes,
         config,
-        labels,
+        classes,
         preprocessing,
         unknown,
         unused + outside,
-        hub.licence(folder) if path.is_dir() else None,
+        hub.license(folder) if path.is_dir() else None,
         names,
         file,
     )
@@ -205,7 +207,7 @@ def open_checkpoint(source: str | Path, **options: Any) -> Checkpoint:
 def load(
     source: str | Path,
     *,
-    labels: LabelSet | None = None,
+    classes: ClassSet | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
     **options: Any,
@@ -214,10 +216,10 @@ def load(
 
     Args:
         source: As for `open_checkpoint`.
-        labels: Other classes than the model's own.
+        classes: Other classes than the model's own.
         num_classes: Another number of classes: the classifier, or the whole decoder where there
             is none, starts from fresh weights, and that is said.
-        in_channels: Another number of bands; see `adapt_bands`.
+        in_channels: Another number of channels; see `adapt_in_channels`.
         **options: For the Hub; see `segformer.checkpoints.hub.download`.
 
     Returns:
@@ -227,20 +229,20 @@ def load(
         CheckpointError: Something is missing, broken, or does not fit.
     """
     checkpoint = open_checkpoint(source, **options)
-    return assemble(SegFormer, checkpoint, labels, num_classes, in_channels)
+    return assemble(SegFormer, checkpoint, classes, num_classes, in_channels)
 
 
 def load_classifier(
     source: str | Path,
     *,
-    labels: LabelSet | None = None,
+    classes: ClassSet | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
     **options: Any,
 ) -> SegFormerClassifier:
     """Load a classifier; arguments and errors as for `load`."""
     checkpoint = open_checkpoint(source, **options)
-    return assemble(SegFormerClassifier, checkpoint, labels, num_classes, in_channels)
+    return assemble(SegFormerClassifier, checkpoint, classes, num_classes, in_channels)
 
 
 def load_encoder(
@@ -255,7 +257,7 @@ def load_encoder(
     Args:
         source: As for `open_checkpoint`.
         out_indices: Which stages' maps to return.
-        in_channels: Another number of bands; see `adapt_bands`.
+        in_channels: Another number of channels; see `adapt_in_channels`.
         **options: For the Hub; see `segformer.checkpoints.hub.download`.
 
     Raises:
@@ -263,10 +265,10 @@ def load_encoder(
     """
     checkpoint = open_checkpoint(source, **options)
     checkpoint.check(("encoder.",))
-    bands = checkpoint.config.in_channels if in_channels is None else in_channels
+    channels = checkpoint.config.in_channels if in_channels is None else in_channels
     with torch.device("meta"):
-        encoder = MixTransformer(replace(checkpoint.config, in_channels=bands), out_indices)
-    tensors = _floats(checkpoint.read("encoder."), bands)
+        encoder = MixTransformer(replace(checkpoint.config, in_channels=channels), out_indices)
+    tensors = _floats(checkpoint.read("encoder."), channels)
     encoder.load_state_dict(
         {name.removeprefix("encoder."): tensor for name, tensor in tensors}, assign=True
     )
@@ -299,7 +301,7 @@ def save(
 def convert(
     source: str | Path,
     destination: str | Path,
-    dialect: str,
+    format: str,
     *,
     dtype: torch.dtype | None = None,
     **options: Any,
@@ -310,7 +312,7 @@ def convert(
         source: As for `open_checkpoint`.
         destination: A file (``.pth``, ``.pt``, ``.bin`` or ``.safetensors``); for "hf" and "smp"
             also a folder, with the configuration that they read.
-        dialect: "hf", "nvlabs", "mmseg" or "smp".
+        format: "hf", "nvlabs", "mmseg" or "smp".
         dtype: Of the stored weights; left out, as they are.
         **options: For the Hub; see `segformer.checkpoints.hub.download`.
 
@@ -321,10 +323,10 @@ def convert(
         CheckpointError: The source cannot be read.
         ValueError: That codebase has no such model.
     """
-    known = {entry.name: entry for entry in DIALECTS}
-    if dialect not in known:
-        raise ValueError(f"no dialect {dialect!r}; there are {', '.join(known)}")
-    target, destination = known[dialect], Path(destination)
+    known = {entry.name: entry for entry in FORMATS}
+    if format not in known:
+        raise ValueError(f"no format {format!r}; there are {', '.join(known)}")
+    target, destination = known[format], Path(destination)
     checkpoint = open_checkpoint(source, **options)
     parts = tuple(part for kind, part in _PART.items() if checkpoint.kind == kind)
     checkpoint.check(("encoder.", *parts))
@@ -371,35 +373,35 @@ def find(source: str | Path, **options: Any) -> Path:
     )
 
 
-def adapt_bands(weight: Tensor, bands: int) -> Tensor:
-    """The first convolution for another number of bands.
+def adapt_in_channels(weight: Tensor, channels: int) -> Tensor:
+    """The first convolution for another number of channels.
 
-    The bands it knows stay; each further one starts as their mean, and where there are fewer all
-    do. Everything is scaled by the ratio of the numbers, so that a picture whose bands are all
-    alike gives the same response as before: a grey picture that of the same picture in colour.
+    The channels it knows stay; each further one starts as their mean, and where there are fewer all
+    do. Everything is scaled by the ratio of the numbers, so that an image whose channels are all
+    alike gives the same response as before: a gray image that of the same image in color.
 
     Args:
-        weight: (C, bands it knows, k, k).
-        bands: How many there are to be.
+        weight: (C, channels it knows, k, k).
+        channels: How many there are to be.
     """
     known = weight.shape[1]
-    if bands == known:
+    if channels == known:
         return weight
     mean = weight.mean(1, keepdim=True)
-    kept = weight if bands > known else weight[:, :0]
-    extra = mean.expand(-1, bands - kept.shape[1], -1, -1)
-    return torch.cat([kept, extra], dim=1) * (known / bands)
+    kept = weight if channels > known else weight[:, :0]
+    extra = mean.expand(-1, channels - kept.shape[1], -1, -1)
+    return torch.cat([kept, extra], dim=1) * (known / channels)
 
 
-def adapt_preprocessing(preprocessing: Preprocessing, bands: int) -> Preprocessing:
-    """Statistics for another number of bands, after the manner of `adapt_bands`."""
+def adapt_preprocessing(preprocessing: Preprocessing, channels: int) -> Preprocessing:
+    """Statistics for another number of channels, after the manner of `adapt_in_channels`."""
     known = len(preprocessing.mean)
-    if bands == known:
+    if channels == known:
         return preprocessing
 
     def adapt(values: tuple[float, ...]) -> tuple[float, ...]:
-        kept = values if bands > known else ()
-        return kept + (sum(values) / known,) * (bands - len(kept))
+        kept = values if channels > known else ()
+        return kept + (sum(values) / known,) * (channels - len(kept))
 
     return replace(preprocessing, mean=adapt(preprocessing.mean), std=adapt(preprocessing.std))
 
@@ -407,33 +409,33 @@ def adapt_preprocessing(preprocessing: Preprocessing, bands: int) -> Preprocessi
 def assemble(
     whole: type[Whole],
     checkpoint: Checkpoint,
-    labels: LabelSet | None = None,
+    classes: ClassSet | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
     *,
-    classifier_anew: bool = False,
+    reinitialize_classifier: bool = False,
 ) -> Whole:
     """A model of a class from a checkpoint, with fresh weights only where they were asked for.
 
     Args:
         whole: `SegFormer` or `SegFormerClassifier`.
         checkpoint: An opened model.
-        labels: As for `load`.
+        classes: As for `load`.
         num_classes: As for `load`.
         in_channels: As for `load`.
-        classifier_anew: Start the classifier anew though it has as many classes.
+        reinitialize_classifier: Re-initialize the classifier although it has as many classes.
 
     Raises:
         CheckpointError: Something is missing, broken, or does not fit.
     """
-    if labels is not None and not isinstance(labels, LabelSet):
-        labels = LabelSet(tuple(labels))
+    if classes is not None and not isinstance(classes, ClassSet):
+        classes = ClassSet(tuple(classes))
     kind = "segmenter" if whole is SegFormer else "classifier"
     part, found = _PART[kind], checkpoint.kind
     head = "decoder" if kind == "segmenter" else "head"
-    if num_classes is None and labels is not None:
-        as_many = found == kind and len(labels) == len(checkpoint.labels)
-        num_classes = checkpoint.config.num_classes if as_many else len(labels)
+    if num_classes is None and classes is not None:
+        as_many = found == kind and len(classes) == len(checkpoint.classes)
+        num_classes = checkpoint.config.num_classes if as_many else len(classes)
     if found != kind and num_classes is None:
         loader = {"segmenter": "SegFormer", "classifier": "SegFormerClassifier"}
         other = loader.get(found, "MixTransformer")
@@ -449,27 +451,34 @@ def assemble(
         num_classes=source.num_classes if num_classes is None else num_classes,
         in_channels=source.in_channels if in_channels is None else in_channels,
     )
-    anew = found != kind or config.num_classes != source.num_classes or classifier_anew
-    if labels is None:
-        labels = None if anew else checkpoint.labels
+    reinitialize = (
+        found != kind or config.num_classes != source.num_classes or reinitialize_classifier
+    )
+    if classes is None:
+        classes = None if reinitialize else checkpoint.classes
     preprocessing = adapt_preprocessing(checkpoint.preprocessing, config.in_channels)
     with torch.device("meta"):
-        model = whole(config, labels, preprocessing)
+        model = whole(config, classes, preprocessing)
     classifier = "decoder.classifier." if kind == "segmenter" else "head."
-    if anew:
+    if reinitialize:
         model.reset_head()
-        what = f"the {head} starts" if found != kind else "the classifier starts"
-        has = f"its {source.num_classes} classes are not these {config.num_classes}"
-        say(f"{checkpoint.origin}: {f'no {head} in it' if found != kind else has}; {what} anew")
+        if found != kind:
+            why = f"it has no {head}; the {head} is re-initialized"
+        else:
+            why = (
+                f"its {source.num_classes} classes are not these {config.num_classes}; "
+                "the classifier is re-initialized"
+            )
+        logger.info(f"{checkpoint.origin}: {why}")
     if config.in_channels != source.in_channels:
-        say(
-            f"{checkpoint.origin}: made for {source.in_channels} bands; its first convolution is "
-            f"adapted to {config.in_channels}"
+        logger.info(
+            f"{checkpoint.origin}: made for {source.in_channels} channels; its first convolution "
+            f"is adapted to {config.in_channels}"
         )
     tensors = {
         name: tensor
         for name, tensor in _floats(_parts(checkpoint, part, found == kind), config.in_channels)
-        if not (anew and name.startswith(classifier))
+        if not (reinitialize and name.startswith(classifier))
     }
     model.load_state_dict(tensors, strict=False, assign=True)
     for module in model.modules():
@@ -484,11 +493,11 @@ def _parts(checkpoint: Checkpoint, part: str, with_head: bool) -> Iterator[tuple
         yield from checkpoint.read(part)
 
 
-def _floats(tensors: Iterator[tuple[str, Tensor]], bands: int) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in float32, the first convolution for ``bands`` bands."""
+def _floats(tensors: Iterator[tuple[str, Tensor]], channels: int) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in float32, the first convolution for ``channels`` channels."""
     for name, tensor in tensors:
         if name == FIRST_CONVOLUTION:
-            yield name, adapt_bands(tensor.float(), bands)
+            yield name, adapt_in_channels(tensor.float(), channels)
         else:
             yield name, tensor if name.endswith("num_batches_tracked") else tensor.float()
 
@@ -560,31 +569,31 @@ def _described(path: Path, file: TensorFile) -> tuple[dict[str, Any] | None, dic
     return config, preprocessing
 
 
-def _labels_of_training_code(metadata: Mapping[str, Any], num_classes: int) -> LabelSet:
-    """Class names and colours that OpenMMLab's and NVlabs' training codes leave in ``meta``."""
-    labels = LabelSet.numbered(num_classes)
+def _labels_of_training_code(metadata: Mapping[str, Any], num_classes: int) -> ClassSet:
+    """Class names and colors that OpenMMLab's and NVlabs' training codes leave in ``meta``."""
+    classes = ClassSet.numbered(num_classes)
     inner = metadata.get("dataset_meta")
     source = inner if isinstance(inner, Mapping) else metadata
     names = source.get("classes", source.get("CLASSES"))
     palette = source.get("palette", source.get("PALETTE"))
     try:
         named = isinstance(names, list | tuple) and all(isinstance(n, str | int) for n in names)
-        if named and len(names) == len(labels):
+        if named and len(names) == len(classes):
             distinct = layout.distinct(dict(enumerate(map(str, names))))
-            labels = replace(labels, names=tuple(distinct.values()))
-        if palette is not None and len(palette) == len(labels):
-            colours = tuple((int(r), int(g), int(b)) for r, g, b in palette)
-            if all(0 <= value <= 255 for colour in colours for value in colour):
-                labels = replace(labels, palette=colours)
+            classes = replace(classes, names=tuple(distinct.values()))
+        if palette is not None and len(palette) == len(classes):
+            colors = tuple((int(r), int(g), int(b)) for r, g, b in palette)
+            if all(0 <= value <= 255 for color in colors for value in color):
+                classes = replace(classes, palette=colors)
     except (TypeError, ValueError, OverflowError):
-        pass  # names are a courtesy: what is there is no list of names or colours
-    return labels
+        pass  # names are a courtesy: what is there is no list of names or colors
+    return classes
 
 
 def _describe(model: Any, architecture: str) -> dict[str, Any]:
     """What there is to know of a model beside its weights, as the Hub's JSON has it."""
     return {
-        "config": layout.config_to_hub(model.config, model.labels, torch.float32, architecture),
+        "config": layout.config_to_hub(model.config, model.classes, torch.float32, architecture),
         "preprocessing": layout.preprocessing_to_hub(model.preprocessing),
     }
 
@@ -662,7 +671,7 @@ def _write_smp_folder(
         "encoder_name": f"mit_{config.variant}",
         "encoder_depth": 5,
         "encoder_weights": None,
-        "decoder_segmentation_channels": config.decoder_width,
+        "decoder_segmentation_channels": config.decoder_hidden_size,
         "in_channels": config.in_channels,
         "classes": config.num_classes,
         "activation": None,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer.data.dataset import Dataset, DatasetError, Sample
-from segformer.image import Picture
+from segformer.image import ImageArray
 
 
 @dataclass
@@ -22,36 +22,36 @@ class SplitReport:
         dataset: The split.
         errors: Sentences; any of them would stop a training.
         warnings: Sentences worth reading.
-        pixels: (K,) labelled pixels of each class.
-        pictures: (K,) pictures in which each class occurs.
-        ignored: Pixels not labelled.
-        sizes: How many pictures have each (height, width).
-        dtypes: Types in which the pictures are stored.
-        sums: For each picture (3, bands): count, sum and sum of squares of its finite values.
+        pixels: (K,) labeled pixels of each class.
+        images: (K,) images in which each class occurs.
+        ignored: Pixels not labeled.
+        sizes: How many images have each (height, width).
+        dtypes: Types in which the images are stored.
+        sums: For each image (3, channels): count, sum and sum of squares of its finite values.
     """
 
     dataset: Dataset
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     pixels: NDArray[np.int64] = field(init=False)
-    pictures: NDArray[np.int64] = field(init=False)
+    images: NDArray[np.int64] = field(init=False)
     ignored: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     dtypes: set[str] = field(default_factory=set)
     sums: list[NDArray[np.float64]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        self.pixels = np.zeros(len(self.dataset.labels), np.int64)
-        self.pictures = np.zeros(len(self.dataset.labels), np.int64)
+        self.pixels = np.zeros(len(self.dataset.classes), np.int64)
+        self.images = np.zeros(len(self.dataset.classes), np.int64)
 
     @property
     def frequencies(self) -> NDArray[np.float64]:
-        """(K,) share of the labelled pixels."""
+        """(K,) fraction of the labeled pixels."""
         return self.pixels / max(int(self.pixels.sum()), 1)
 
     @property
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of each band, in stored units."""
+        """Mean and deviation of each channel, in stored units."""
         count, total, squares = np.sum(self.sums, axis=0)
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
@@ -67,7 +67,7 @@ class SplitReport:
 
 
 def check_split(dataset: Dataset, on_sample: Callable[[], None] | None = None) -> SplitReport:
-    """Read every picture and mask of a split once.
+    """Read every image and mask of a split once.
 
     Args:
         dataset: The split.
@@ -79,12 +79,12 @@ def check_split(dataset: Dataset, on_sample: Callable[[], None] | None = None) -
             _add(report, found)
             if on_sample is not None:
                 on_sample()
-    report.warnings += [f"{mask}: no picture belongs to this mask" for mask in dataset.stray_masks]
-    for name, count in zip(dataset.labels.names, report.pixels, strict=True):
+    report.warnings += [f"{mask}: no image belongs to this mask" for mask in dataset.stray_masks]
+    for name, count in zip(dataset.classes.names, report.pixels, strict=True):
         if count == 0:
             report.warnings.append(f"class {name!r} never occurs in split {dataset.split!r}")
     if not report.pixels.any() and not report.errors:
-        report.errors.append("no pixel of any mask is labelled")
+        report.errors.append("no pixel of any mask is labeled")
     return report
 
 
@@ -101,25 +101,25 @@ class _Found:
 
 def _examine(dataset: Dataset, sample: Sample) -> _Found | str:
     """What a pair holds, or the sentence that says what is wrong with it."""
-    labels = dataset.labels
+    classes = dataset.classes
     try:
-        picture, class_ids = dataset.read(sample)
+        image, class_ids = dataset.read(sample)
     except ValueError as error:
         return str(error)
-    ignored = class_ids == labels.ignore_index
+    ignored = class_ids == classes.ignore_index
     height, width = class_ids.shape
     return _Found(
         size=(height, width),
-        counts=np.bincount(class_ids[~ignored].astype(np.int64), minlength=len(labels)),
+        counts=np.bincount(class_ids[~ignored].astype(np.int64), minlength=len(classes)),
         ignored=int(ignored.sum()),
-        dtype=str(picture.dtype),
-        sums=_sums(picture),
+        dtype=str(image.dtype),
+        sums=_sums(image),
     )
 
 
-def _sums(picture: Picture) -> NDArray[np.float64]:
-    """(3, bands): count, sum and sum of squares of the values that are finite."""
-    values = picture.reshape(-1, picture.shape[2])
+def _sums(image: ImageArray) -> NDArray[np.float64]:
+    """(3, channels): count, sum and sum of squares of the values that are finite."""
+    values = image.reshape(-1, image.shape[2])
     if values.dtype.kind == "f":
         values = values[np.isfinite(values).all(1)]
     values = values.astype(np.float32 if values.dtype == np.uint8 else np.float64)
@@ -133,7 +133,7 @@ def _add(report: SplitReport, found: _Found | str) -> None:
         report.errors.append(found)
         return
     report.pixels += found.counts
-    report.pictures += found.counts > 0
+    report.images += found.counts > 0
     report.ignored += found.ignored
     report.sizes[found.size] += 1
     report.dtypes.add(found.dtype)

@@ -1,4 +1,4 @@
-"""Pictures in one folder per class, as ImageNet is laid out: a data set for classifiers."""
+"""Images in one folder per class, as ImageNet is laid out: a data set for classifiers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from segformer.classes import ClassSet
 from segformer.data.dataset import SPLITS, DatasetError
-from segformer.image import PICTURE_SUFFIXES, Picture, read_picture
-from segformer.labels import LabelSet
+from segformer.image import IMAGE_SUFFIXES, ImageArray, read_image
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,16 @@ class ClassFolders:
     Attributes:
         root: Folder it came from.
         split: "train", "val" or another.
-        samples: Picture files and their class ids, sorted by class and name.
-        labels: Classes, named after their folders, sorted by name.
-        bands: Channels of the pictures.
+        samples: ImageArray files and their class ids, sorted by class and name.
+        classes: Classes, named after their folders, sorted by name.
+        channels: Channels of the images.
     """
 
     root: Path
     split: str
     samples: tuple[tuple[Path, int], ...]
-    labels: LabelSet
-    bands: int = 3
+    classes: ClassSet
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -35,18 +35,18 @@ class ClassFolders:
     def __iter__(self) -> Iterator[tuple[Path, int]]:
         return iter(self.samples)
 
-    def read(self, index: int) -> tuple[Picture, int]:
-        """Picture (H, W, bands) and class id of a sample.
+    def read(self, index: int) -> tuple[ImageArray, int]:
+        """Image (H, W, channels) and class id of a sample.
 
         Raises:
-            UnreadableImage: The picture cannot be read; the message names it.
+            UnreadableImage: The image cannot be read; the message names it.
         """
         path, class_id = self.samples[index]
-        return read_picture(path, self.bands), class_id
+        return read_image(path, self.channels), class_id
 
-    def with_bands(self, bands: int) -> ClassFolders:
-        """The same data set, its pictures read with another number of bands."""
-        return replace(self, bands=bands)
+    def with_channels(self, channels: int) -> ClassFolders:
+        """The same data set, its images read with another number of channels."""
+        return replace(self, channels=channels)
 
 
 def class_splits(source: str | Path) -> list[str]:
@@ -62,7 +62,7 @@ def class_splits(source: str | Path) -> list[str]:
 
 
 def open_class_folders(source: str | Path, split: str = "train") -> ClassFolders:
-    """Open one split of a data set of classes: ``source/split/CLASS/picture.jpg``.
+    """Open one split of a data set of classes: ``source/split/CLASS/image.jpg``.
 
     The classes are the folders of the training split, so that every split has the same ids.
 
@@ -71,18 +71,18 @@ def open_class_folders(source: str | Path, split: str = "train") -> ClassFolders
         split: Which of its splits.
 
     Raises:
-        DatasetError: There is no such split, it has no pictures, or a class that training lacks.
+        DatasetError: There is no such split, it has no images, or a class that training lacks.
     """
     root = Path(source)
     found = class_splits(root)
     if split not in found:
-        hint = f"there are {', '.join(found)}" if found else "pictures go to train/CLASS/ in it"
+        hint = f"there are {', '.join(found)}" if found else "images go to train/CLASS/ in it"
         raise DatasetError(f"{root}: the data set has no split {split!r}; {hint}")
     names = _folders(root / ("train" if "train" in found else split))
     if len(names) < 2:
         raise DatasetError(
             f"{root / split}: {len(names)} folders of classes; a classifier needs at least two, "
-            "each with its pictures"
+            "each with its images"
         )
     strangers = set(_folders(root / split)) - set(names)
     if strangers:
@@ -91,16 +91,16 @@ def open_class_folders(source: str | Path, split: str = "train") -> ClassFolders
         (file, class_id)
         for class_id, name in enumerate(names)
         for file in sorted((root / split / name).rglob("*"))
-        if file.suffix.lower() in PICTURE_SUFFIXES
+        if file.suffix.lower() in IMAGE_SUFFIXES
         and file.is_file()
         and not any(part[0] == "." for part in file.relative_to(root / split / name).parts)
     ]
     if not samples:
-        raise DatasetError(f"{root / split}: there are no pictures in its folders")
+        raise DatasetError(f"{root / split}: there are no images in its folders")
     without = [name for i, name in enumerate(names) if i not in {c for _, c in samples}]
     if split == "train" and without:
-        raise DatasetError(f"{root / split}: classes without pictures: {', '.join(without[:5])}")
-    return ClassFolders(root, split, tuple(samples), LabelSet(tuple(names), ignore_index=-1))
+        raise DatasetError(f"{root / split}: classes without images: {', '.join(without[:5])}")
+    return ClassFolders(root, split, tuple(samples), ClassSet(tuple(names), ignore_index=-1))
 
 
 def _folders(path: Path) -> list[str]:

@@ -1,10 +1,10 @@
 """The augmentation of classifiers: ImageNet's usual recipe, as DeiT and PVT train with.
 
 Random resized crop (Szegedy et al. 2015), flip, RandAugment (Cubuk et al. 2020), random erasing
-(Zhong et al. 2020) picture by picture; mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) over
+(Zhong et al. 2020) image by image; mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) over
 a batch.
 
-Legend: B batch, H W pixels, C bands, K classes.
+Legend: B batch, H W pixels, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -20,58 +20,58 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segformer.data.transforms import resize_quickly
-from segformer.image import Picture, Preprocessing
+from segformer.image import ImageArray, Preprocessing
 
 
 @dataclass(frozen=True)
 class ClassAugmentation:
-    """What happens to each training picture of a classifier.
+    """What happens to each training image of a classifier.
 
     Attributes:
         crop_size: Side of the square that training sees, pixels.
-        min_area: Smallest share of the picture that a crop covers.
-        flip: Probability of mirroring left and right.
+        min_area: Smallest fraction of the image that a crop covers.
+        hflip_prob: Probability of mirroring left and right.
         rand_augment: How many random operations to chain (8-bit RGB only).
-        erase: Probability of a rectangle of noise over up to a third of the crop.
+        random_erasing_prob: Probability of a rectangle of noise over up to a third of the crop.
     """
 
     crop_size: int = 224
     min_area: float = 0.08
-    flip: float = 0.5
+    hflip_prob: float = 0.5
     rand_augment: int = 2
-    erase: float = 0.25
+    random_erasing_prob: float = 0.25
 
     def __call__(
-        self, picture: Picture, rng: np.random.Generator, preprocessing: Preprocessing
+        self, image: ImageArray, rng: np.random.Generator, preprocessing: Preprocessing
     ) -> NDArray[np.float32]:
-        """Picture (H, W, C) -> normalised crop (crop, crop, C)."""
-        crop = self.random_crop(picture, rng)
-        if rng.random() < self.flip:
+        """Image (H, W, C) -> normalized crop (crop, crop, C)."""
+        crop = self.random_crop(image, rng)
+        if rng.random() < self.hflip_prob:
             crop = crop[:, ::-1]
         if crop.dtype == np.uint8 and crop.shape[2] == 3:
             for _ in range(self.rand_augment):
                 crop = random_operation(crop, rng)
-        values = np.ascontiguousarray(preprocessing.normalise(crop))
-        if rng.random() < self.erase:
+        values = np.ascontiguousarray(preprocessing.normalize(crop))
+        if rng.random() < self.random_erasing_prob:
             rows, columns = values.shape[:2]
             top, left, height, width = _random_box(rows, columns, (0.02, 0.33), 0.3, rng)
             box = values[top : top + height, left : left + width]
             box[:] = rng.standard_normal(box.shape, np.float32)
         return values
 
-    def random_crop(self, picture: Picture, rng: np.random.Generator) -> Picture:
+    def random_crop(self, image: ImageArray, rng: np.random.Generator) -> ImageArray:
         """A crop of random area and ratio (3/4 to 4/3), resized to the square."""
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         box = _random_box(height, width, (self.min_area, 1.0), 3 / 4, rng)
         top, left, crop_h, crop_w = box
-        crop = picture[top : top + crop_h, left : left + crop_w]
+        crop = image[top : top + crop_h, left : left + crop_w]
         return resize_quickly(crop, (self.crop_size, self.crop_size))
 
 
 def _random_box(
     height: int, width: int, area: tuple[float, float], ratio: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a box of a random share of the area; all of it at worst."""
+    """Top, left, height and width of a box of a random fraction of the area; all of it at worst."""
     for _ in range(10):
         pixels = height * width * rng.uniform(*area)
         aspect = math.exp(rng.uniform(math.log(ratio), math.log(1 / ratio)))
@@ -83,64 +83,64 @@ def _random_box(
     return 0, 0, height, width
 
 
-def random_operation(picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def random_operation(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """One of RandAugment's operations on 8-bit RGB, its strength about 9 of 10, deviation 0.5.
 
     Enhancements go either way (timm's "inc1" policy, ``rand-m9-mstd0.5-inc1`` of DeiT's recipe).
     """
     strength = float(np.clip(rng.normal(0.9, 0.05), 0, 1))
     signed = strength if rng.random() < 0.5 else -strength
-    image = Image.fromarray(np.ascontiguousarray(picture))
+    pil = Image.fromarray(np.ascontiguousarray(image))
     match int(rng.integers(14)):
         case 0:
-            image = ImageOps.autocontrast(image)
+            pil = ImageOps.autocontrast(pil)
         case 1:
-            image = ImageOps.equalize(image)
+            pil = ImageOps.equalize(pil)
         case 2:
-            image = ImageOps.invert(image)
+            pil = ImageOps.invert(pil)
         case 3:
-            image = ImageOps.posterize(image, max(1, 4 - int(4 * strength)))
+            pil = ImageOps.posterize(pil, max(1, 4 - int(4 * strength)))
         case 4:
-            image = ImageOps.solarize(image, int(256 * (1 - strength)))
+            pil = ImageOps.solarize(pil, int(256 * (1 - strength)))
         case 5:
-            added = Image.fromarray(np.full_like(picture, int(110 * strength)))
-            dark = np.asarray(image) < 128
-            total = np.clip(np.asarray(image, np.int16) + np.asarray(added), 0, 255)
-            image = Image.fromarray(np.where(dark, total, np.asarray(image)).astype(np.uint8))
+            added = Image.fromarray(np.full_like(pil, int(110 * strength)))
+            dark = np.asarray(pil) < 128
+            total = np.clip(np.asarray(pil, np.int16) + np.asarray(added), 0, 255)
+            pil = Image.fromarray(np.where(dark, total, np.asarray(pil)).astype(np.uint8))
         case 6:
-            image = ImageEnhance.Color(image).enhance(1 + 0.9 * signed)
+            pil = ImageEnhance.Color(pil).enhance(1 + 0.9 * signed)
         case 7:
-            image = ImageEnhance.Contrast(image).enhance(1 + 0.9 * signed)
+            pil = ImageEnhance.Contrast(pil).enhance(1 + 0.9 * signed)
         case 8:
-            image = ImageEnhance.Brightness(image).enhance(1 + 0.9 * signed)
+            pil = ImageEnhance.Brightness(pil).enhance(1 + 0.9 * signed)
         case 9:
-            image = ImageEnhance.Sharpness(image).enhance(1 + 0.9 * signed)
+            pil = ImageEnhance.Sharpness(pil).enhance(1 + 0.9 * signed)
         case 10:
-            image = image.rotate(30 * signed, Image.Resampling.BILINEAR, fillcolor=_GREY)
+            pil = pil.rotate(30 * signed, Image.Resampling.BILINEAR, fillcolor=_GRAY)
         case 11:
-            image = _sheared(image, (1, 0.3 * signed, 0, 0, 1, 0))
+            pil = _sheared(pil, (1, 0.3 * signed, 0, 0, 1, 0))
         case 12:
-            image = _sheared(image, (1, 0, 0, 0.3 * signed, 1, 0))
+            pil = _sheared(pil, (1, 0, 0, 0.3 * signed, 1, 0))
         case 13:
             shift = 0.45 * signed
-            image = _sheared(image, (1, 0, shift * image.width, 0, 1, shift * image.height))
-    return np.asarray(image)
+            pil = _sheared(pil, (1, 0, shift * pil.width, 0, 1, shift * pil.height))
+    return np.asarray(pil)
 
 
-_GREY = (124, 116, 104)
-"""The mean colour of ImageNet, 8 bits."""
+_GRAY = (124, 116, 104)
+"""The mean color of ImageNet, 8 bits."""
 
 
 def _sheared(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
     return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=_GREY
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=_GRAY
     )
 
 
 def mix(
-    pixels: Tensor, class_ids: Tensor, num_classes: int, mixup: float, cutmix: float
+    pixels: Tensor, class_ids: Tensor, num_classes: int, mixup_alpha: float, cutmix_alpha: float
 ) -> tuple[Tensor, Tensor]:
-    """Mix each picture of a batch with another, and their classes in the same proportion.
+    """Mix each image of a batch with another, and their classes in the same proportion.
 
     Where both are asked for, a batch takes either, with probability one half. Chance comes from
     torch's generator.
@@ -149,22 +149,22 @@ def mix(
         pixels: (B, C, H, W).
         class_ids: (B,).
         num_classes: K.
-        mixup: Both parameters of the Beta distribution of mixup's share; 0 for none.
-        cutmix: The same of CutMix's share.
+        mixup_alpha: Both parameters of the Beta distribution of mixup's ratio; 0 for none.
+        cutmix_alpha: The same of CutMix's ratio.
 
     Returns:
-        Mixed pictures (B, C, H, W) and class probabilities (B, K).
+        Mixed images (B, C, H, W) and class probabilities (B, K).
     """
     targets = F.one_hot(class_ids, num_classes).to(torch.float32)
-    if not mixup and not cutmix:
+    if not mixup_alpha and not cutmix_alpha:
         return pixels, targets
-    cuts = bool(cutmix) and (not mixup or bool(torch.rand(()) < 0.5))
-    alpha = torch.tensor(cutmix if cuts else mixup)
-    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    cuts = bool(cutmix_alpha) and (not mixup_alpha or bool(torch.rand(()) < 0.5))
+    alpha = torch.tensor(cutmix_alpha if cuts else mixup_alpha)
+    lam = float(torch.distributions.Beta(alpha, alpha).sample())
     other = pixels.flip(0)
     if cuts:
         height, width = pixels.shape[2:]
-        side = math.sqrt(1 - share)
+        side = math.sqrt(1 - lam)
         middle_y, middle_x = (torch.rand(2) * torch.tensor([height, width])).tolist()
         top, bottom = (
             int(min(max(middle_y + sign * side * height / 2, 0), height)) for sign in (-1, 1)
@@ -174,7 +174,7 @@ def mix(
         )
         pixels = pixels.clone()
         pixels[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
-        share = 1 - (bottom - top) * (right - left) / (height * width)  # cut off at the border
+        lam = 1 - (bottom - top) * (right - left) / (height * width)  # cut off at the border
     else:
-        pixels = pixels * share + other * (1 - share)
-    return pixels, targets * share + targets.flip(0) * (1 - share)
+        pixels = pixels * lam + other * (1 - lam)
+    return pixels, targets * lam + targets.flip(0) * (1 - lam)

@@ -1,4 +1,4 @@
-"""A data set: pairs of a picture and a mask, and the classes that the masks speak of."""
+"""A data set: pairs of an image and a mask, and the classes that the masks speak of."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from segformer.image import MASK_SUFFIXES, PICTURE_SUFFIXES, Picture, read_mask, read_picture
-from segformer.labels import LabelSet
+from segformer.classes import ClassSet
+from segformer.image import IMAGE_SUFFIXES, MASK_SUFFIXES, ImageArray, read_image, read_mask
 
 SPLITS = ("train", "val", "test")
 
@@ -23,16 +23,16 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and its mask.
+    """One image and its mask.
 
     Attributes:
-        name: Path of the picture inside its split's folder, for messages and reports.
-        picture: File.
+        name: Path of the image inside its split's folder, for messages and reports.
+        image: File.
         mask: File, or None where there is no mask.
     """
 
     name: str
-    picture: Path
+    image: Path
     mask: Path | None
 
 
@@ -44,17 +44,17 @@ class Dataset:
         root: Folder it came from.
         split: "train", "val" or another.
         samples: Pairs, sorted by name.
-        labels: Classes, ignore index and mapping of mask values.
-        stray_masks: Masks that no picture belongs to.
-        bands: Channels of the pictures.
+        classes: Classes, ignore index and mapping of mask values.
+        stray_masks: Masks that no image belongs to.
+        channels: Channels of the images.
     """
 
     root: Path
     split: str
     samples: tuple[Sample, ...]
-    labels: LabelSet
+    classes: ClassSet
     stray_masks: tuple[Path, ...] = field(default=(), repr=False)
-    bands: int = 3
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -62,44 +62,44 @@ class Dataset:
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
 
-    def read(self, sample: Sample) -> tuple[Picture, NDArray[np.integer]]:
-        """Picture (H, W, bands) and class ids (H, W) of a sample.
+    def read(self, sample: Sample) -> tuple[ImageArray, NDArray[np.integer]]:
+        """Image (H, W, channels) and class ids (H, W) of a sample.
 
         Raises:
             ValueError: A file cannot be read, there is no mask, sizes differ, or the mask has
                 values outside the classes.
         """
         if sample.mask is None:
-            raise DatasetError(f"{sample.picture}: there is no mask for this picture")
-        picture = read_picture(sample.picture, self.bands)
-        class_ids = self.labels.to_class_ids(read_mask(sample.mask))
-        if picture.shape[:2] != class_ids.shape:
-            raise DatasetError(_describe_sizes(sample, picture.shape[:2], class_ids.shape))
-        unknown = self.labels.unknown_values(class_ids)
+            raise DatasetError(f"{sample.image}: there is no mask for this image")
+        image = read_image(sample.image, self.channels)
+        class_ids = self.classes.to_class_ids(read_mask(sample.mask))
+        if image.shape[:2] != class_ids.shape:
+            raise DatasetError(_describe_sizes(sample, image.shape[:2], class_ids.shape))
+        unknown = self.classes.unknown_values(class_ids)
         if unknown:
-            raise DatasetError(_describe_unknown(sample, unknown, self.labels))
-        return picture, class_ids
+            raise DatasetError(_describe_unknown(sample, unknown, self.classes))
+        return image, class_ids
 
-    def with_bands(self, bands: int) -> Dataset:
-        """The same data set, its pictures read with another number of bands."""
-        return replace(self, bands=bands)
+    def with_channels(self, channels: int) -> Dataset:
+        """The same data set, its images read with another number of channels."""
+        return replace(self, channels=channels)
 
 
-def _describe_sizes(sample: Sample, picture: tuple[int, ...], mask: tuple[int, ...]) -> str:
-    """The sentence for a picture and a mask of different sizes."""
+def _describe_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
+    """The sentence for an image and a mask of different sizes."""
     return (
         f"{sample.mask}: the mask is {mask[1]} x {mask[0]} pixels, "
-        f"its picture {picture[1]} x {picture[0]}"
+        f"its image {image[1]} x {image[0]}"
     )
 
 
-def _describe_unknown(sample: Sample, unknown: dict[int, int], labels: LabelSet) -> str:
+def _describe_unknown(sample: Sample, unknown: dict[int, int], classes: ClassSet) -> str:
     """The sentence for mask values that are no class."""
     values = ", ".join(f"{value} ({count} pixels)" for value, count in sorted(unknown.items())[:8])
     more = f" and {len(unknown) - 8} more values" if len(unknown) > 8 else ""
     return (
         f"{sample.mask}: values outside the classes: {values}{more}; classes are "
-        f"0..{len(labels) - 1} and {labels.ignore_index} for ignored pixels. "
+        f"0..{len(classes) - 1} and {classes.ignore_index} for ignored pixels. "
         "Name the classes, or map the values with label_mapping in dataset.yaml"
     )
 
@@ -124,7 +124,7 @@ def open_dataset(source: str | Path, split: str = "train") -> Dataset:
     if (path / "images").is_dir() and (path / "masks").is_dir():
         return _from_folders(path, split)
     raise DatasetError(
-        f"{path}: not a data set: it needs a dataset.yaml, or pictures in images/train and "
+        f"{path}: not a data set: it needs a dataset.yaml, or images in images/train and "
         "images/val beside masks of the same names in masks/train and masks/val"
     )
 
@@ -148,7 +148,7 @@ def splits(source: str | Path) -> list[str]:
 def _from_yaml(file: Path, split: str) -> Dataset:
     entries = _read_yaml(file)
     known = {"path", "train", "val", "test", "masks_dir", "ignore_index", "names", "nc"}
-    unknown = set(entries) - known - {"label_mapping", "palette", "bands"}
+    unknown = set(entries) - known - {"label_mapping", "palette", "channels"}
     if unknown:
         raise DatasetError(f"{file}: unknown keys: {', '.join(sorted(map(str, unknown)))}")
     if "names" not in entries:
@@ -156,18 +156,18 @@ def _from_yaml(file: Path, split: str) -> Dataset:
     if not entries.get(split):
         raise DatasetError(f"{file}: the data set has no split {split!r}")
     root = file.parent / str(entries.get("path") or ".")
-    pictures = root / str(entries[split])
+    images = root / str(entries[split])
     masks = _masks_folder(root, str(entries[split]), str(entries.get("masks_dir") or "masks"))
     try:
-        labels = _labels(entries)
+        classes = _labels(entries)
     except (ValueError, TypeError, AttributeError) as error:
         raise DatasetError(f"{file}: {error}") from None
-    if entries.get("nc", len(labels)) != len(labels):
-        raise DatasetError(f"{file}: nc is {entries['nc']}, but there are {len(labels)} names")
-    bands = entries.get("bands", 3)
-    if not isinstance(bands, int) or bands < 1:
-        raise DatasetError(f"{file}: bands must be a number of at least 1, not {bands!r}")
-    return _pair(file.parent, split, pictures, masks, labels, bands)
+    if entries.get("nc", len(classes)) != len(classes):
+        raise DatasetError(f"{file}: nc is {entries['nc']}, but there are {len(classes)} names")
+    channels = entries.get("channels", 3)
+    if not isinstance(channels, int) or channels < 1:
+        raise DatasetError(f"{file}: channels must be a number of at least 1, not {channels!r}")
+    return _pair(file.parent, split, images, masks, classes, channels)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -180,30 +180,30 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return entries
 
 
-def _labels(entries: dict[str, Any]) -> LabelSet:
-    labels = LabelSet.from_names(
+def _labels(entries: dict[str, Any]) -> ClassSet:
+    classes = ClassSet.from_names(
         entries["names"], ignore_index=int(entries.get("ignore_index", 255))
     )
     mapping = {int(k): int(v) for k, v in (entries.get("label_mapping") or {}).items()}
     palette = tuple(tuple(int(v) for v in rgb) for rgb in entries.get("palette") or ())
-    return replace(labels, mapping=mapping, palette=palette or labels.palette)  # type: ignore[arg-type]
+    return replace(classes, mapping=mapping, palette=palette or classes.palette)  # type: ignore[arg-type]
 
 
-def _masks_folder(root: Path, pictures: str, masks_dir: str) -> Path:
+def _masks_folder(root: Path, images: str, masks_dir: str) -> Path:
     """images/train -> masks/train; a folder without images/ in its path -> masks/<folder>."""
-    parts = Path(pictures).parts
+    parts = Path(images).parts
     if "images" in parts:
         at = len(parts) - 1 - parts[::-1].index("images")
         parts = parts[at + 1 :] if at == 0 else (*parts[:at], masks_dir, *parts[at + 1 :])
         return root / Path(*parts) if masks_dir in parts else root / masks_dir / Path(*parts)
-    return root / masks_dir / pictures
+    return root / masks_dir / images
 
 
 def _from_folders(root: Path, split: str) -> Dataset:
     """Without a description the classes are what the masks of the training split hold."""
     if not (root / "images" / split).is_dir():
         raise DatasetError(f"{root}: the data set has no split {split!r}")
-    placeholder = LabelSet(("background",))
+    placeholder = ClassSet(("background",))
     first = "train" if (root / "masks" / "train").is_dir() else split
     train = _pair(root, first, root / "images" / first, root / "masks" / first, placeholder, 3)
     highest = 0
@@ -219,14 +219,14 @@ def _from_folders(root: Path, split: str) -> Dataset:
         raise DatasetError(
             f"{root}: masks hold values up to {highest}; describe the classes in a dataset.yaml"
         )
-    return _pair(root, split, root / "images" / split, root / "masks" / split, LabelSet(names), 3)
+    return _pair(root, split, root / "images" / split, root / "masks" / split, ClassSet(names), 3)
 
 
 def _pair(
-    root: Path, split: str, pictures: Path, masks: Path, labels: LabelSet, bands: int
+    root: Path, split: str, images: Path, masks: Path, classes: ClassSet, channels: int
 ) -> Dataset:
-    if not pictures.is_dir():
-        raise DatasetError(f"{pictures}: there is no such folder of pictures")
+    if not images.is_dir():
+        raise DatasetError(f"{images}: there is no such folder of images")
     if not masks.is_dir():
         raise DatasetError(f"{masks}: there is no such folder of masks")
     mask_of = {
@@ -235,11 +235,11 @@ def _pair(
         if file.suffix.lower() in MASK_SUFFIXES and file.is_file()
     }
     samples = []
-    for file in sorted(pictures.rglob("*")):
-        if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file() and file.name[0] != ".":
-            relative = file.relative_to(pictures)
+    for file in sorted(images.rglob("*")):
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and file.name[0] != ".":
+            relative = file.relative_to(images)
             mask = mask_of.pop(relative.with_suffix(""), None)
             samples.append(Sample(relative.as_posix(), file, mask))
     if not samples:
-        raise DatasetError(f"{pictures}: there are no pictures in this folder")
-    return Dataset(root, split, tuple(samples), labels, tuple(mask_of.values()), bands)
+        raise DatasetError(f"{images}: there are no images in this folder")
+    return Dataset(root, split, tuple(samples), classes, tuple(mask_of.values()), channels)

@@ -1,12 +1,13 @@
 """Training crops in an order that any step can be resumed at.
 
-The stream of training pictures is a function of the seed alone: draw number d takes place
+The stream of training images is a function of the seed alone: draw number d takes place
 ``d mod n`` in the shuffled order of epoch ``d // n``, and its augmentation is seeded by d. A
 training that goes on at step s therefore sees what an uninterrupted one sees from step s.
 """
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -24,7 +25,8 @@ from segformer.data.class_transforms import ClassAugmentation
 from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.transforms import Augmentation
 from segformer.image import Preprocessing, UnreadableImage
-from segformer.progress import say
+
+logger = logging.getLogger(__name__)
 
 Draw = tuple[int, int]
 """Index of a sample, and the number of the draw in the whole training."""
@@ -36,8 +38,8 @@ class DrawSampler(Sampler[list[Draw]]):
     Args:
         size: Samples in the data set.
         batch_size: Draws per batch.
-        batches_per_step: Batches that make one optimiser step on one device.
-        start_step: First optimiser step.
+        batches_per_step: Batches that make one optimizer step on one device.
+        start_step: First optimizer step.
         total_steps: One past the last.
         seed: Of the order.
         rank: Of this device among ``world``; each takes its own batches of a step.
@@ -83,7 +85,7 @@ class TrainingCrops(TorchDataset[tuple[Tensor, Tensor]]):
 
     Args:
         dataset: The training split.
-        augmentation: What happens to each picture.
+        augmentation: What happens to each image.
         preprocessing: Mean, deviation, rescaling.
         seed: Of the augmentation.
         cache: Keep what was decoded in memory.
@@ -105,12 +107,12 @@ class TrainingCrops(TorchDataset[tuple[Tensor, Tensor]]):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Normalised (C, crop, crop) float32 in channels_last memory, and ids (crop, crop)."""
+        """Normalized (C, crop, crop) float32 in channels_last memory, and ids (crop, crop)."""
         index, number = draw
         rng = np.random.default_rng((self.seed, 1, number))
-        picture, mask = self._read(index)
+        image, mask = self._read(index)
         crop, ids = self.augmentation(
-            picture, mask, rng, self.preprocessing, partial(self._read_any, rng)
+            image, mask, rng, self.preprocessing, partial(self._read_any, rng)
         )
         return torch.from_numpy(crop).permute(2, 0, 1), torch.from_numpy(ids)
 
@@ -128,12 +130,12 @@ class TrainingCrops(TorchDataset[tuple[Tensor, Tensor]]):
 class ClassCrops(TorchDataset[tuple[Tensor, Tensor]]):
     """Augmented crops of a data set of classes, by draw.
 
-    A picture that cannot be read is told of and replaced by the next: one broken file among a
+    An image that cannot be read is told of and replaced by the next: one broken file among a
     million does not end a training.
 
     Args:
         dataset: The training split.
-        augmentation: What happens to each picture.
+        augmentation: What happens to each image.
         preprocessing: Mean, deviation, rescaling.
         seed: Of the augmentation.
     """
@@ -153,13 +155,13 @@ class ClassCrops(TorchDataset[tuple[Tensor, Tensor]]):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Normalised (C, crop, crop) float32 in channels_last memory, and the class id ()."""
+        """Normalized (C, crop, crop) float32 in channels_last memory, and the class id ()."""
         index, number = draw
         rng = np.random.default_rng((self.seed, 1, number))
         for _ in range(len(self.dataset)):
             try:
-                picture, class_id = self.dataset.read(index)
-                crop = self.augmentation(picture, rng, self.preprocessing)
+                image, class_id = self.dataset.read(index)
+                crop = self.augmentation(image, rng, self.preprocessing)
                 break
             except ValueError as error:
                 if index not in self._unreadable:
@@ -167,24 +169,24 @@ class ClassCrops(TorchDataset[tuple[Tensor, Tensor]]):
                     name = (
                         "" if isinstance(error, UnreadableImage) else self.dataset.samples[index][0]
                     )
-                    say(f"left out: {f'{name}: ' if name else ''}{error}")
+                    logger.warning(f"skipped: {f'{name}: ' if name else ''}{error}")
                 index = (index + 1) % len(self.dataset)
         else:
-            raise DatasetError(f"{self.dataset.root}: none of its pictures can be read")
+            raise DatasetError(f"{self.dataset.root}: none of its images can be read")
         return torch.from_numpy(crop).permute(2, 0, 1), torch.tensor(class_id)
 
 
 def crop_loader(
-    crops: TrainingCrops | ClassCrops, sampler: DrawSampler, workers: int
+    crops: TrainingCrops | ClassCrops, sampler: DrawSampler, num_workers: int
 ) -> DataLoader[Any]:
-    """Load batches in worker processes, or in this one where ``workers`` is 0."""
+    """Load batches in worker processes, or in this one where ``num_workers`` is 0."""
     return DataLoader(
         crops,
         batch_sampler=sampler,
-        num_workers=workers,
+        num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker if workers else None,
-        prefetch_factor=4 if workers else None,
+        worker_init_fn=_start_worker if num_workers else None,
+        prefetch_factor=4 if num_workers else None,
         collate_fn=_collate,
     )
 
@@ -203,5 +205,5 @@ def _start_worker(_: int) -> None:
 
 def _collate(crops: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """(B, C, crop, crop) in channels_last memory, and (B, crop, crop), or (B,) of classes."""
-    pixels = torch.stack([picture.permute(1, 2, 0) for picture, _ in crops])
+    pixels = torch.stack([image.permute(1, 2, 0) for image, _ in crops])
     return pixels.permute(0, 3, 1, 2), torch.stack([ids for _, ids in crops])

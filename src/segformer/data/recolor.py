@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer.image import Picture
+from segformer.image import ImageArray
 
 _CLASS_PROB = 0.6
 _GENTLE_FACTOR = 0.3
@@ -38,8 +38,8 @@ class ClassColorJitter:
     gentle: frozenset[int] = frozenset()
 
     def __call__(
-        self, image: Picture, mask: NDArray[np.integer], rng: np.random.Generator
-    ) -> Picture:
+        self, image: ImageArray, mask: NDArray[np.integer], rng: np.random.Generator
+    ) -> ImageArray:
         """Recolor the regions of a crop.
 
         Args:
@@ -69,17 +69,19 @@ def _recolor(hsv: NDArray[np.uint8], rng: np.random.Generator, gentle: bool) -> 
     brightness = np.exp(rng.uniform(np.log(darkest), np.log(brightest)))
     offset = rng.uniform(0, 40) if rng.random() < 0.5 else 0.0
     hue = (hsv[:, 0].astype(np.int16) + hue_shift) % 180
-    scaled = hsv[:, 1:] * np.float32([saturation, brightness]) + np.float32([0, offset])
+    scaled = hsv[:, 1:] * np.array([saturation, brightness], np.float32) + np.array(
+        [0, offset], np.float32
+    )
     return np.concatenate([hue[:, None], np.clip(scaled, 0, 255)], axis=1).astype(np.uint8)
 
 
-def to_grayscale(image: Picture) -> Picture:
+def to_grayscale(image: ImageArray) -> ImageArray:
     """(H, W, 3) uint8 RGB -> its luma in all three channels."""
     gray = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     return np.asarray(cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB))
 
 
-def blur(image: Picture, rng: np.random.Generator) -> Picture:
+def blur(image: ImageArray, rng: np.random.Generator) -> ImageArray:
     """Blur (H, W, 3) slightly: a Gaussian of 0.3 to 1.5 pixels."""
     sigma = rng.uniform(0.3, 1.5)
     return np.asarray(cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), sigma))

@@ -1,11 +1,11 @@
-"""The augmentation of a picture and its mask together.
+"""The augmentation of an image and its mask together.
 
 The paper's six (section 4.1, as its released recipes spell them out): resize by a random ratio,
-crop with a limit on the largest class, flip, photometric distortion, normalise, pad. Two more
+crop with a limit on the largest class, flip, photometric distortion, normalize, pad. Two more
 for small data sets: crops aimed at rare classes, and people (or any foreground) on another
-backdrop.
+background.
 
-Legend: H W pixels, C bands.
+Legend: H W pixels, C channels.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer.data.recolor import ClassColorJitter, blur, to_grayscale
-from segformer.image import Picture, Preprocessing
+from segformer.image import ImageArray, Preprocessing
 
 Mask: TypeAlias = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to each training picture.
+    """What happens to each training image.
 
     Attributes:
         crop_size: Side of the square that training sees, pixels.
-        short_side: A picture is first scaled so that its short side is at most this ...
+        short_side: An image is first scaled so that its short side is at most this ...
         long_side: ... and its long side at most this, ratio kept.
         scale_min: Then by a random ratio, drawn between this ...
         scale_max: ... and this.
         log_scale: Draw the ratio evenly in its logarithm: as often half as twice.
-        max_class_share: A crop in which one class has more than this share of the labelled
+        cat_max_ratio: A crop in which one class has more than this fraction of the labeled
             pixels is drawn again, ten times at most; 1 takes any crop.
-        focus: Probability of aiming the crop at a pixel of a class drawn evenly among those in
-            the picture, so that small classes are seen as often as large ones.
-        flip: Probability of mirroring left and right.
+        rare_class_crop_prob: Probability of centering the crop on a pixel of a class drawn evenly
+            among those in the image, so that small classes are seen as often as large ones.
+        hflip_prob: Probability of mirroring left and right.
         photometric: Brightness, contrast, saturation and hue distortion (8-bit RGB only).
-        backdrop: Probability of cutting the foreground out along its mask and setting it before
-            a plain, graded or noisy backdrop or before another picture of the data set.
-        backdrop_class: Class id that the backdrop replaces.
+        background_replace_prob: Probability of replacing the background, along the mask, by a
+            plain, graded or noisy one or by another image of the data set.
+        background_class: Class id that the background replaces.
         class_color_jitter_prob: Probability of giving the class regions of a crop other colors
             (8-bit RGB only).
         class_color_jitter: Which classes that spares.
@@ -58,12 +58,12 @@ class Augmentation:
     scale_min: float = 0.5
     scale_max: float = 2.0
     log_scale: bool = False
-    max_class_share: float = 0.75
-    focus: float = 0.0
-    flip: float = 0.5
+    cat_max_ratio: float = 0.75
+    rare_class_crop_prob: float = 0.0
+    hflip_prob: float = 0.5
     photometric: bool = True
-    backdrop: float = 0.0
-    backdrop_class: int = 0
+    background_replace_prob: float = 0.0
+    background_class: int = 0
     class_color_jitter_prob: float = 0.0
     class_color_jitter: ClassColorJitter = field(default_factory=ClassColorJitter)
     grayscale_prob: float = 0.0
@@ -72,55 +72,55 @@ class Augmentation:
 
     def __call__(
         self,
-        picture: Picture,
+        image: ImageArray,
         mask: Mask,
         rng: np.random.Generator,
         preprocessing: Preprocessing,
-        another: Callable[[], tuple[Picture, Mask]] | None = None,
+        another: Callable[[], tuple[ImageArray, Mask]] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """One training crop.
 
         Args:
-            picture: (H, W, C).
+            image: (H, W, C).
             mask: (H, W) class ids.
             rng: The only source of chance.
             preprocessing: Supplies mean, deviation and rescaling.
-            another: Fetches another picture and mask of the data set, for backdrops.
+            another: Fetches another image and mask of the data set, for backgrounds.
 
         Returns:
-            Normalised picture (crop, crop, C), padded with 0, and class ids (crop, crop), padded
+            Normalized image (crop, crop, C), padded with 0, and class ids (crop, crop), padded
             with ``ignore_index``.
         """
-        picture, mask = self.scale_and_crop(picture, mask, rng)
-        if self.backdrop and rng.random() < self.backdrop:
-            backdrop, behind = self.draw_backdrop(picture, another, rng)
-            picture, mask = set_before(picture, mask, backdrop, behind, self.backdrop_class)
-        is_rgb = picture.dtype == np.uint8 and picture.shape[2] == 3
+        image, mask = self.scale_and_crop(image, mask, rng)
+        if self.background_replace_prob and rng.random() < self.background_replace_prob:
+            background, behind = self.draw_background(image, another, rng)
+            image, mask = set_before(image, mask, background, behind, self.background_class)
+        is_rgb = image.dtype == np.uint8 and image.shape[2] == 3
         jitter = self.class_color_jitter_prob
         if is_rgb and jitter and rng.random() < jitter:
-            picture = self.class_color_jitter(picture, mask, rng)
-        if rng.random() < self.flip:
-            picture, mask = picture[:, ::-1], mask[:, ::-1]
+            image = self.class_color_jitter(image, mask, rng)
+        if rng.random() < self.hflip_prob:
+            image, mask = image[:, ::-1], mask[:, ::-1]
         if is_rgb and self.photometric:
-            picture = distort(picture, rng)
+            image = distort(image, rng)
         if is_rgb and self.grayscale_prob and rng.random() < self.grayscale_prob:
-            picture = to_grayscale(picture)
+            image = to_grayscale(image)
         if is_rgb and self.blur_prob and rng.random() < self.blur_prob:
-            picture = blur(picture, rng)
-        normalised = preprocessing.normalise(picture)
+            image = blur(image, rng)
+        normalized = preprocessing.normalize(image)
         height, width = mask.shape
-        crop = np.zeros((self.crop_size, self.crop_size, picture.shape[2]), np.float32)
+        crop = np.zeros((self.crop_size, self.crop_size, image.shape[2]), np.float32)
         class_ids = np.full((self.crop_size, self.crop_size), self.ignore_index, np.int64)
-        crop[:height, :width], class_ids[:height, :width] = normalised, mask
+        crop[:height, :width], class_ids[:height, :width] = normalized, mask
         return crop, class_ids
 
     def scale_and_crop(
-        self, picture: Picture, mask: Mask, rng: np.random.Generator
-    ) -> tuple[Picture, Mask]:
+        self, image: ImageArray, mask: Mask, rng: np.random.Generator
+    ) -> tuple[ImageArray, Mask]:
         """Resize by a random ratio and cut a crop, at most ``crop_size`` each way.
 
-        The crop is cut from the picture as stored and only then resized: the pixels that a
-        resize of the whole picture would make and throw away are never made.
+        The crop is cut from the image as stored and only then resized: the pixels that a
+        resize of the whole image would make and throw away are never made.
         """
         height, width = mask.shape
         fit = min(self.long_side / max(height, width), self.short_side / min(height, width))
@@ -137,14 +137,14 @@ class Augmentation:
             min(self.crop_size, max(1, round(crop_w * scale))),
         )
         window = np.s_[top : top + crop_h, left : left + crop_w]
-        return resize_quickly(picture[window], size), _resize_mask(mask[window], size)
+        return resize_quickly(image[window], size), _resize_mask(mask[window], size)
 
     def _place(
         self, mask: Mask, crop_h: int, crop_w: int, rng: np.random.Generator
     ) -> tuple[int, int]:
         """Top and left of a crop: aimed at a class, or anywhere that is not all one class."""
         free_h, free_w = mask.shape[0] - crop_h, mask.shape[1] - crop_w
-        if self.focus and rng.random() < self.focus:
+        if self.rare_class_crop_prob and rng.random() < self.rare_class_crop_prob:
             present = np.unique(mask)
             present = present[present != self.ignore_index]
             if len(present):
@@ -155,60 +155,60 @@ class Augmentation:
                 return int(np.clip(top, 0, free_h)), int(np.clip(left, 0, free_w))
         for _ in range(10):
             top, left = int(rng.integers(free_h + 1)), int(rng.integers(free_w + 1))
-            if self.max_class_share == 1:
+            if self.cat_max_ratio == 1:
                 break
-            # Every 4th pixel each way tells the shares well enough
+            # Every 4th pixel each way tells the fractions well enough
             crop = mask[top : top + crop_h : 4, left : left + crop_w : 4]
-            labelled = crop[crop != self.ignore_index]
-            counts = np.unique(labelled, return_counts=True)[1]
-            if len(counts) > 1 and counts.max() < self.max_class_share * labelled.size:
+            labeled = crop[crop != self.ignore_index]
+            counts = np.unique(labeled, return_counts=True)[1]
+            if len(counts) > 1 and counts.max() < self.cat_max_ratio * labeled.size:
                 break
         return top, left
 
-    def draw_backdrop(
+    def draw_background(
         self,
-        picture: Picture,
-        another: Callable[[], tuple[Picture, Mask]] | None,
+        image: ImageArray,
+        another: Callable[[], tuple[ImageArray, Mask]] | None,
         rng: np.random.Generator,
-    ) -> tuple[Picture, Mask]:
-        """A backdrop of the picture's shape, and its class ids."""
-        height, width, bands = picture.shape
-        top = float(np.iinfo(picture.dtype).max) if picture.dtype.kind in "ui" else 1.0
-        ids = np.full((height, width), self.backdrop_class, np.int32)
+    ) -> tuple[ImageArray, Mask]:
+        """A background of the image's shape, and its class ids."""
+        height, width, channels = image.shape
+        top = float(np.iinfo(image.dtype).max) if image.dtype.kind in "ui" else 1.0
+        ids = np.full((height, width), self.background_class, np.int32)
         kind = rng.integers(4 if another is not None else 3)
         if kind == 3 and another is not None:
             theirs, their_ids = self.scale_and_crop(*another(), rng)
             return resize_quickly(theirs, (height, width)), _resize_mask(their_ids, (height, width))
-        colours = rng.uniform(0, top, (2, bands))
+        colors = rng.uniform(0, top, (2, channels))
         if kind == 0:
-            values = np.broadcast_to(colours[0], picture.shape)
+            values = np.broadcast_to(colors[0], image.shape)
         else:
             angle = rng.uniform(0, 2 * np.pi)
             rows = np.linspace(-1, 1, height)[:, None] * np.sin(angle)
             columns = np.linspace(-1, 1, width)[None] * np.cos(angle)
             blend = ((rows + columns) / 2.83 + 0.5)[:, :, None]
-            values = colours[0] * blend + colours[1] * (1 - blend)
+            values = colors[0] * blend + colors[1] * (1 - blend)
             if kind == 2:
                 cells = int(rng.integers(2, 24))
-                noise = rng.normal(0, top / 6, (cells, cells, bands)).astype(np.float32)
+                noise = rng.normal(0, top / 6, (cells, cells, channels)).astype(np.float32)
                 values = values + resize_quickly(noise, (height, width))
-        return np.clip(values, 0, top).astype(picture.dtype), ids
+        return np.clip(values, 0, top).astype(image.dtype), ids
 
 
 def set_before(
-    picture: Picture, mask: Mask, backdrop: Picture, behind: Mask, replaced: int
-) -> tuple[Picture, Mask]:
-    """Set what is not ``replaced`` in a picture before a backdrop of the same shape.
+    image: ImageArray, mask: Mask, background: ImageArray, behind: Mask, replaced: int
+) -> tuple[ImageArray, Mask]:
+    """Set what is not ``replaced`` in an image before a background of the same shape.
 
     The seam is blended over about two pixels; the class ids change sharply in its middle.
     """
     foreground = mask != replaced
     blend = cv2.GaussianBlur(foreground.astype(np.float32), (3, 3), 0)[:, :, None]
-    mixed = picture * blend + backdrop * (1 - blend)
-    return mixed.astype(picture.dtype), np.where(foreground, mask, behind).astype(mask.dtype)
+    mixed = image * blend + background * (1 - blend)
+    return mixed.astype(image.dtype), np.where(foreground, mask, behind).astype(mask.dtype)
 
 
-def distort(picture: Picture, rng: np.random.Generator) -> Picture:
+def distort(image: ImageArray, rng: np.random.Generator) -> ImageArray:
     """Photometric distortion of 8-bit RGB, each part with probability one half.
 
     Brightness by up to 32 of 255, contrast and saturation by 0.5 to 1.5, hue by up to 18 of
@@ -220,19 +220,19 @@ def distort(picture: Picture, rng: np.random.Generator) -> Picture:
     saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     hue = round(rng.uniform(-18, 18)) if rng.random() < 0.5 else 0
     contrast_first = rng.random() < 0.5
-    picture = cv2.convertScaleAbs(
-        np.ascontiguousarray(picture), alpha=contrast if contrast_first else 1.0, beta=0
+    image = cv2.convertScaleAbs(
+        np.ascontiguousarray(image), alpha=contrast if contrast_first else 1.0, beta=0
     )
     if brightness:
-        picture = cv2.LUT(picture, _levels(1.0, brightness))
+        image = cv2.LUT(image, _levels(1.0, brightness))
     if saturation != 1.0 or hue:
-        hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         hsv[:, :, 0] = (hsv[:, :, 0].astype(np.int16) + hue) % 180
         hsv[:, :, 1] = cv2.LUT(hsv[:, :, 1], _levels(saturation, 0.0))
-        picture = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if not contrast_first and contrast != 1.0:
-        picture = cv2.LUT(picture, _levels(contrast, 0.0))
-    return picture
+        image = cv2.LUT(image, _levels(contrast, 0.0))
+    return image
 
 
 def _levels(factor: float, offset: float) -> NDArray[np.uint8]:
@@ -240,22 +240,22 @@ def _levels(factor: float, offset: float) -> NDArray[np.uint8]:
     return np.clip(np.arange(256) * factor + offset, 0, 255).astype(np.uint8)
 
 
-def resize_quickly(picture: Picture, size: tuple[int, int]) -> Picture:
+def resize_quickly(image: ImageArray, size: tuple[int, int]) -> ImageArray:
     """(H, W, C) to (height, width): area averages when shrinking, bilinear when growing.
 
     Quicker than `segformer.image.resize`, which has to match Pillow; training sees random ratios,
     so here the filter need not be anybody's.
     """
-    if picture.shape[:2] == size:
-        return picture
-    shrinking = size[0] < picture.shape[0]
+    if image.shape[:2] == size:
+        return image
+    shrinking = size[0] < image.shape[0]
     method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-    if picture.dtype not in (np.uint8, np.uint16, np.int16, np.float32):
-        picture = picture.astype(np.float32)
-    # OpenCV resizes at most four bands at a time
+    if image.dtype not in (np.uint8, np.uint16, np.int16, np.float32):
+        image = image.astype(np.float32)
+    # OpenCV resizes at most four channels at a time
     parts = [
-        cv2.resize(np.ascontiguousarray(picture[:, :, i : i + 4]), size[::-1], interpolation=method)
-        for i in range(0, picture.shape[2], 4)
+        cv2.resize(np.ascontiguousarray(image[:, :, i : i + 4]), size[::-1], interpolation=method)
+        for i in range(0, image.shape[2], 4)
     ]
     return np.concatenate([part.reshape(*size, -1) for part in parts], axis=2)
 

@@ -1,4 +1,4 @@
-"""A data set and a predictor -> scores, a report, a picture of the confusions."""
+"""A data set and a predictor -> scores, a report, an image of the confusions."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ def evaluate(
     dataset: Dataset,
     predictor: Predictor,
     *,
-    on_picture: Callable[[], None] | None = None,
+    on_image: Callable[[], None] | None = None,
 ) -> ConfusionMatrix:
     """Compare predictions with masks, each at the mask's own resolution.
 
     Args:
         dataset: Its classes must be the model's.
         predictor: With the protocol of the evaluation: size, windows, scales, flips.
-        on_picture: Called after each picture.
+        on_image: Called after each image.
 
     Returns:
         The confusion matrix, from which `ConfusionMatrix.scores` reads everything.
 
     Raises:
-        DatasetError: The classes differ in number, or a picture or mask is broken.
+        DatasetError: The classes differ in number, or an image or mask is broken.
     """
     check_classes(dataset, predictor)
-    dataset = dataset.with_bands(predictor.model.config.in_channels)
-    matrix = ConfusionMatrix(dataset.labels)
-    pictures = (sample.picture for sample in dataset)
-    for sample, prediction in zip(dataset, predictor.stream(pictures), strict=True):
+    dataset = dataset.with_channels(predictor.model.config.in_channels)
+    matrix = ConfusionMatrix(dataset.classes)
+    images = (sample.image for sample in dataset)
+    for sample, prediction in zip(dataset, predictor.stream(images), strict=True):
         _, truth = dataset.read(sample)
-        matrix.update(truth, prediction.labels)
-        if on_picture is not None:
-            on_picture()
+        matrix.update(truth, prediction.label_map)
+        if on_image is not None:
+            on_image()
     return matrix
 
 
 def check_classes(dataset: Dataset | ClassFolders, predictor: Predictor | ClassPredictor) -> None:
     """Raise a DatasetError if data set and model do not speak of the same number of classes."""
-    here, there = dataset.labels.names, predictor.model.labels.names
+    here, there = dataset.classes.names, predictor.model.classes.names
     if len(here) != len(there):
         raise DatasetError(
             f"{dataset.root}: the data set has {len(here)} classes ({', '.join(here[:5])}, ...), "
@@ -63,7 +63,12 @@ def score_table(scores: Scores) -> Table:
     for column in ("IoU", "accuracy", "Dice", "frequency"):
         table.add_column(column, justify="right")
     rows = zip(
-        scores.labels.names, scores.iou, scores.accuracy, scores.dice, scores.frequency, strict=True
+        scores.classes.names,
+        scores.iou,
+        scores.accuracy,
+        scores.dice,
+        scores.frequency,
+        strict=True,
     )
     for name, *values in rows:
         table.add_row(name, *(_percent(value) for value in values))
@@ -92,7 +97,7 @@ def write_report(
     entries = {
         "dataset": str(dataset.root),
         "split": dataset.split,
-        "pictures": len(dataset),
+        "images": len(dataset),
         **protocol,
         **matrix.scores().as_dict(),
         "confusion": matrix.counts.tolist(),

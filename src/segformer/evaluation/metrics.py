@@ -11,26 +11,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer.labels import LabelSet
+from segformer.classes import ClassSet
 
 
 @dataclass
 class ConfusionMatrix:
-    """Counts of pixels by true and predicted class, added up over pictures.
+    """Counts of pixels by true and predicted class, added up over images.
 
     Attributes:
-        labels: The classes; pixels of their ``ignore_index`` are not counted.
+        classes: The classes; pixels of their ``ignore_index`` are not counted.
         counts: (K, K) int64, rows true, columns predicted.
     """
 
-    labels: LabelSet
+    classes: ClassSet
     counts: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.counts = np.zeros((len(self.labels), len(self.labels)), np.int64)
+        self.counts = np.zeros((len(self.classes), len(self.classes)), np.int64)
 
     def update(self, truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> None:
-        """Count one picture's pixels.
+        """Count one image's pixels.
 
         Args:
             truth: Class ids of the mask, any shape.
@@ -41,9 +41,9 @@ class ConfusionMatrix:
         """
         if truth.shape != predicted.shape:
             raise ValueError(f"a mask of {truth.shape} against a prediction of {predicted.shape}")
-        counted = truth != self.labels.ignore_index
+        counted = truth != self.classes.ignore_index
         rows, columns = truth[counted].astype(np.int64), predicted[counted].astype(np.int64)
-        k = len(self.labels)
+        k = len(self.classes)
         for name, ids in (("mask", rows), ("prediction", columns)):
             if ids.size and not 0 <= ids.min() <= ids.max() < k:
                 raise ValueError(f"the {name} has ids from {ids.min()} to {ids.max()}; K is {k}")
@@ -56,7 +56,7 @@ class ConfusionMatrix:
         predicted = self.counts.sum(0).astype(np.float64)
         total = true.sum()
         return Scores(
-            labels=self.labels,
+            classes=self.classes,
             iou=_ratio(hits, true + predicted - hits),
             accuracy=_ratio(hits, true),
             dice=_ratio(2 * hits, true + predicted),
@@ -70,15 +70,15 @@ class Scores:
     """Per class and in the mean; NaN where a class is neither in the masks nor predicted.
 
     Attributes:
-        labels: The classes.
+        classes: The classes.
         iou: (K,) intersection over union.
-        accuracy: (K,) share of a class's pixels found (recall).
+        accuracy: (K,) fraction of a class's pixels found (recall).
         dice: (K,) twice the intersection over the sum of sizes (F1).
-        frequency: (K,) share of the labelled pixels.
-        pixel_accuracy: Share of labelled pixels that are right.
+        frequency: (K,) fraction of the labeled pixels.
+        pixel_accuracy: Fraction of labeled pixels that are right.
     """
 
-    labels: LabelSet
+    classes: ClassSet
     iou: NDArray[np.float64]
     accuracy: NDArray[np.float64]
     dice: NDArray[np.float64]
@@ -109,7 +109,7 @@ class Scores:
                 "dice": _json(self.dice[i]),
                 "frequency": _json(self.frequency[i]),
             }
-            for i, name in enumerate(self.labels.names)
+            for i, name in enumerate(self.classes.names)
         }
         return {
             "miou": _json(self.miou),

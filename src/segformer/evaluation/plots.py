@@ -1,4 +1,4 @@
-"""Pictures for people who would rather look than read."""
+"""Images for people who would rather look than read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.files import whole_file
-from segformer.image import read_picture, resize
+from segformer.image import read_image, resize
 from segformer.prediction.classifier import ClassPredictor
 from segformer.prediction.prediction import Prediction
 
 
 def confusion_plot(matrix: ConfusionMatrix, path: str | Path, of: str = "pixels") -> None:
-    """Write the confusion matrix, each row in percent of the true class's pixels or pictures."""
-    names, k = matrix.labels.names, len(matrix.labels)
+    """Write the confusion matrix, each row in percent of the true class's pixels or images."""
+    names, k = matrix.classes.names, len(matrix.classes)
     rows = matrix.counts.sum(1, keepdims=True)
     percent = 100 * matrix.counts / np.maximum(rows, 1)
     side = float(np.clip(0.42 * k + 2.2, 4.5, 30))
@@ -33,9 +33,9 @@ def confusion_plot(matrix: ConfusionMatrix, path: str | Path, of: str = "pixels"
     if k <= 25:
         for i, j in np.ndindex(k, k):
             if percent[i, j] >= 0.5:
-                colour = "white" if percent[i, j] > 55 else "black"
+                color = "white" if percent[i, j] > 55 else "black"
                 axes.text(
-                    j, i, f"{percent[i, j]:.0f}", ha="center", va="center", color=colour, size=7
+                    j, i, f"{percent[i, j]:.0f}", ha="center", va="center", color=color, size=7
                 )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
@@ -49,7 +49,7 @@ def curves_plot(
     path: str | Path,
     score: str = "mIoU",
 ) -> None:
-    """Write loss, learning rate and the validation score over the optimiser steps.
+    """Write loss, learning rate and the validation score over the optimizer steps.
 
     Args:
         training: (step, loss, learning rate) rows.
@@ -63,7 +63,7 @@ def curves_plot(
         steps, losses, rates = (np.asarray(column) for column in zip(*training, strict=True))
         loss_axes.plot(steps, losses, color="tab:blue", alpha=0.3)
         loss_axes.plot(steps, _smooth(losses), color="tab:blue")
-        rate_axes.plot(steps, rates, color="tab:grey")
+        rate_axes.plot(steps, rates, color="tab:gray")
     if validation:
         steps, scores = (np.asarray(column) for column in zip(*validation, strict=True))
         marker = "." if len(steps) < 40 else ""
@@ -82,11 +82,11 @@ def curves_plot(
 def class_sheet(
     predictor: ClassPredictor, samples: Sequence[tuple[Path, int]], path: str | Path
 ) -> None:
-    """Write pictures with their true and predicted class.
+    """Write images with their true and predicted class.
 
     Args:
         predictor: The classifier.
-        samples: Picture files and true class ids; those that cannot be read are left out.
+        samples: ImageArray files and true class ids; those that cannot be read are left out.
         path: File to write.
     """
     truths = dict(samples)
@@ -98,13 +98,13 @@ def class_sheet(
     for place, result in enumerate(results, 1):
         assert result.source is not None
         axes = figure.add_subplot(-(-len(results) // columns), columns, place)
-        picture = read_picture(result.source, predictor.model.config.in_channels)
-        shown = picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, 0]
+        image = read_image(result.source, predictor.model.config.in_channels)
+        shown = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, 0]
         axes.imshow(resize(shown, (160, 160)) if shown.ndim == 3 else shown, cmap="gray")
         axes.set_axis_off()
-        ((name, share),) = result.top(1).items()
+        ((name, prob),) = result.top(1).items()
         true = result.classes.names[truths[result.source]]
-        words = f"{name} {share:.0%}" + ("" if name == true else f"\nis {true}")
+        words = f"{name} {prob:.0%}" + ("" if name == true else f"\nis {true}")
         axes.set_title(words, fontsize=8, color="black" if name == true else "tab:red")
     _write(figure, path)
 
@@ -112,7 +112,7 @@ def class_sheet(
 def examples_sheet(
     pairs: Sequence[tuple[Prediction, NDArray[np.integer]]], path: str | Path, width: int = 320
 ) -> None:
-    """Write rows of picture, true classes, predicted classes.
+    """Write rows of image, true classes, predicted classes.
 
     Args:
         pairs: Predictions and true class ids (H, W).
@@ -122,9 +122,9 @@ def examples_sheet(
     rows = []
     for prediction, truth in pairs:
         true = Prediction(
-            labels=np.where(truth < len(prediction.classes), truth, 0),
+            label_map=np.where(truth < len(prediction.classes), truth, 0),
             classes=prediction.classes,
-            picture=prediction.picture,
+            image=prediction.image,
         )
         side = max(truth.shape)
         plain = prediction.overlay(opacity=0, legend=False, max_side=side)

@@ -53,27 +53,27 @@ class SegFormerConfig:
     """Everything that fixes the shapes and the arithmetic of a SegFormer.
 
     Attributes:
-        channels: Width of each of the four encoder stages.
+        hidden_sizes: Width of each of the four encoder stages.
         depths: Blocks in each stage.
-        heads: Attention heads of each stage; each divides the stage's width.
-        reductions: Spatial reduction r of keys and values (the sequence reduction is r squared).
+        num_attention_heads: Attention heads of each stage; each divides the stage's width.
+        sr_ratios: Spatial reduction r of keys and values (the sequence reduction is r squared).
         mlp_ratio: Widening of the Mix-FFN.
-        decoder_width: Width D of the all-MLP decoder.
+        decoder_hidden_size: Width D of the all-MLP decoder.
         decoder: "original", the paper's; or "openmmlab", which has a BatchNorm and a ReLU after
             each stage's projection.
         num_classes: Channels K of the logits. 1 means a binary model: one logit, a sigmoid.
-        in_channels: Bands of the picture.
+        in_channels: Channels of the image.
         drop_path: Stochastic depth of the last block; rises linearly from 0 over all blocks.
         dropout: Probability of dropping whole channels before the classifier.
         eps: LayerNorm epsilons, as the weights were trained with.
     """
 
-    channels: tuple[int, int, int, int] = (32, 64, 160, 256)
+    hidden_sizes: tuple[int, int, int, int] = (32, 64, 160, 256)
     depths: tuple[int, int, int, int] = (2, 2, 2, 2)
-    heads: tuple[int, int, int, int] = (1, 2, 5, 8)
-    reductions: tuple[int, int, int, int] = (8, 4, 2, 1)
+    num_attention_heads: tuple[int, int, int, int] = (1, 2, 5, 8)
+    sr_ratios: tuple[int, int, int, int] = (8, 4, 2, 1)
     mlp_ratio: int = 4
-    decoder_width: int = 256
+    decoder_hidden_size: int = 256
     decoder: str = "original"
     num_classes: int = 150
     in_channels: int = 3
@@ -82,20 +82,22 @@ class SegFormerConfig:
     eps: NormEps = NormEps()
 
     def __post_init__(self) -> None:
-        for name in ("channels", "depths", "heads", "reductions"):
+        for name in ("hidden_sizes", "depths", "num_attention_heads", "sr_ratios"):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
             if len(values) != 4 or not all(isinstance(v, int) and v >= 1 for v in values):
                 raise ValueError(f"{name} must be four positive integers, not {values}")
-        for name in ("mlp_ratio", "decoder_width", "num_classes", "in_channels"):
+        for name in ("mlp_ratio", "decoder_hidden_size", "num_classes", "in_channels"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
         if (
-            max(*self.channels, self.decoder_width, self.num_classes, self.in_channels)
+            max(*self.hidden_sizes, self.decoder_hidden_size, self.num_classes, self.in_channels)
             > LARGEST_WIDTH
         ):
-            raise ValueError(f"no width, number of classes or of bands may exceed {LARGEST_WIDTH}")
+            raise ValueError(
+                f"no width, number of classes or of channels may exceed {LARGEST_WIDTH}"
+            )
         if self.mlp_ratio > 1024:
             raise ValueError(f"mlp_ratio must be at most 1024, not {self.mlp_ratio}")
         if self.decoder not in DECODERS:
@@ -103,7 +105,7 @@ class SegFormerConfig:
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a probability in [0, 1), not {getattr(self, name)}")
-        for width, heads in zip(self.channels, self.heads, strict=True):
+        for width, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=True):
             if width % heads:
                 raise ValueError(f"{heads} attention heads do not divide {width} channels")
 
@@ -118,13 +120,13 @@ class SegFormerConfig:
 
         A map of stride s has ``ceil(H / s)`` rows, so H must exceed ``s * (r - 1)``.
         """
-        return max(s * (r - 1) for s, r in zip(STRIDES, self.reductions, strict=True)) + 1
+        return max(s * (r - 1) for s, r in zip(STRIDES, self.sr_ratios, strict=True)) + 1
 
     @property
     def variant(self) -> str | None:
         """Name in the table ("b0".."b5") of this encoder, or None if it is not one of them."""
         for name, row in VARIANTS.items():
-            if (self.channels, self.depths) == (row["channels"], row["depths"]):
+            if (self.hidden_sizes, self.depths) == (row["hidden_sizes"], row["depths"]):
                 return name
         return None
 
@@ -147,19 +149,19 @@ class SegFormerConfig:
 
 _WIDE = (64, 128, 320, 512)
 VARIANTS: dict[str, dict[str, Any]] = {
-    "b0": {"channels": (32, 64, 160, 256), "depths": (2, 2, 2, 2), "decoder_width": 256},
-    "b1": {"channels": _WIDE, "depths": (2, 2, 2, 2), "decoder_width": 256},
-    "b2": {"channels": _WIDE, "depths": (3, 4, 6, 3), "decoder_width": 768},
-    "b3": {"channels": _WIDE, "depths": (3, 4, 18, 3), "decoder_width": 768},
-    "b4": {"channels": _WIDE, "depths": (3, 8, 27, 3), "decoder_width": 768},
-    "b5": {"channels": _WIDE, "depths": (3, 6, 40, 3), "decoder_width": 768},
+    "b0": {"hidden_sizes": (32, 64, 160, 256), "depths": (2, 2, 2, 2), "decoder_hidden_size": 256},
+    "b1": {"hidden_sizes": _WIDE, "depths": (2, 2, 2, 2), "decoder_hidden_size": 256},
+    "b2": {"hidden_sizes": _WIDE, "depths": (3, 4, 6, 3), "decoder_hidden_size": 768},
+    "b3": {"hidden_sizes": _WIDE, "depths": (3, 4, 18, 3), "decoder_hidden_size": 768},
+    "b4": {"hidden_sizes": _WIDE, "depths": (3, 8, 27, 3), "decoder_hidden_size": 768},
+    "b5": {"hidden_sizes": _WIDE, "depths": (3, 6, 40, 3), "decoder_hidden_size": 768},
 }
 """MiT-B0..B5 (paper, table 6) with the decoder widths of section 3.2."""
 
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates of one forward pass over one picture.
+    """Multiply-accumulates of one forward pass over one image.
 
     Attributes:
         encoder: Convolutions, linears and the two products of each attention.
@@ -177,14 +179,14 @@ def count_macs(config: SegFormerConfig, height: int, width: int) -> Macs:
 
     Args:
         config: The model.
-        height: Of the picture, pixels.
-        width: Of the picture, pixels.
+        height: Of the image, pixels.
+        width: Of the image, pixels.
     """
     encoder = 0
     channels_in = config.in_channels
     tokens_of_stage = []
     for stage, (c, depth, r) in enumerate(
-        zip(config.channels, config.depths, config.reductions, strict=True)
+        zip(config.hidden_sizes, config.depths, config.sr_ratios, strict=True)
     ):
         h, w = -(-height // STRIDES[stage]), -(-width // STRIDES[stage])
         tokens, reduced = h * w, (h // r) * (w // r)
@@ -196,8 +198,8 @@ def count_macs(config: SegFormerConfig, height: int, width: int) -> Macs:
         hidden = config.mlp_ratio * c
         encoder += depth * (attention + tokens * hidden * (2 * c + 9))
         channels_in = c
-    d, first = config.decoder_width, tokens_of_stage[0]
-    projections = sum(n * c * d for n, c in zip(tokens_of_stage, config.channels, strict=True))
+    d, first = config.decoder_hidden_size, tokens_of_stage[0]
+    projections = sum(n * c * d for n, c in zip(tokens_of_stage, config.hidden_sizes, strict=True))
     classifier = first * d * config.num_classes
     # Behind a ReLU a projection cannot be composed; its slice still runs before the upsampling
     slices = sum(tokens_of_stage) * d * d if config.decoder == "openmmlab" else 0

@@ -7,9 +7,9 @@ stage's projection
 
     fuse(concat_i up(P_i x_i + b_i)) = sum_i up((W_i P_i) x_i) + sum_i W_i b_i
 
-Each stage therefore goes straight to its share of the fused map at its own resolution, through
-the composed weight W_i P_i: the widest product of the model, 4 D^2 per token, disappears. The
-parameters stay the published ones, and gradients reach them through the composition.
+Each stage is therefore multiplied by the composed weight W_i P_i at its own resolution: the widest
+product of the model, 4 D^2 per token, disappears. The parameters stay the published ones, and
+gradients reach them through the composition.
 
 OpenMMLab's head has a BatchNorm and a ReLU after each projection. Those stay where they are, at
 each stage's own resolution, and W_i alone commutes with the upsampling.
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from segformer.model.config import SegFormerConfig
 from segformer.model.interpolation import interpolate_rows
 from segformer.model.layers import to_maps, to_tokens
-from segformer.model.products import Linear, is_traced, linear, passes_through, strips
+from segformer.model.products import Linear, chunks, is_traced, linear, passes_through
 
 
 class MLPDecoder(nn.Module):
@@ -47,13 +47,15 @@ class MLPDecoder(nn.Module):
 
     def __init__(self, config: SegFormerConfig):
         super().__init__()
-        width = config.decoder_width
+        width = config.decoder_hidden_size
         normed = config.decoder == "openmmlab"
-        self.projections = nn.ModuleList(Linear(c, width, bias=not normed) for c in config.channels)
-        self.stage_norms = (
-            nn.ModuleList(nn.BatchNorm2d(width) for _ in config.channels) if normed else None
+        self.projections = nn.ModuleList(
+            Linear(c, width, bias=not normed) for c in config.hidden_sizes
         )
-        self.fuse = nn.Conv2d(len(config.channels) * width, width, 1, bias=False)
+        self.stage_norms = (
+            nn.ModuleList(nn.BatchNorm2d(width) for _ in config.hidden_sizes) if normed else None
+        )
+        self.fuse = nn.Conv2d(len(config.hidden_sizes) * width, width, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.dropout = config.dropout
         self.classifier = nn.Conv2d(width, config.num_classes, 1)
@@ -81,7 +83,7 @@ class MLPDecoder(nn.Module):
     def _classify_dropped(self, fused: Tensor) -> Tensor:
         """Drop whole channels, then classify.
 
-        Channels are dropped by their weights in the classifier, picture by picture: the same
+        Channels are dropped by their weights in the classifier, image by image: the same
         function as zeroing the maps, without two passes over the largest tensor of the model.
         """
         batch, width, h, w = fused.shape
@@ -151,26 +153,26 @@ class FoldedDecoder(nn.Module):
             ]
         weights = [self.get_buffer(f"weight_{stage}") for stage in range(self.stages)]
         if passes_through(features[0]):
-            return self._in_strips(features, weights)
+            return self._in_chunks(features, weights)
         return self.classifier(_fuse(features, weights, self.bias).relu_())
 
-    def _in_strips(self, features: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-        """The fused map, the widest of the model, is made, rectified and classified in strips.
+    def _in_chunks(self, features: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        """The fused map, the widest of the model, is made, rectified and classified in chunks.
 
-        The bias enters with the coarsest share, where tokens are few: upsampling keeps it.
+        The bias enters with the coarsest contribution, where tokens are few: upsampling keeps it.
         """
         finest, *coarser = [to_tokens(maps) for maps in features]
         biases = [None] * (len(coarser) - 1) + [self.bias]
-        shares = [
+        contributions = [
             linear(tokens, weight, bias)
             for tokens, weight, bias in zip(coarser, weights[1:], biases, strict=True)
         ]
         batch, h, w, _ = finest.shape
         logits = []
-        for top, bottom in strips((batch, h, w), len(self.bias), finest):
+        for top, bottom in chunks((batch, h, w), len(self.bias), finest):
             fused = linear(finest[:, top:bottom], weights[0])
-            for share in shares:
-                fused += interpolate_rows(share, (h, w), top, bottom)
+            for contribution in contributions:
+                fused += interpolate_rows(contribution, (h, w), top, bottom)
             logits.append(to_tokens(self.classifier(to_maps(fused.relu_()))))
         return to_maps(logits[0] if len(logits) == 1 else torch.cat(logits, 1))
 
@@ -194,33 +196,35 @@ def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -
     The bias enters at full resolution once; upsampling would not change it.
     """
     finest = linear(to_tokens(features[0]), weights[0], bias)
-    shares = [linear(to_tokens(x), w) for x, w in zip(features[1:], weights[1:], strict=True)]
+    contributions = [
+        linear(to_tokens(x), w) for x, w in zip(features[1:], weights[1:], strict=True)
+    ]
     if finest.device.type == "cpu" and not is_traced():
-        return to_maps(_SumUpsampled.apply(finest, *shares))  # type: ignore[no-untyped-call]
+        return to_maps(_SumUpsampled.apply(finest, *contributions))  # type: ignore[no-untyped-call]
     fused = to_maps(finest)
-    for share in shares:
+    for contribution in contributions:
         fused = fused + F.interpolate(
-            to_maps(share), size=fused.shape[2:], mode="bilinear", align_corners=False
+            to_maps(contribution), size=fused.shape[2:], mode="bilinear", align_corners=False
         )
     return fused
 
 
 class _SumUpsampled(torch.autograd.Function):
-    """The finest share, (B, h, w, D), plus the coarser ones upsampled to it, in strips.
+    """The finest contribution, (B, h, w, D), plus the coarser ones upsampled to it, in chunks.
 
-    No share is stored at full size, and backwards none has a gradient of that size of its own:
-    the sum's serves all.
+    No contribution is stored at full size, and in the backward pass all share the gradient of the
+    sum.
     """
 
     @staticmethod
-    def forward(ctx: Any, finest: Tensor, *shares: Tensor) -> Tensor:
-        ctx.sizes = [to_maps(share).shape for share in shares]
+    def forward(ctx: Any, finest: Tensor, *contributions: Tensor) -> Tensor:
+        ctx.sizes = [to_maps(contribution).shape for contribution in contributions]
         total = torch.empty_like(finest)
         batch, h, w, width = finest.shape
-        for top, bottom in strips((batch, h, w), width, finest):
-            strip = total[:, top:bottom].copy_(finest[:, top:bottom])
-            for share in shares:
-                strip += interpolate_rows(share, (h, w), top, bottom)
+        for top, bottom in chunks((batch, h, w), width, finest):
+            chunk = total[:, top:bottom].copy_(finest[:, top:bottom])
+            for contribution in contributions:
+                chunk += interpolate_rows(contribution, (h, w), top, bottom)
         return total
 
     @staticmethod

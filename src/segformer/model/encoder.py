@@ -33,10 +33,10 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, config: SegFormerConfig, stage: int, drop_path: float):
         super().__init__()
-        channels, eps = config.channels[stage], config.eps
+        channels, eps = config.hidden_sizes[stage], config.eps
         self.attention_norm = nn.LayerNorm(channels, eps=eps.block)
         self.attention = EfficientSelfAttention(
-            channels, config.heads[stage], config.reductions[stage], eps.reduction
+            channels, config.num_attention_heads[stage], config.sr_ratios[stage], eps.reduction
         )
         self.ffn_norm = nn.LayerNorm(channels, eps=eps.block)
         self.ffn = MixFFN(channels, config.mlp_ratio)
@@ -53,9 +53,9 @@ class EncoderStage(nn.Module):
 
     def __init__(self, config: SegFormerConfig, stage: int, drop_paths: list[float]):
         super().__init__()
-        channels = config.channels[stage]
+        channels = config.hidden_sizes[stage]
         self.merging = OverlapPatchMerging(
-            config.channels[stage - 1] if stage else config.in_channels,
+            config.hidden_sizes[stage - 1] if stage else config.in_channels,
             channels,
             PATCH_KERNELS[stage],
             PATCH_STRIDES[stage],
@@ -63,17 +63,17 @@ class EncoderStage(nn.Module):
         )
         self.blocks = nn.ModuleList(EncoderBlock(config, stage, p) for p in drop_paths)
         self.norm = nn.LayerNorm(channels, eps=config.eps.block)
-        self._recompute = False
+        self._gradient_checkpointing = False
 
-    def recompute_activations(self, enabled: bool) -> None:
-        """See `MixTransformer.recompute_activations`."""
-        self._recompute = enabled
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """See `MixTransformer.set_gradient_checkpointing`."""
+        self._gradient_checkpointing = enabled
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, h, w), in channels_last memory."""
         tokens = self.merging(maps)
         for block in self.blocks:
-            if self._recompute and self.training:
+            if self._gradient_checkpointing and self.training:
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)
@@ -88,8 +88,8 @@ class MixTransformer(nn.Module):
         out_indices: Which stages' maps to return, in order; stages behind the last do not run.
 
     Attributes:
-        stages: Four stages, at 1/4, 1/8, 1/16 and 1/32 of the picture.
-        channels: Of each map that is returned: for B0 32, 64, 160, 256, for B1 to B5 64, 128,
+        stages: Four stages, at 1/4, 1/8, 1/16 and 1/32 of the image.
+        out_channels: Of each map that is returned: for B0 32, 64, 160, 256, for B1 to B5 64, 128,
             320, 512.
         strides: Pixels per cell of each map that is returned: 4, 8, 16, 32.
 
@@ -110,7 +110,7 @@ class MixTransformer(nn.Module):
             {*self.out_indices} & {0, 1, 2, 3}
         ):
             raise ValueError(f"out_indices must be rising numbers from 0 to 3, not {out_indices}")
-        self.channels = tuple(config.channels[i] for i in self.out_indices)
+        self.out_channels = tuple(config.hidden_sizes[i] for i in self.out_indices)
         self.strides = tuple(STRIDES[i] for i in self.out_indices)
         self.frozen_stages = 0
         blocks = sum(config.depths)
@@ -119,7 +119,7 @@ class MixTransformer(nn.Module):
         for stage, depth in enumerate(config.depths):
             self.stages.append(EncoderStage(config, stage, drop_paths[:depth]))
             drop_paths = drop_paths[depth:]
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     @classmethod
     def from_variant(
@@ -142,8 +142,8 @@ class MixTransformer(nn.Module):
         Args:
             source: As for `SegFormer.from_pretrained`.
             out_indices: Which stages' maps to return.
-            in_channels: Another number of bands than the model's own; the first convolution is
-                adapted (`segformer.checkpoints.store.adapt_bands`).
+            in_channels: Another number of channels than the model's own; the first convolution is
+                adapted (`segformer.checkpoints.store.adapt_in_channels`).
             **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Raises:
@@ -173,28 +173,28 @@ class MixTransformer(nn.Module):
             stage.eval()
         return self
 
-    def recompute_activations(self, enabled: bool = True) -> MixTransformer:
+    def set_gradient_checkpointing(self, enabled: bool = True) -> MixTransformer:
         """Gradient checkpointing: keep no activations inside blocks, make them again backwards.
 
         Training then takes about a third longer and far less memory; gradients are the same.
         """
         for stage in self.stages:
             assert isinstance(stage, EncoderStage)
-            stage.recompute_activations(enabled)
+            stage.set_gradient_checkpointing(enabled)
         return self
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Feature maps of a batch of pictures, those of ``out_indices``.
+        """Feature maps of a batch of images, those of ``out_indices``.
 
         Args:
-            pixels: (B, in_channels, H, W), normalised, any height and width of at least
+            pixels: (B, in_channels, H, W), normalized, any height and width of at least
                 ``config.min_size``.
 
         Returns:
             Maps (B, C_i, ceil(H / s), ceil(W / s)) for the strides s = 4, 8, 16, 32.
 
         Raises:
-            ValueError: Another number of dimensions or bands, or too small a picture.
+            ValueError: Another number of dimensions or channels, or too small an image.
         """
         self.check(pixels)
         maps = []
@@ -211,17 +211,17 @@ class MixTransformer(nn.Module):
             raise ValueError(f"pixels must be (B, C, H, W), not {tuple(pixels.shape)}")
         if pixels.shape[1] != expected:
             raise ValueError(
-                f"the model takes pictures of {expected} bands, these have {pixels.shape[1]}"
+                f"the model takes images of {expected} channels, these have {pixels.shape[1]}"
             )
         smallest, (height, width) = self.config.min_size, pixels.shape[2:]
         if min(height, width) < smallest:
             raise ValueError(
-                f"a picture of {height} x {width} pixels is too small for this model: both sides "
+                f"an image of {height} x {width} pixels is too small for this model: both sides "
                 f"must be at least {smallest}; enlarge or pad it"
             )
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """Initial weights as the original encoder draws them."""
     if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
         return  # shapes alone; drawing those would import PyTorch's compiler, which takes a second

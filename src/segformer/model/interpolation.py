@@ -1,6 +1,6 @@
-"""Bilinear upsampling a strip of rows at a time.
+"""Bilinear upsampling a chunk of rows at a time.
 
-As `torch.nn.functional.interpolate` with ``align_corners=False`` does it: pixel centres are
+As `torch.nn.functional.interpolate` with ``align_corners=False`` does it: pixel centers are
 aligned, and what would lie outside takes the border's value.
 
 Legend: B batch, h w tokens, H W size after upsampling, C channels.
@@ -33,29 +33,29 @@ def source_rows(
         high: Rows after.
         top: First upsampled row wanted.
         bottom: Row after the last one wanted.
-        like: Results are where this is, shares of its type.
+        like: Results are where this is, weights of its type.
 
     Returns:
         For each wanted row the row above it, the row below it, both int64 in 0..low - 1, and the
-        share of the one below, 0..1.
+        weight of the one below, 0..1.
     """
     # On the CPU: not every device has float64
     position = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * (low / high) - 0.5
     position = position.clamp(min=0)
     above = position.long().clamp(max=low - 1)
     below = (above + 1).clamp(max=low - 1)
-    share = (position - above).to(like.dtype)
-    return above.to(like.device), below.to(like.device), share.to(like.device)
+    weight = (position - above).to(like.dtype)
+    return above.to(like.device), below.to(like.device), weight.to(like.device)
 
 
 @lru_cache(maxsize=16)
 def upsampling_matrix(low: int, high: int) -> Tensor:
-    """(high, low) shares with which ``low`` values make ``high`` interpolated ones, float32."""
+    """(high, low) weights with which ``low`` values make ``high`` interpolated ones, float32."""
     with torch.inference_mode(False):  # it is kept, and may meet gradients later
         matrix = torch.zeros(high, low)
-        above, below, share = source_rows(low, high, 0, high, matrix)
-        matrix.scatter_add_(1, above[:, None], 1 - share[:, None])
-        return matrix.scatter_add_(1, below[:, None], share[:, None])
+        above, below, weight = source_rows(low, high, 0, high, matrix)
+        matrix.scatter_add_(1, above[:, None], 1 - weight[:, None])
+        return matrix.scatter_add_(1, below[:, None], weight[:, None])
 
 
 def interpolate_rows(tokens: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
@@ -64,23 +64,23 @@ def interpolate_rows(tokens: Tensor, size: tuple[int, int], top: int, bottom: in
     Returns:
         (B, bottom - top, W, C).
     """
-    above, below, share = source_rows(tokens.shape[1], size[0], top, bottom, tokens)
-    return blend_rows(tokens[:, above], tokens[:, below], share, size[1])
+    above, below, weight = source_rows(tokens.shape[1], size[0], top, bottom, tokens)
+    return blend_rows(tokens[:, above], tokens[:, below], weight, size[1])
 
 
-def blend_rows(above: Tensor, below: Tensor, share: Tensor, width: int) -> Tensor:
+def blend_rows(above: Tensor, below: Tensor, weight: Tensor, width: int) -> Tensor:
     """Rows between two others each, upsampled to ``width``.
 
     Args:
         above: (B, n, w, C).
         below: (B, n, w, C).
-        share: (n,) of the row below.
+        weight: (n,) of the row below.
         width: W.
 
     Returns:
         (B, n, W, C).
     """
-    rows = torch.lerp(above, below, share[:, None, None])
+    rows = torch.lerp(above, below, weight[:, None, None])
     if rows.shape[2] == width:
         return rows
     if rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and width <= _DENSE:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segformer.model.products import Linear, onednn, passes_through, strips
+from segformer.model.products import Linear, chunks, onednn, passes_through
 
 
 def to_tokens(maps: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class OverlapPatchMerging(nn.Module):
 
 
 _EXPLICIT_SCORES = 1 << 24
-"""Attention scores, of all pictures and heads, up to which a CPU is better off keeping them."""
+"""Attention scores, of all images and heads, up to which a CPU is better off keeping them."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -85,7 +85,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 
 
 def _attend_by_convolutions(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """A picture at a time, in strips: keys, then values, are the filters of a 1x1 convolution.
+    """An image at a time, in chunks: keys, then values, are the filters of a 1x1 convolution.
 
     Each head is a group of channels, so nothing is transposed.
     """
@@ -97,12 +97,12 @@ def _attend_by_convolutions(query: Tensor, key: Tensor, value: Tensor, heads: in
         score_filters = filters.reshape(heads * keys, d, 1, 1)
         value_filters = value[i].reshape(keys, heads, d).permute(1, 2, 0)
         value_filters = value_filters.reshape(channels, keys, 1, 1)
-        for top, bottom in strips((1, h, w), heads * keys, query):
-            strip = to_maps(query[i : i + 1, top:bottom])
-            scores = to_tokens(F.conv2d(strip, score_filters, groups=heads))
-            shares = scores.view(*scores.shape[:3], heads, keys).softmax(-1).flatten(3)
+        for top, bottom in chunks((1, h, w), heads * keys, query):
+            chunk = to_maps(query[i : i + 1, top:bottom])
+            scores = to_tokens(F.conv2d(chunk, score_filters, groups=heads))
+            weights = scores.view(*scores.shape[:3], heads, keys).softmax(-1).flatten(3)
             attended[i, top:bottom] = to_tokens(
-                F.conv2d(to_maps(shares), value_filters, groups=heads)
+                F.conv2d(to_maps(weights), value_filters, groups=heads)
             )[0]
     return attended
 
@@ -164,7 +164,7 @@ class MixFFN(nn.Module):
             return self.contract(F.gelu(self._hidden(tokens)))
         batch, h, w, _ = tokens.shape
         contracted = torch.empty_like(tokens)
-        for top, bottom in strips((batch, h, w), self.expand.out_features, tokens):
+        for top, bottom in chunks((batch, h, w), self.expand.out_features, tokens):
             # One row more on either side, for the convolution to see
             first, last = max(top - 1, 0), min(bottom + 1, h)
             hidden = self._hidden(tokens[:, first:last])[:, top - first : bottom - first]
@@ -176,7 +176,7 @@ class MixFFN(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops a whole residual branch for some of the pictures.
+    """Stochastic depth: in training, drops a whole residual branch for some of the images.
 
     Args:
         probability: Of dropping; survivors are scaled by 1 / (1 - probability).

@@ -1,4 +1,4 @@
-"""Matrix products and strips: how the layers' arithmetic is laid onto a machine.
+"""Matrix products and chunks: how the layers' arithmetic is laid onto a machine.
 
 Nothing here changes what is computed, only by which kernel and in pieces of which size.
 
@@ -19,7 +19,7 @@ _ONEDNN = torch.backends.mkldnn.is_available() and (  # type: ignore[no-untyped-
     platform.machine().lower() in ("x86_64", "amd64")
 )
 
-_STRIP_BYTES = 8 << 20
+_CHUNK_BYTES = 8 << 20
 """Of a temporary that is only passed through: it stays in the cache, and its memory is used again.
 
 Smaller ones cost more in calls than they save in traffic (``benchmarks/forward.py``).
@@ -29,7 +29,7 @@ _LARGEST_KEPT = (32 << 20) - 8192
 """Bytes of the largest block, its header included, that glibc learns from."""
 
 _MIN_ROWS = 8
-"""Of a strip, so that the rows which neighbouring strips both compute stay a small share."""
+"""Of a chunk, so that the rows which neighboring chunks both compute stay a small fraction."""
 
 
 def is_traced() -> bool:
@@ -70,9 +70,9 @@ class Linear(nn.Linear):
 
 
 def passes_through(tensor: Tensor) -> bool:
-    """Whether temporaries of ``tensor`` may be made strip by strip: inference on a CPU.
+    """Whether temporaries of ``tensor`` may be made chunk by chunk: inference on a CPU.
 
-    Gradients need them whole, a GPU is best filled at once, and a compiler makes its own strips.
+    Gradients need them whole, a GPU is best filled at once, and a compiler makes its own chunks.
     """
     return tensor.device.type == "cpu" and not torch.is_grad_enabled() and not is_traced()
 
@@ -87,8 +87,8 @@ def reuse_memory() -> None:
     torch.empty(_LARGEST_KEPT, dtype=torch.uint8)
 
 
-def strips(shape: tuple[int, int, int], channels: int, like: Tensor) -> Iterator[tuple[int, int]]:
-    """First and last row of strips whose (B, rows, w, channels) fit the cache.
+def chunks(shape: tuple[int, int, int], channels: int, like: Tensor) -> Iterator[tuple[int, int]]:
+    """First and last row of chunks whose (B, rows, w, channels) fit the cache.
 
     Args:
         shape: B, h, w.
@@ -96,11 +96,11 @@ def strips(shape: tuple[int, int, int], channels: int, like: Tensor) -> Iterator
         like: Its type decides the bytes.
 
     Yields:
-        ``top`` and ``bottom``, from 0 to h; one strip of all rows where that fits.
+        ``top`` and ``bottom``, from 0 to h; one chunk of all rows where that fits.
     """
     batch, height, width = shape
-    rows = max(_MIN_ROWS, _STRIP_BYTES // (batch * width * channels * like.element_size()))
-    # As many strips as it takes, of equal height: no last one of a row or two
+    rows = max(_MIN_ROWS, _CHUNK_BYTES // (batch * width * channels * like.element_size()))
+    # As many chunks as it takes, of equal height: no last one of a row or two
     count = -(-height // rows)
     edges = [round(i * height / count) for i in range(count + 1)]
     yield from pairwise(edges)

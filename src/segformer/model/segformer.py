@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from segformer.classes import ClassSet
 from segformer.image import Preprocessing
-from segformer.labels import LabelSet
 from segformer.model.config import SegFormerConfig
 from segformer.model.decoder import FoldedDecoder, MLPDecoder
 from segformer.model.encoder import MixTransformer
@@ -45,54 +45,54 @@ class SegFormer(nn.Module):
 
     Args:
         config: Shapes and arithmetic.
-        labels: Its classes. Left out: numbered ones.
-        preprocessing: How pictures become its input. Left out: 512 x 512, ImageNet statistics.
+        classes: Its classes. Left out: numbered ones.
+        preprocessing: How images become its input. Left out: 512 x 512, ImageNet statistics.
 
     Raises:
-        ValueError: ``labels`` and ``config.num_classes`` disagree.
+        ValueError: ``classes`` and ``config.num_classes`` disagree.
     """
 
     def __init__(
         self,
         config: SegFormerConfig,
-        labels: LabelSet | None = None,
+        classes: ClassSet | None = None,
         preprocessing: Preprocessing | None = None,
     ):
         super().__init__()
         self.config = config
-        self.labels = labels or LabelSet.numbered(config.num_classes)
-        self.preprocessing = preprocessing or Preprocessing.for_bands(config.in_channels)
+        self.classes = classes or ClassSet.numbered(config.num_classes)
+        self.preprocessing = preprocessing or Preprocessing.for_channels(config.in_channels)
         expected = 2 if config.num_classes == 1 else config.num_classes
-        if len(self.labels) != expected:
+        if len(self.classes) != expected:
             raise ValueError(
                 f"a model of {config.num_classes} output channels has {expected} classes, "
-                f"not the {len(self.labels)} that were named"
+                f"not the {len(self.classes)} that were named"
             )
         self.encoder = MixTransformer(config)
         self.decoder: MLPDecoder | FoldedDecoder = MLPDecoder(config)
 
     @classmethod
     def from_variant(
-        cls, variant: str, *, labels: LabelSet | None = None, **overrides: Any
+        cls, variant: str, *, classes: ClassSet | None = None, **overrides: Any
     ) -> SegFormer:
         """A model with fresh weights.
 
         Args:
             variant: "b0" to "b5".
-            labels: Its classes; fixes ``num_classes`` unless that is given.
+            classes: Its classes; fixes ``num_classes`` unless that is given.
             **overrides: Fields of `SegFormerConfig`, such as ``num_classes`` (1 = binary with a
                 sigmoid) or ``in_channels``.
         """
-        if labels is not None:
-            overrides.setdefault("num_classes", len(labels))
-        return cls(SegFormerConfig.from_variant(variant, **overrides), labels)
+        if classes is not None:
+            overrides.setdefault("num_classes", len(classes))
+        return cls(SegFormerConfig.from_variant(variant, **overrides), classes)
 
     @classmethod
     def from_pretrained(
         cls,
         source: str | Path,
         *,
-        labels: LabelSet | None = None,
+        classes: ClassSet | None = None,
         num_classes: int | None = None,
         in_channels: int | None = None,
         **hub: Unpack[HubOptions],
@@ -103,12 +103,12 @@ class SegFormer(nn.Module):
             source: A Hub id (OWNER/NAME, or OWNER/NAME@REVISION), a folder, or a file of weights
                 (``.safetensors``, ``.pth``, ``.pt``, ``.bin``). Names of tensors tell the
                 codebase, their shapes the variant where no configuration does.
-            labels: Other classes than the model's own.
-            num_classes: Another number of classes than the model's own: the classifier alone
-                starts anew, and that is said. With it an encoder or a classifier can be loaded
-                too; the whole decoder then starts anew.
-            in_channels: Another number of bands than the model's own; the first convolution is
-                adapted (`segformer.checkpoints.store.adapt_bands`).
+            classes: Other classes than the model's own.
+            num_classes: Another number of classes than the model's own: the classifier is
+                re-initialized, with a log message. With it an encoder or a classifier can be loaded
+                too; the whole decoder is then re-initialized.
+            in_channels: Another number of channels than the model's own; the first convolution is
+                adapted (`segformer.checkpoints.store.adapt_in_channels`).
             **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Returns:
@@ -120,7 +120,7 @@ class SegFormer(nn.Module):
         from segformer.checkpoints import store
 
         return store.load(
-            source, labels=labels, num_classes=num_classes, in_channels=in_channels, **hub
+            source, classes=classes, num_classes=num_classes, in_channels=in_channels, **hub
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -143,7 +143,7 @@ class SegFormer(nn.Module):
         Args:
             model_id: OWNER/NAME; made if it is not there.
             run: Folder of the training that made it: its report and recipe go into the card.
-            **options: ``licence``, ``private``, ``token``, ``revision``, ``message``.
+            **options: ``license``, ``private``, ``token``, ``revision``, ``message``.
 
         Returns:
             Address of the commit.
@@ -157,17 +157,17 @@ class SegFormer(nn.Module):
         self.decoder = MLPDecoder(self.config)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits at a quarter of the picture's size.
+        """Logits at a quarter of the image's size.
 
         Args:
-            pixels: (B, in_channels, H, W), normalised, float; both sides at least
+            pixels: (B, in_channels, H, W), normalized, float; both sides at least
                 ``config.min_size`` (29 for B0..B5), otherwise of any size.
 
         Returns:
             (B, num_classes, ceil(H / 4), ceil(W / 4)).
 
         Raises:
-            ValueError: Another number of dimensions or bands, or too small a picture.
+            ValueError: Another number of dimensions or channels, or too small an image.
         """
         return self.decoder(self.encoder(pixels))
 
@@ -189,54 +189,54 @@ class SegFormerClassifier(nn.Module):
 
     Args:
         config: Shapes and arithmetic; its decoder fields are not used.
-        labels: Its classes. Left out: numbered ones.
-        preprocessing: How pictures become its input. Left out: short side 256, of which the
+        classes: Its classes. Left out: numbered ones.
+        preprocessing: How images become its input. Left out: short side 256, of which the
             middle 224 x 224 are kept.
 
     Raises:
-        ValueError: ``labels`` and ``config.num_classes`` disagree.
+        ValueError: ``classes`` and ``config.num_classes`` disagree.
     """
 
     def __init__(
         self,
         config: SegFormerConfig,
-        labels: LabelSet | None = None,
+        classes: ClassSet | None = None,
         preprocessing: Preprocessing | None = None,
     ):
         super().__init__()
         self.config = config
-        self.labels = labels or LabelSet.numbered(config.num_classes)
+        self.classes = classes or ClassSet.numbered(config.num_classes)
         self.preprocessing = preprocessing or replace(
-            Preprocessing.for_bands(config.in_channels), size=256, crop=(224, 224)
+            Preprocessing.for_channels(config.in_channels), size=256, crop=(224, 224)
         )
-        if len(self.labels) != config.num_classes:
+        if len(self.classes) != config.num_classes:
             raise ValueError(
                 f"a classifier of {config.num_classes} outputs has as many classes, not the "
-                f"{len(self.labels)} that were named"
+                f"{len(self.classes)} that were named"
             )
         self.encoder = MixTransformer(config, out_indices=(3,))
         self.reset_head()
 
     @classmethod
     def from_variant(
-        cls, variant: str, *, labels: LabelSet | None = None, **overrides: Any
+        cls, variant: str, *, classes: ClassSet | None = None, **overrides: Any
     ) -> SegFormerClassifier:
         """A classifier with fresh weights.
 
         Args:
             variant: "b0" to "b5".
-            labels: Its classes; left out, 1000 numbered ones, or ``num_classes``.
+            classes: Its classes; left out, 1000 numbered ones, or ``num_classes``.
             **overrides: Fields of `SegFormerConfig`.
         """
-        overrides.setdefault("num_classes", 1000 if labels is None else len(labels))
-        return cls(SegFormerConfig.from_variant(variant, **overrides), labels)
+        overrides.setdefault("num_classes", 1000 if classes is None else len(classes))
+        return cls(SegFormerConfig.from_variant(variant, **overrides), classes)
 
     @classmethod
     def from_pretrained(
         cls,
         source: str | Path,
         *,
-        labels: LabelSet | None = None,
+        classes: ClassSet | None = None,
         num_classes: int | None = None,
         in_channels: int | None = None,
         **hub: Unpack[HubOptions],
@@ -245,7 +245,7 @@ class SegFormerClassifier(nn.Module):
         from segformer.checkpoints import store
 
         return store.load_classifier(
-            source, labels=labels, num_classes=num_classes, in_channels=in_channels, **hub
+            source, classes=classes, num_classes=num_classes, in_channels=in_channels, **hub
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -262,12 +262,12 @@ class SegFormerClassifier(nn.Module):
 
     def reset_head(self) -> None:
         """Give the head fresh weights."""
-        self.head = nn.Linear(self.config.channels[-1], self.config.num_classes)
+        self.head = nn.Linear(self.config.hidden_sizes[-1], self.config.num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, in_channels, H, W), normalised -> logits (B, num_classes)."""
+        """(B, in_channels, H, W), normalized -> logits (B, num_classes)."""
         return self.head(self.encoder(pixels)[-1].mean(dim=(2, 3)))
 
 

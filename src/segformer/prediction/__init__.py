@@ -1,1 +1,1 @@
-"""Prediction: pictures of any size in, class ids out."""
+"""Prediction: images of any size in, class ids out."""

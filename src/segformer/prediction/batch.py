@@ -1,4 +1,4 @@
-"""Many pictures -> files: reading, computing and writing overlap, and a bad file costs itself."""
+"""Many images -> files: reading, computing and writing overlap, and a bad file costs itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer.files import write_json
-from segformer.image import PICTURE_SUFFIXES, PictureSource
+from segformer.image import IMAGE_SUFFIXES, ImageSource
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.predictor import Predictor
 
@@ -21,38 +21,38 @@ _WAITING_WRITES = 8
 
 @dataclass(frozen=True)
 class Job:
-    """A picture, and where its results go.
+    """An image, and where its results go.
 
     Attributes:
-        picture: File.
+        image: File.
         name: Of the results in the output folder, without suffix; may hold folders.
     """
 
-    picture: Path
+    image: Path
     name: str
 
 
 @dataclass
 class BatchResult:
-    """What became of many pictures.
+    """What became of many images.
 
     Attributes:
-        pictures: A row for each written, in order: file, size, results, shares of the classes.
+        images: One entry for each image written, in order: file, size, results, class fractions.
         failed: A row for each that failed: file and error.
     """
 
-    pictures: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
 
 
-def find_pictures(sources: Sequence[str | Path]) -> list[Job]:
-    """Pictures named by files, folders (with all inside) and patterns.
+def find_images(sources: Sequence[str | Path]) -> list[Job]:
+    """Images named by files, folders (with all inside) and patterns.
 
-    Results of a folder's pictures keep their folders. Where two pictures would get the same
+    Results of a folder's images keep their folders. Where two images would get the same
     results, ``a.jpg`` and ``a.png``, the suffix stays in the name: ``a.jpg.png``, ``a.png.png``.
 
     Raises:
-        ValueError: Something names no picture.
+        ValueError: Something names no image.
     """
     found: dict[Path, Path] = {}
     for source in sources:
@@ -61,12 +61,12 @@ def find_pictures(sources: Sequence[str | Path]) -> list[Job]:
             inside = sorted(
                 file
                 for file in path.rglob("*")
-                if file.suffix.lower() in PICTURE_SUFFIXES
+                if file.suffix.lower() in IMAGE_SUFFIXES
                 and file.is_file()
                 and not file.name.startswith(".")
             )
             if not inside:
-                raise ValueError(f"{path}: there are no pictures in this folder")
+                raise ValueError(f"{path}: there are no images in this folder")
             found.update({file: file.relative_to(path) for file in inside})
         elif path.exists():
             found.setdefault(path, Path(path.name))
@@ -74,7 +74,7 @@ def find_pictures(sources: Sequence[str | Path]) -> list[Job]:
             # A pattern that the shell left alone: Windows, or quotes
             matches = sorted(Path(match) for match in glob.glob(str(source), recursive=True))
             if not matches and glob.has_magic(str(source)):
-                raise ValueError(f"{source}: no picture matches this pattern")
+                raise ValueError(f"{source}: no image matches this pattern")
             # A file that is not there is reported with the others, at the end
             found.update({match: Path(match.name) for match in matches or [path]})
     stems = Counter(relative.with_suffix("").as_posix().lower() for relative in found.values())
@@ -96,18 +96,18 @@ def predict_files(
     out: str | Path,
     *,
     overlay: bool = True,
-    on_picture: Callable[[], None] | None = None,
+    on_image: Callable[[], None] | None = None,
 ) -> BatchResult:
-    """Segment pictures and write ids, overlays and ``summary.json``.
+    """Segment images and write ids, overlays and ``summary.json``.
 
-    Nothing that lies beside the pictures is replaced: it may be a picture itself.
+    Nothing that lies beside the images is replaced: it may be an image itself.
 
     Args:
         predictor: With its model and options.
-        jobs: From `find_pictures`.
+        jobs: From `find_images`.
         out: Folder, made if it is not there.
         overlay: Write overlays too.
-        on_picture: Called after each picture, written or failed.
+        on_image: Called after each image, written or failed.
     """
     result = BatchResult()
     out = Path(out)
@@ -118,39 +118,42 @@ def predict_files(
         try:
             written = future.result()
         except (ValueError, OSError) as error:
-            fail(job.picture, error)
+            fail(job.image, error)
             return
-        height, width = prediction.labels.shape
-        result.pictures.append(
+        height, width = prediction.label_map.shape
+        result.images.append(
             {
-                "picture": str(job.picture),
+                "image": str(job.image),
                 "height": height,
                 "width": width,
                 "files": [path.relative_to(out).as_posix() for path in written],
-                "shares": {name: round(share, 6) for name, share in prediction.shares.items()},
+                "class_fractions": {
+                    name: round(fraction, 6)
+                    for name, fraction in prediction.class_fractions.items()
+                },
             }
         )
-        if on_picture is not None:
-            on_picture()
+        if on_image is not None:
+            on_image()
 
-    def fail(source: PictureSource, error: Exception) -> None:
-        result.failed.append({"picture": str(source), "error": str(error)})
-        if on_picture is not None:
-            on_picture()
+    def fail(source: ImageSource, error: Exception) -> None:
+        result.failed.append({"image": str(source), "error": str(error)})
+        if on_image is not None:
+            on_image()
 
-    remaining = {job.picture: job for job in jobs}
-    pictures_in = {job.picture.resolve().parent for job in jobs}
+    remaining = {job.image: job for job in jobs}
+    images_in = {job.image.resolve().parent for job in jobs}
     for job in jobs:
         ids = (out / f"{job.name}.png").resolve()
-        if ids.parent in pictures_in and ids.exists():
+        if ids.parent in images_in and ids.exists():
             fail(
-                job.picture,
-                ValueError(f"{ids}: is among the pictures; save elsewhere"),
+                job.image,
+                ValueError(f"{ids}: is among the images; save elsewhere"),
             )
-            del remaining[job.picture]
+            del remaining[job.image]
     with ThreadPoolExecutor(2, thread_name_prefix="writer") as pool:
-        pictures: Iterable[Path] = list(remaining)
-        for prediction in predictor.stream(pictures, on_error=fail):
+        images: Iterable[Path] = list(remaining)
+        for prediction in predictor.stream(images, on_error=fail):
             assert prediction.source is not None
             job = remaining[prediction.source]
             writing.append(
@@ -163,8 +166,8 @@ def predict_files(
     write_json(
         out / "summary.json",
         {
-            "classes": list(predictor.model.labels.names),
-            "pictures": result.pictures,
+            "classes": list(predictor.model.classes.names),
+            "images": result.images,
             "failed": result.failed,
         },
     )

@@ -1,6 +1,6 @@
-"""From pictures to class probabilities.
+"""From images to class probabilities.
 
-Legend: B batch, H W pixels, C bands, K classes.
+Legend: B batch, H W pixels, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ import torch
 from numpy.typing import NDArray
 
 from segformer.checkpoints import store
-from segformer.image import PictureSource, centre_crop, read_picture, resize
-from segformer.labels import LabelSet
+from segformer.classes import ClassSet
+from segformer.image import ImageSource, center_crop, read_image, resize
 from segformer.model.segformer import SegFormerClassifier
 from segformer.prediction.runtime import TorchRuntime
 
-_Reading: TypeAlias = tuple[PictureSource, "Future[NDArray[np.float32]]"]
+_Reading: TypeAlias = tuple[ImageSource, "Future[NDArray[np.float32]]"]
 
 
 @dataclass(frozen=True)
 class Classification:
-    """What a classifier says of a picture.
+    """What a classifier says of an image.
 
     Attributes:
         probabilities: (K,) float32, summing to 1.
         classes: The classes.
-        source: The picture's file, if it came from one.
+        source: The image's file, if it came from one.
     """
 
     probabilities: NDArray[np.float32]
-    classes: LabelSet
+    classes: ClassSet
     source: Path | None = None
 
     def top(self, count: int = 5) -> dict[str, float]:
@@ -46,13 +46,13 @@ class Classification:
 
 
 class ClassPredictor:
-    """Classifies pictures with one model, seen as its preprocessing says.
+    """Classifies images with one model, seen as its preprocessing says.
 
     Args:
         model: A classifier, or where to load it from.
         device: cpu, cuda, cuda:1, mps; left out, the best there is.
         precision: "float32", or "bfloat16" under autocast.
-        batch_size: Pictures at a time, where the preprocessing makes them of one size.
+        batch_size: Images at a time, where the preprocessing makes them of one size.
 
     Raises:
         CheckpointError: The model cannot be loaded.
@@ -79,22 +79,22 @@ class ClassPredictor:
         )
         self.batch_size = batch_size if same_size else 1
 
-    def __call__(self, source: PictureSource) -> Classification:
-        """Classify one picture: path, encoded bytes, PIL image, or array (H, W, C).
+    def __call__(self, source: ImageSource) -> Classification:
+        """Classify one image: path, encoded bytes, PIL image, or array (H, W, C).
 
         Raises:
-            UnreadableImage: The picture cannot be read; the message names it.
+            UnreadableImage: The image cannot be read; the message names it.
         """
         return next(self.stream([source]))
 
     def stream(
         self,
-        sources: Iterable[PictureSource],
+        sources: Iterable[ImageSource],
         *,
-        on_error: Callable[[PictureSource, Exception], None] | None = None,
+        on_error: Callable[[ImageSource, Exception], None] | None = None,
         readers: int = 2,
     ) -> Iterator[Classification]:
-        """Classify many pictures in order, in batches; reading runs in threads.
+        """Classify many images in order, in batches; reading runs in threads.
 
         Args:
             sources: As for one.
@@ -120,28 +120,28 @@ class ClassPredictor:
                 if views:
                     yield from self._classify(read, views)
 
-    def _read(self, pool: ThreadPoolExecutor, upcoming: Iterator[PictureSource]) -> list[_Reading]:
+    def _read(self, pool: ThreadPoolExecutor, upcoming: Iterator[ImageSource]) -> list[_Reading]:
         return [
             (source, pool.submit(self._view, source))
             for source in islice(upcoming, self.batch_size)
         ]
 
-    def _view(self, source: PictureSource) -> NDArray[np.float32]:
-        """A picture as the model is to see it: (h, w, C), normalised."""
-        picture = read_picture(source, self.model.config.in_channels)
+    def _view(self, source: ImageSource) -> NDArray[np.float32]:
+        """An image as the model is to see it: (h, w, C), normalized."""
+        image = read_image(source, self.model.config.in_channels)
         seen = resize(
-            picture,
-            self.preprocessing.target_size(*picture.shape[:2]),
+            image,
+            self.preprocessing.target_size(*image.shape[:2]),
             self.preprocessing.resample,
         )
         if self.preprocessing.crop is not None:
-            seen = centre_crop(seen, self.preprocessing.crop)
-        return self.preprocessing.normalise(seen)
+            seen = center_crop(seen, self.preprocessing.crop)
+        return self.preprocessing.normalize(seen)
 
     def _classify(
-        self, sources: list[PictureSource], views: list[NDArray[np.float32]]
+        self, sources: list[ImageSource], views: list[NDArray[np.float32]]
     ) -> Iterator[Classification]:
         logits = self.runtime(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2))
         for source, values in zip(sources, logits.softmax(1).cpu().numpy(), strict=True):
             path = Path(source) if isinstance(source, (str, Path)) else None
-            yield Classification(values, self.model.labels, path)
+            yield Classification(values, self.model.classes, path)

@@ -1,4 +1,4 @@
-"""How pictures are seen and run: the options of `Predictor` and of the commands that predict.
+"""How images are seen and run: the options of `Predictor` and of the commands that predict.
 
 Nothing here imports torch, so that ``--help`` answers at once.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from segformer.prediction.windows import starts
+from segformer.prediction.windows import window_starts
 
 SMALLEST_SIDE = 32
 """Sides of what goes into a model are at least this, pixels."""
@@ -19,20 +19,20 @@ class PredictConfig:
     """Size, windows, scales and arithmetic. Left out, the model's own preprocessing decides.
 
     Attributes:
-        size: Height and width in pixels to resize pictures to, ratio not kept.
+        size: Height and width in pixels to resize images to, ratio not kept.
         short_side: Pixels to resize the short side to, ratio kept.
-        window: Side in pixels of windows to run one by one over the picture, which keeps its own
+        window: Side in pixels of windows to run one by one over the image, which keeps its own
             size unless one of the above says otherwise; logits are averaged where windows
             overlap. A multiple of 4.
         stride: Pixels between windows, a multiple of 4; left out, three quarters of a window.
-        scales: Ratios at which to see the picture; probabilities are averaged.
+        scales: Ratios at which to see the image; probabilities are averaged.
         flip: Also see each scale mirrored.
         confidence: Keep the probability of each pixel's class.
         device: Where to run: cpu, cuda, cuda:1, mps; left out, the best there is.
         precision: bfloat16 is faster where the hardware has it, and differs in the third digit.
-        batch_size: Pictures, or windows, of one size to run at once; left out, 8, and 1 on a CPU,
+        batch_size: Images, or windows, of one size to run at once; left out, 8, and 1 on a CPU,
             which gains nothing by it.
-        compiled: Have PyTorch compile the model, on a GPU with CUDA graphs: the first picture of
+        compile: Have PyTorch compile the model, on a GPU with CUDA graphs: the first image of
             each size takes a minute, the others less time. A CPU needs a C++ compiler, and is
             faster without.
 
@@ -50,7 +50,7 @@ class PredictConfig:
     device: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int | None = None
-    compiled: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
@@ -72,9 +72,9 @@ class PredictConfig:
         if self.stride is None:
             object.__setattr__(self, "stride", max(4, self.window * 3 // 16 * 4))
         assert self.stride is not None
-        starts(self.window, self.window, self.stride)  # refuses gaps between windows
+        window_starts(self.window, self.window, self.stride)  # refuses gaps between windows
         if self.window % 4 or self.stride % 4 or self.window < SMALLEST_SIDE:
             raise ValueError(
                 f"window {self.window} and stride {self.stride} must be multiples of 4, the "
-                f"window at least {SMALLEST_SIDE}: logits are a quarter of the picture's size"
+                f"window at least {SMALLEST_SIDE}: logits are a quarter of the image's size"
             )

@@ -1,6 +1,6 @@
-"""From pictures of any size and kind to predictions.
+"""From images of any size and kind to predictions.
 
-Legend: H W pixels of the picture as it is, h w of what the model sees, C bands, K classes.
+Legend: H W pixels of the image as it is, h w of what the model sees, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segformer.checkpoints import store
-from segformer.image import Picture, PictureSource, Preprocessing, read_picture, resize
+from segformer.image import ImageArray, ImageSource, Preprocessing, read_image, resize
 from segformer.model.segformer import SegFormer
 from segformer.prediction.config import SMALLEST_SIDE, PredictConfig
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.runtime import TorchRuntime
-from segformer.prediction.upsample import decide
-from segformer.prediction.windows import starts
+from segformer.prediction.upsample import logits_to_label_map
+from segformer.prediction.windows import window_starts
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A picture, and its views as the model is to see them: (h, w, C) normalised."""
+    """An image, and its views as the model is to see them: (h, w, C) normalized."""
 
-    source: PictureSource
-    picture: Picture
+    source: ImageSource
+    image: ImageArray
     views: list[NDArray[np.float32]]
 
     @property
@@ -45,15 +45,15 @@ class _Prepared:
 
 
 class Predictor:
-    """Segments pictures with one model.
+    """Segments images with one model.
 
-    The model's own preprocessing is honoured: what it was trained or published with. Options
+    The model's own preprocessing is honored: what it was trained or published with. Options
     override its resizing.
 
     Args:
         model: A model, or where to load it from (folder, file, Hub id); left out, the one that
             ships inside.
-        config: How pictures are seen and run.
+        config: How images are seen and run.
         **options: Fields of `PredictConfig`, such as ``short_side=512`` or ``flip=True``.
 
     Raises:
@@ -63,7 +63,7 @@ class Predictor:
     Example:
         >>> predictor = Predictor()
         >>> prediction = predictor("portrait.jpg")
-        >>> prediction.labels.shape  # the picture's own height and width
+        >>> prediction.label_map.shape  # the image's own height and width
     """
 
     def __init__(
@@ -81,31 +81,31 @@ class Predictor:
         self.model = model
         self.preprocessing = _override(model.preprocessing, self.config)
         self.runtime = TorchRuntime(
-            model, self.config.device, self.config.precision, compiled=self.config.compiled
+            model, self.config.device, self.config.precision, compile=self.config.compile
         )
         on_cpu = self.runtime.device.type == "cpu"
         self.batch_size = self.config.batch_size or (1 if on_cpu else 8)
 
-    def __call__(self, source: PictureSource) -> Prediction:
-        """Segment one picture.
+    def __call__(self, source: ImageSource) -> Prediction:
+        """Segment one image.
 
         Args:
             source: Path, encoded bytes, PIL image, or array (H, W, C).
 
         Raises:
-            UnreadableImage: The picture cannot be read; the message names it.
+            UnreadableImage: The image cannot be read; the message names it.
         """
         (prediction,) = self._predict([self._prepare(source)])
         return prediction
 
     def stream(
         self,
-        sources: Iterable[PictureSource],
+        sources: Iterable[ImageSource],
         *,
-        on_error: Callable[[PictureSource, Exception], None] | None = None,
+        on_error: Callable[[ImageSource, Exception], None] | None = None,
         readers: int = 2,
     ) -> Iterator[Prediction]:
-        """Segment many pictures in order; reading and preparing run ahead of the model.
+        """Segment many images in order; reading and preparing run ahead of the model.
 
         Args:
             sources: As for one; only as many are read ahead as the readers need.
@@ -113,19 +113,19 @@ class Predictor:
                 itself, such a source raises.
             readers: Threads that read.
         """
-        with closing(self._read_ahead(sources, on_error, readers)) as pictures:
-            for _, alike in groupby(pictures, key=lambda prepared: prepared.shapes):
+        with closing(self._read_ahead(sources, on_error, readers)) as images:
+            for _, alike in groupby(images, key=lambda prepared: prepared.shapes):
                 while batch := list(islice(alike, self.batch_size)):
                     yield from self._finish(batch, on_error)
 
     def _read_ahead(
         self,
-        sources: Iterable[PictureSource],
-        on_error: Callable[[PictureSource, Exception], None] | None,
+        sources: Iterable[ImageSource],
+        on_error: Callable[[ImageSource, Exception], None] | None,
         readers: int,
     ) -> Generator[_Prepared, None, None]:
-        """Prepared pictures in order; those that cannot be read are reported and left out."""
-        waiting: deque[tuple[PictureSource, Future[_Prepared]]] = deque()
+        """Prepared images in order; those that cannot be read are reported and left out."""
+        waiting: deque[tuple[ImageSource, Future[_Prepared]]] = deque()
         upcoming = iter(sources)
         with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
             try:
@@ -147,28 +147,26 @@ class Predictor:
                 for _, future in waiting:
                     future.cancel()
 
-    def logits(self, picture: Picture) -> Tensor:
-        """Logits (K, h / 4, w / 4) of a picture (H, W, C) at the first scale, before upsampling."""
-        return self._run(self._view(picture, self.config.scales[0])[None])[0]
+    def logits(self, image: ImageArray) -> Tensor:
+        """Logits (K, h / 4, w / 4) of an image (H, W, C) at the first scale, before upsampling."""
+        return self._run(self._view(image, self.config.scales[0])[None])[0]
 
-    def _prepare(self, source: PictureSource) -> _Prepared:
-        picture = read_picture(source, self.model.config.in_channels)
-        return _Prepared(
-            source, picture, [self._view(picture, scale) for scale in self.config.scales]
-        )
+    def _prepare(self, source: ImageSource) -> _Prepared:
+        image = read_image(source, self.model.config.in_channels)
+        return _Prepared(source, image, [self._view(image, scale) for scale in self.config.scales])
 
-    def _view(self, picture: Picture, scale: float) -> NDArray[np.float32]:
-        height, width = self.preprocessing.target_size(*picture.shape[:2])
+    def _view(self, image: ImageArray, scale: float) -> NDArray[np.float32]:
+        height, width = self.preprocessing.target_size(*image.shape[:2])
         size = tuple(max(SMALLEST_SIDE, round(side * scale)) for side in (height, width))
-        resized = resize(picture, (size[0], size[1]), self.preprocessing.resample)
-        return self.preprocessing.normalise(resized)
+        resized = resize(image, (size[0], size[1]), self.preprocessing.resample)
+        return self.preprocessing.normalize(resized)
 
     def _finish(
         self,
         batch: list[_Prepared],
-        on_error: Callable[[PictureSource, Exception], None] | None,
+        on_error: Callable[[ImageSource, Exception], None] | None,
     ) -> Iterator[Prediction]:
-        """Predictions of pictures of one size; one by one where together they do not fit."""
+        """Predictions of images of one size; one by one where together they do not fit."""
         if len(batch) > 1:
             try:
                 predictions = self._predict(batch)
@@ -188,9 +186,9 @@ class Predictor:
                 yield prediction
 
     def _predict(self, batch: list[_Prepared]) -> list[Prediction]:
-        """Predictions of pictures whose views are of the same sizes."""
+        """Predictions of images whose views are of the same sizes."""
         try:
-            views = self._views_logits(batch)
+            views = self._tta_logits(batch)
             return [
                 self._decide(prepared, [logits[i] for logits in views])
                 for i, prepared in enumerate(batch)
@@ -199,14 +197,14 @@ class Predictor:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
             source = batch[0].source
-            height, width = batch[0].picture.shape[:2]
+            height, width = batch[0].image.shape[:2]
             raise MemoryError(
-                f"{source if isinstance(source, (str, Path)) else 'picture'}: "
+                f"{source if isinstance(source, (str, Path)) else 'image'}: "
                 f"{width} x {height} pixels do not fit into memory; try a window of 1024"
             ) from None
 
-    def _views_logits(self, batch: list[_Prepared]) -> list[Tensor]:
-        """Of each view, mirrored ones behind their own, the pictures' logits (B, K, h, w)."""
+    def _tta_logits(self, batch: list[_Prepared]) -> list[Tensor]:
+        """Of each view, mirrored ones behind their own, the images' logits (B, K, h, w)."""
         views = []
         for i in range(len(batch[0].views)):
             pixels = np.stack([prepared.views[i] for prepared in batch])
@@ -216,18 +214,20 @@ class Predictor:
         return views
 
     def _decide(self, prepared: _Prepared, views: list[Tensor]) -> Prediction:
-        height, width = prepared.picture.shape[:2]
-        labels, confidence = decide(views, (height, width), confidence=self.config.confidence)
+        height, width = prepared.image.shape[:2]
+        label_map, confidence = logits_to_label_map(
+            views, (height, width), confidence=self.config.confidence
+        )
         return Prediction(
-            labels=labels,
-            classes=self.model.labels,
-            picture=prepared.picture,
+            label_map=label_map,
+            classes=self.model.classes,
+            image=prepared.image,
             source=Path(prepared.source) if isinstance(prepared.source, (str, Path)) else None,
             confidence=confidence,
         )
 
     def _run(self, views: NDArray[np.float32]) -> Tensor:
-        """(B, h, w, C) normalised -> logits (B, K, ceil(h / 4), ceil(w / 4))."""
+        """(B, h, w, C) normalized -> logits (B, K, ceil(h / 4), ceil(w / 4))."""
         pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
         if self.config.window is None or self.config.stride is None:
             return self.runtime(pixels)
@@ -239,12 +239,14 @@ class Predictor:
         """Logits (K, h / 4, w / 4) averaged over windows that start at multiples of 4.
 
         So windows meet on the grid of the logits, and averages are taken there, at a sixteenth
-        of the values. The picture's own edge is padded by at most 3 pixels, repeating it.
+        of the values. The image's own edge is padded by at most 3 pixels, repeating it.
         """
         height, width = pixels.shape[1:]
         pixels = F.pad(pixels[None], (0, -width % 4, 0, -height % 4), mode="replicate")[0]
         high, wide = pixels.shape[1:]
-        corners = list(product(starts(high, window, stride), starts(wide, window, stride)))
+        corners = list(
+            product(window_starts(high, window, stride), window_starts(wide, window, stride))
+        )
         total = torch.zeros(1)
         for first in range(0, len(corners), self.batch_size):
             some = corners[first : first + self.batch_size]

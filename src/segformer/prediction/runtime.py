@@ -36,7 +36,7 @@ class TorchRuntime:
         model: Put on the device; the constants of a decoder are folded.
         device: Where; left out, the best there is.
         precision: "float32", or "bfloat16", for which a rounded copy of the model is made.
-        compiled: Have PyTorch compile the model.
+        compile: Have PyTorch compile the model.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class TorchRuntime:
         device: str | torch.device | None = None,
         precision: str = "float32",
         *,
-        compiled: bool = False,
+        compile: bool = False,
     ):
         try:
             self.device = torch.device(device) if device is not None else best_device()
@@ -63,8 +63,8 @@ class TorchRuntime:
         if self.dtype == torch.bfloat16:
             self.model = copy.deepcopy(self.model).to(self.dtype)
         self.run: Callable[[Tensor], Tensor] = self.model
-        self.compiled = compiled
-        if compiled:
+        self.compile = compile
+        if compile:
             # CUDA graphs, which this mode records, leave no gaps between a small model's kernels
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
             self.run = torch.compile(self.model, mode=mode)
@@ -77,4 +77,4 @@ class TorchRuntime:
         pixels = pixels.to(self.device, non_blocking=True)
         pixels = pixels.to(self.dtype, memory_format=torch.channels_last)
         # A copy, where the next run of a CUDA graph would write over the result of this one
-        return self.run(pixels).to(torch.float32, copy=self.compiled)
+        return self.run(pixels).to(torch.float32, copy=self.compile)

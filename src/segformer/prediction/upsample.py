@@ -1,11 +1,11 @@
 """Class ids at full size from low-resolution logits, without the logits at full size.
 
 Bilinear interpolation is a convex combination of the four corners of a cell, the square between
-neighbouring logits. So a class that is the best at all four corners is the best everywhere
+neighboring logits. So a class that is the best at all four corners is the best everywhere
 between, and where the corners disagree only classes can win whose largest corner reaches the
 smallest corner of some class throughout. Interpolated are these few classes, in these few cells.
 
-Legend: K classes, h w logits, H W picture, M cells, P pairs of a cell and a class.
+Legend: K classes, h w logits, H W image, M cells, P pairs of a cell and a class.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch.nn import functional as F
 from segformer.model.interpolation import interpolate_rows
 from segformer.model.segformer import probabilities
 
-_STRIP_VALUES = 1 << 21
+_CHUNK_VALUES = 1 << 21
 """Logits interpolated at a time: 8 MB of float32."""
 
 _CELL_VALUES = 1 << 19
 """Values of each corner of the cells that are settled at a time: 2 MB of float32."""
 
 
-def decide(
+def logits_to_label_map(
     views: Sequence[Tensor], size: tuple[int, int], *, confidence: bool = False
 ) -> tuple[NDArray[np.integer], NDArray[np.float32] | None]:
     """The most probable class of each pixel.
@@ -40,9 +40,9 @@ def decide(
     Args:
         views: Logits (K, h, w), each of its own h and w; K = 1 is a binary model's, whose
             foreground is where the probability exceeds one half.
-        size: (height, width) of the picture, pixels.
+        size: (height, width) of the image, pixels.
         confidence: Also return the probability of the decided class. It takes every class's
-            logit at every pixel, strip by strip, which is some ten times slower.
+            logit at every pixel, chunk by chunk, which is some ten times slower.
 
     Returns:
         Class ids (H, W), uint8 or, above 256 classes, uint16; probabilities (H, W) or None.
@@ -50,29 +50,29 @@ def decide(
     classes = views[0].shape[0]
     dtype = np.uint8 if classes <= 256 else np.uint16
     if len(views) == 1 and classes > 1 and not confidence:
-        return best_classes(views[0], size).cpu().numpy().astype(dtype, copy=False), None
+        return upsampled_argmax(views[0], size).cpu().numpy().astype(dtype, copy=False), None
     height, width = size
     ids = np.empty(size, dtype)
     certainty = np.empty(size, np.float32) if confidence else None
     tokens = [view.permute(1, 2, 0)[None] for view in views]
-    rows = max(1, _STRIP_VALUES // (width * max(classes, 2)))
+    rows = max(1, _CHUNK_VALUES // (width * max(classes, 2)))
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        strips = [
+        chunks = [
             interpolate_rows(view, size, top, bottom).permute(0, 3, 1, 2) for view in tokens
         ]  # (1, K, rows, W)
-        if len(strips) == 1 and not confidence:
-            winner = strips[0][0, 0] > 0
+        if len(chunks) == 1 and not confidence:
+            winner = chunks[0][0, 0] > 0
         else:
-            shares = torch.stack([probabilities(strip)[0] for strip in strips])
-            best, winner = shares.mean(0).max(0)
+            probs = torch.stack([probabilities(chunk)[0] for chunk in chunks])
+            best, winner = probs.mean(0).max(0)
             if certainty is not None:
                 certainty[top:bottom] = best.cpu().numpy()
         ids[top:bottom] = winner.cpu().numpy()
     return ids, certainty
 
 
-def best_classes(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Argmax of the logits upsampled bilinearly to ``size``, for any ratio, up or down.
 
     Where the two best classes are within rounding of each other, either may be returned. A NaN
@@ -121,13 +121,13 @@ class _Cells:
         of_pixel: (high,) in which cell each pixel lies.
         count: (low + 1,) how many pixels lie in each cell.
         pixel: (low + 1, n) which; where there are fewer than n, the last is repeated.
-        share: (low + 1, n) share of the cell's second row in each of these.
+        weight: (low + 1, n) weight of the cell's second row in each of these.
     """
 
     of_pixel: Tensor
     count: Tensor
     pixel: Tensor
-    share: Tensor
+    weight: Tensor
 
     @classmethod
     def along(cls, low: int, high: int, device: torch.device) -> _Cells:
@@ -139,8 +139,8 @@ class _Cells:
         end = count.cumsum(0)
         step = torch.arange(int(count.max()))
         pixel = torch.minimum((end - count)[:, None] + step, (end - 1)[:, None]).clamp(min=0)
-        share = (position - of_pixel)[pixel].float()
-        return cls(*(tensor.to(device) for tensor in (of_pixel, count, pixel, share)))
+        weight = (position - of_pixel)[pixel].float()
+        return cls(*(tensor.to(device) for tensor in (of_pixel, count, pixel, weight)))
 
 
 def _settle(
@@ -168,8 +168,8 @@ def _settle(
     a, b, c, d = (
         values.view(-1)[pair].clamp_(-large, large)[:, None] for values in corners
     )  # (P, 1)
-    down = rows.share[row[cell]].to(a.dtype)  # (P, n)
-    across = columns.share[column[cell]].to(a.dtype)[:, None]  # (P, 1, n)
+    down = rows.weight[row[cell]].to(a.dtype)  # (P, n)
+    across = columns.weight[column[cell]].to(a.dtype)[:, None]  # (P, 1, n)
     values = torch.lerp(
         torch.lerp(a, c, down)[..., None], torch.lerp(b, d, down)[..., None], across
     )  # (P, n, n)

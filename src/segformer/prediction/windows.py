@@ -1,9 +1,9 @@
-"""Where the windows of a large picture lie: integers in, integers out."""
+"""Where the windows of a large image lie: integers in, integers out."""
 
 from __future__ import annotations
 
 
-def starts(length: int, window: int, stride: int) -> list[int]:
+def window_starts(length: int, window: int, stride: int) -> list[int]:
     """First pixel of each window along one side.
 
     Windows step by ``stride``; the last is moved back to end with the side, so every window is

@@ -1,7 +1,8 @@
-"""Classification as a task: pictures in a folder per class, as the encoder is pre-trained."""
+"""Classification as a task: images in a folder per class, as the encoder is pre-trained."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,16 @@ from segformer.image import Preprocessing
 from segformer.model.config import SegFormerConfig
 from segformer.model.segformer import SegFormerClassifier
 from segformer.prediction.classifier import ClassPredictor
-from segformer.progress import ProgressBar, say
+from segformer.progress import ProgressBar
 from segformer.training.config import TrainConfig
 from segformer.training.preparation import start_from, with_defaults
 from segformer.training.task import Model, Outcome, Task
 
+logger = logging.getLogger(__name__)
+
 
 class Classification(Task):
-    """Training on classes of whole pictures.
+    """Training on classes of whole images.
 
     Args:
         dataset: As `segformer.data.class_folders.open_class_folders` takes it.
@@ -52,58 +55,58 @@ class Classification(Task):
         has_validation = "val" in class_splits(dataset)
         self.validation = open_class_folders(dataset, "val") if has_validation else None
         if self.validation is None and state is None:
-            say("no split 'val': training without validation, the last model is kept")
-        self.pictures, self.validates = len(self.training), self.validation is not None
-        if config.predict_size is None:
+            logger.info("no split 'val': training without validation, the last model is kept")
+        self.images, self.validates = len(self.training), self.validation is not None
+        if config.eval_size is None:
             # 256 for 224, the ratio that ImageNet is evaluated at everywhere
-            config = replace(config, predict_size=round(config.crop_size * 8 / 7))
-        normalisation = Preprocessing.for_bands(self.training.bands)
-        if config.init is not None and state is None:
-            source = store.open_checkpoint(config.init).preprocessing
-            normalisation = store.adapt_preprocessing(source, self.training.bands)
-        self.config = with_defaults(config, self.pictures, normalisation)
+            config = replace(config, eval_size=round(config.crop_size * 8 / 7))
+        normalization = Preprocessing.for_channels(self.training.channels)
+        if config.pretrained is not None and state is None:
+            source = store.open_checkpoint(config.pretrained).preprocessing
+            normalization = store.adapt_preprocessing(source, self.training.channels)
+        self.config = with_defaults(config, self.images, normalization)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The folders."""
-        return self.training.labels.names
+        return self.training.classes.names
 
     def build_model(self) -> SegFormerClassifier:
         """Fresh, or from another model."""
-        config, labels = self.config, self.training.labels
+        config, classes = self.config, self.training.classes
         torch.manual_seed(config.seed)
-        if config.init is None:
+        if config.pretrained is None:
             model = SegFormerClassifier.from_variant(
-                config.variant, labels=labels, drop_path=config.drop_path
+                config.variant, classes=classes, drop_path=config.drop_path
             )
         else:
-            model = start_from(SegFormerClassifier, config, labels, len(labels), 3)
+            model = start_from(SegFormerClassifier, config, classes, len(classes), 3)
         model.preprocessing = self._preprocessing()
         return model
 
     def restore_model(self, config: SegFormerConfig) -> SegFormerClassifier:
-        """Not from the recipe's ``init``, which may be gone by now."""
-        return SegFormerClassifier(config, self.training.labels, self._preprocessing())
+        """Not from the recipe's ``pretrained``, which may be gone by now."""
+        return SegFormerClassifier(config, self.training.classes, self._preprocessing())
 
     def crops(self, model: Model) -> ClassCrops:
-        """Random crops of pictures."""
+        """Random crops of images."""
         names = ClassAugmentation.__dataclass_fields__
         chosen = ClassAugmentation(**{name: getattr(self.config, name) for name in names})
         return ClassCrops(self.training, chosen, model.preprocessing, self.config.seed)
 
     def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixup and CutMix; classes become probabilities."""
-        classes = len(self.training.labels)
-        return mix(pixels, targets, classes, self.config.mixup, self.config.cutmix)
+        classes = len(self.training.classes)
+        return mix(pixels, targets, classes, self.config.mixup_alpha, self.config.cutmix_alpha)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy with smoothed labels."""
+        """Cross-entropy with smoothed classes."""
         smoothing = self.config.label_smoothing
         assert smoothing is not None  # resolved
         return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 
     def validate(self, model: Model, device: str) -> Outcome:
-        """Top-1 and top-5 over the validation pictures."""
+        """Top-1 and top-5 over the validation images."""
         assert isinstance(model, SegFormerClassifier)
         return _outcome(self._evaluate(ClassPredictor(model, device=device)))
 
@@ -121,17 +124,17 @@ class Classification(Task):
 
     def _evaluate(self, predictor: ClassPredictor) -> ClassScores:
         assert self.validation is not None
-        with ProgressBar("validating", len(self.validation), "pictures") as bar:
-            scores = evaluate_classes(self.validation, predictor, on_picture=bar.advance)
+        with ProgressBar("validating", len(self.validation), "images") as bar:
+            scores = evaluate_classes(self.validation, predictor, on_image=bar.advance)
         for sentence in scores.failed[:5]:
-            say(f"left out: {sentence}")
+            logger.warning("skipped: %s", sentence)
         return scores
 
     def _preprocessing(self) -> Preprocessing:
         config = self.config
         assert config.mean and config.std and config.rescale
         return Preprocessing(
-            size=config.predict_size,
+            size=config.eval_size,
             crop=(config.crop_size, config.crop_size),
             mean=config.mean,
             std=config.std,

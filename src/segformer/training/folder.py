@@ -1,4 +1,4 @@
-"""The folder of a run: its recipe, metrics, models, resume checkpoint and pictures."""
+"""The folder of a run: its recipe, metrics, models, resume checkpoint and images."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class RunFolder:
             rows = list(csv.DictReader(file))
         return [row for row in rows if row["minutes"]]
 
-    def forget_metrics_after(self, step: int) -> None:
+    def truncate_metrics(self, step: int) -> None:
         """Drop the rows of steps that a resumed run will do again."""
         rows = [row for row in self.read_metrics() if int(row["step"]) <= step]
         with whole_file(self.metrics) as partial, partial.open("w", newline="") as file:

@@ -1,6 +1,6 @@
 """Losses of low-resolution logits against full-resolution masks.
 
-Legend: B batch, K classes, h w logits, H W mask, n pixels of a strip.
+Legend: B batch, K classes, h w logits, H W mask, n pixels of a chunk.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from segformer.training.upsampling import Upsampling, upsampling
 
 
 @dataclass(frozen=True)
-class HardPixels:
+class OHEM:
     """Online hard example mining: only pixels whose class is not yet probable count.
 
-    As mmsegmentation's ``OHEMPixelSampler`` does it, with a share where that counts pixels.
+    As mmsegmentation's ``OHEMPixelSampler`` does it, with a fraction where that counts pixels.
 
     Attributes:
         below: Probability of a pixel's class below which it counts.
-        least: Share of the labelled pixels that count at least, the least probable ones.
+        least: Fraction of the labeled pixels that count at least, the least probable ones.
     """
 
     below: float = 0.7
@@ -37,15 +37,15 @@ def cross_entropy_at_mask_size(
     *,
     class_weights: Tensor | None = None,
     ignore_index: int = 255,
-    average_over_ignored: bool = False,
+    avg_non_ignore: bool = True,
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
-    hard_pixels: HardPixels | None = None,
+    ohem: OHEM | None = None,
 ) -> Tensor:
     """Cross-entropy of bilinearly upsampled logits, without ever holding the upsampled logits.
 
     Its gradient with respect to the logits is the adjoint of the upsampling applied to
-    softmax - one-hot, so loss and gradient are computed together, in one pass over strips of
+    softmax - one-hot, so loss and gradient are computed together, in one pass over chunks of
     pixels that fit the cache (`segformer.training.upsampling`), and only the low-resolution
     gradient is kept.
 
@@ -54,15 +54,15 @@ def cross_entropy_at_mask_size(
         mask: (B, H, W) class ids, int64.
         class_weights: (K,), or (2,) for a binary model; as in `torch.nn.functional.cross_entropy`.
         ignore_index: Class id of pixels that do not count.
-        average_over_ignored: Divide by all pixels, as the original training did, rather than by
-            the (weighted) labelled ones.
-        label_smoothing: Share of the target that is spread over all classes, as in PyTorch.
+        avg_non_ignore: Divide by the (weighted) number of pixels that count; false divides by all
+            pixels, ignored ones included, as the original training did.
+        label_smoothing: Fraction of the target that is spread over all classes, as in PyTorch.
         focal_gamma: Weigh each pixel by (1 - p) to this power, p the probability of its class:
             the focal loss (Lin et al. 2017, equation 4).
-        hard_pixels: Count only the hard ones; the average is over those that count.
+        ohem: Count only the hard ones; the average is over those that count.
 
     Returns:
-        Scalar, float32. 0 where nothing is labelled.
+        Scalar, float32. 0 where nothing is labeled.
 
     Raises:
         ValueError: A class id that the model has no class for; label smoothing together with a
@@ -84,12 +84,12 @@ def cross_entropy_at_mask_size(
     arithmetic = _PixelLoss(ignore_index, class_weights, label_smoothing, focal_gamma)
     with torch.autocast(logits.device.type, enabled=False):  # in full precision from the logits on
         loss: Tensor = _AtMaskSize.apply(  # type: ignore[no-untyped-call]
-            logits, mask, arithmetic, average_over_ignored, hard_pixels
+            logits, mask, arithmetic, avg_non_ignore, ohem
         )
     return loss
 
 
-_SMALLEST_SHARE = 1e-30
+_SMALLEST_PROB = 1e-30
 """Below it, a float32 probability has lost digits and its logarithm is taken another way."""
 
 
@@ -118,23 +118,23 @@ class _PixelLoss:
         classes = logits.shape[1]
         counted = ids != self.ignore_index
         ids = ids.where(counted, 0)
-        gradient, share, surprise, place = _softmax(logits, ids)
+        gradient, prob, nll, place = _softmax(logits, ids)
         even = self.class_weights is None
         weights = logits.new_ones(classes)
         if self.class_weights is not None:
             weights = self.class_weights.to(logits)
         weight = weights[ids] * counted
         smoothed = self.label_smoothing / classes * counted
-        loss = (1 - self.label_smoothing) * weight * surprise
+        loss = (1 - self.label_smoothing) * weight * nll
         target = (1 - self.label_smoothing) * weight
         if self.focal_gamma:
-            rest = (1 - share).clamp(min=1e-12)
+            rest = (1 - prob).clamp(min=1e-12)
             focus = rest**self.focal_gamma
             loss = loss * focus
-            target = target * (focus + self.focal_gamma * focus / rest * share * surprise)
+            target = target * (focus + self.focal_gamma * focus / rest * prob * nll)
         if self.label_smoothing:
-            normaliser = surprise + logits.view(-1)[place]
-            loss = loss + smoothed * (normaliser * weights.sum() - logits @ weights)
+            normalizer = nll + logits.view(-1)[place]
+            loss = loss + smoothed * (normalizer * weights.sum() - logits @ weights)
         if even and not self.focal_gamma:
             gradient.index_fill_(0, (~counted).nonzero()[:, 0], 0)
         else:
@@ -150,14 +150,14 @@ def _softmax(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
 
     The place, (n,), is where that class lies in the flattened (n, K).
     """
-    shares = logits.softmax(1)
+    probs = logits.softmax(1)
     place = torch.arange(len(ids), device=ids.device) * logits.shape[1] + ids
-    share = shares.view(-1)[place]
-    surprise = -share.log()
-    lost = share < _SMALLEST_SHARE
+    prob = probs.view(-1)[place]
+    nll = -prob.log()
+    lost = prob < _SMALLEST_PROB
     if lost.any():
-        surprise[lost] = (logits.logsumexp(1) - logits.view(-1)[place])[lost]
-    return shares, share, surprise, place
+        nll[lost] = (logits.logsumexp(1) - logits.view(-1)[place])[lost]
+    return probs, prob, nll, place
 
 
 class _AtMaskSize(torch.autograd.Function):
@@ -167,30 +167,30 @@ class _AtMaskSize(torch.autograd.Function):
         logits: Tensor,
         mask: Tensor,
         arithmetic: _PixelLoss,
-        average_over_ignored: bool,
-        hard_pixels: HardPixels | None,
+        avg_non_ignore: bool,
+        ohem: OHEM | None,
     ) -> Tensor:
         ignore, size = arithmetic.ignore_index, (mask.shape[1], mask.shape[2])
         precise = logits if logits.dtype == torch.float64 else logits.float()
-        pictures = [upsampling(tokens, size) for tokens in precise.permute(0, 2, 3, 1)]
+        images = [upsampling(tokens, size) for tokens in precise.permute(0, 2, 3, 1)]
         ids = [
-            picture.arrange(values, outside=ignore)
-            for picture, values in zip(pictures, mask, strict=True)
+            image.arrange(values, outside=ignore)
+            for image, values in zip(images, mask, strict=True)
         ]
-        if hard_pixels is not None:
-            ids = _keep_hard(pictures, ids, ignore, hard_pixels)
-        if average_over_ignored:
+        if ohem is not None:
+            ids = _keep_hard(images, ids, ignore, ohem)
+        if not avg_non_ignore:
             divisor = precise.new_tensor(mask.numel())
         else:
             divisor = _counted(ids, arithmetic).to(precise).clamp(min=1e-12)
         total = precise.new_zeros(())
         gradient = torch.empty_like(logits)
-        for i, picture in enumerate(pictures):
-            for strip in range(picture.strips):
-                loss, at_pixels = arithmetic(picture.logits(strip), ids[i][strip])
-                picture.add(strip, at_pixels)
+        for i, image in enumerate(images):
+            for chunk in range(image.chunks):
+                loss, at_pixels = arithmetic(image.logits(chunk), ids[i][chunk])
+                image.add(chunk, at_pixels)
                 total += loss
-            gradient[i] = (picture.gradient() / divisor).permute(2, 0, 1)
+            gradient[i] = (image.gradient() / divisor).permute(2, 0, 1)
         ctx.save_for_backward(gradient)
         return total / divisor
 
@@ -202,32 +202,32 @@ class _AtMaskSize(torch.autograd.Function):
 
 def _counted(ids: list[list[Tensor]], arithmetic: _PixelLoss) -> Tensor:
     """How many pixels count, or the sum of their classes' weights."""
-    strips = [strip[strip != arithmetic.ignore_index] for picture in ids for strip in picture]
+    chunks = [chunk[chunk != arithmetic.ignore_index] for image in ids for chunk in image]
     if arithmetic.class_weights is None:
-        return torch.tensor(sum(map(len, strips)))
-    return torch.stack([arithmetic.class_weights[strip].sum() for strip in strips]).sum()
+        return torch.tensor(sum(map(len, chunks)))
+    return torch.stack([arithmetic.class_weights[chunk].sum() for chunk in chunks]).sum()
 
 
 def _keep_hard(
-    pictures: list[Upsampling], ids: list[list[Tensor]], ignore_index: int, hard: HardPixels
+    images: list[Upsampling], ids: list[list[Tensor]], ignore_index: int, hard: OHEM
 ) -> list[list[Tensor]]:
-    """The strips' class ids, with those of all but the hard pixels replaced by the ignored one."""
-    shares = []  # of each pixel's own class; above every threshold where it does not count
-    for picture, strips in zip(pictures, ids, strict=True):
-        for strip, classes in enumerate(strips):
+    """The chunks' class ids, with those of all but the hard pixels replaced by the ignored one."""
+    probs = []  # of each pixel's own class; above every threshold where it does not count
+    for image, chunks in zip(images, ids, strict=True):
+        for chunk, classes in enumerate(chunks):
             counted = classes != ignore_index
-            _, share, _, _ = _softmax(picture.logits(strip), classes.where(counted, 0))
-            shares.append(share.where(counted, 2))
-    everywhere = torch.cat(shares)
-    labelled = int((everywhere < 2).sum())
-    if labelled == 0:
+            _, prob, _, _ = _softmax(image.logits(chunk), classes.where(counted, 0))
+            probs.append(prob.where(counted, 2))
+    everywhere = torch.cat(probs)
+    labeled = int((everywhere < 2).sum())
+    if labeled == 0:
         return ids
-    least = max(1, round(hard.least * labelled))
+    least = max(1, round(hard.least * labeled))
     threshold = max(hard.below, everywhere.kthvalue(least).values.item())
-    kept = iter(shares)
+    kept = iter(probs)
     return [
-        [classes.where(next(kept) <= threshold, ignore_index) for classes in strips]
-        for strips in ids
+        [classes.where(next(kept) <= threshold, ignore_index) for classes in chunks]
+        for chunks in ids
     ]
 
 
@@ -244,13 +244,13 @@ def lovasz_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Ten
     Returns:
         Scalar in [0, 1], float32. From Berman et al. 2018, equations 9 and 11.
     """
-    ids, labelled = _sampled(mask, logits, ignore_index)
-    shares = probabilities(logits.float()).movedim(1, -1)[labelled]  # (n, K)
-    ids = ids[labelled]
+    ids, labeled = _sampled(mask, logits, ignore_index)
+    probs = probabilities(logits.float()).movedim(1, -1)[labeled]  # (n, K)
+    ids = ids[labeled]
     losses = []
     for class_id in torch.unique(ids).tolist():
         foreground = (ids == class_id).float()
-        errors, order = (foreground - shares[:, class_id]).abs().sort(descending=True)
+        errors, order = (foreground - probs[:, class_id]).abs().sort(descending=True)
         sorted_foreground = foreground[order]
         remaining = sorted_foreground.sum() - sorted_foreground.cumsum(0)
         union = sorted_foreground.sum() + (1 - sorted_foreground).cumsum(0)
@@ -273,13 +273,13 @@ def dice_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Tenso
     Returns:
         Scalar in [0, 1], float32.
     """
-    ids, labelled = _sampled(mask, logits, ignore_index)
-    shares = probabilities(logits.float())
-    one_hot = F.one_hot(ids.masked_fill(~labelled, 0), shares.shape[1]).movedim(-1, 1)
-    one_hot = one_hot * labelled[:, None]
-    shares = shares * labelled[:, None]
-    overlap = (shares * one_hot).sum((0, 2, 3))
-    size = shares.sum((0, 2, 3)) + one_hot.sum((0, 2, 3))
+    ids, labeled = _sampled(mask, logits, ignore_index)
+    probs = probabilities(logits.float())
+    one_hot = F.one_hot(ids.masked_fill(~labeled, 0), probs.shape[1]).movedim(-1, 1)
+    one_hot = one_hot * labeled[:, None]
+    probs = probs * labeled[:, None]
+    overlap = (probs * one_hot).sum((0, 2, 3))
+    size = probs.sum((0, 2, 3)) + one_hot.sum((0, 2, 3))
     occurs = one_hot.sum((0, 2, 3)) > 0
     dice = (2 * overlap + 1) / (size + 1)
     return ((1 - dice) * occurs).sum() / occurs.sum().clamp(min=1)

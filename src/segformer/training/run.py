@@ -27,13 +27,15 @@ from segformer.model.config import SegFormerConfig
 from segformer.model.products import reuse_memory
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.prediction.runtime import best_device, fast_in_bfloat16
-from segformer.progress import ProgressBar, console, say
+from segformer.progress import ProgressBar, console
 from segformer.training.classification import Classification
 from segformer.training.config import TrainConfig
 from segformer.training.folder import RunFolder
-from segformer.training.optimisation import lr_factor, moving_average, parameter_groups
+from segformer.training.optimization import lr_factor, moving_average, parameter_groups
 from segformer.training.segmentation import Segmentation
 from segformer.training.task import Model, Outcome, Task
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -85,8 +87,8 @@ def resume(out: str | Path) -> Outcome | None:
     fabric = _launch(config)
     checkpoint = folder.load_checkpoint()
     if checkpoint is None:
-        say(f"{folder.path}: killed before the first checkpoint; starting at step 0")
-        folder.forget_metrics_after(-1)
+        logger.info(f"{folder.path}: killed before the first checkpoint; starting at step 0")
+        folder.truncate_metrics(-1)
         task = TASKS[config.task](dataset, config)
         model = task.build_model()
     else:
@@ -133,15 +135,15 @@ class _Run:
     ):
         config = task.config
         assert config.max_steps and config.lr and config.head_lr_factor
-        assert config.workers is not None and config.warmup_steps is not None
+        assert config.num_workers is not None and config.warmup_steps is not None
         self.fabric, self.folder, self.task, self.config = fabric, folder, task, config
-        self.total_steps, self.workers = config.max_steps, config.workers
+        self.total_steps, self.num_workers = config.max_steps, config.num_workers
         self.warmup_steps = config.warmup_steps
-        self.pictures_per_step = config.batch_size * config.accumulate * config.devices
-        self.steps_per_epoch = task.pictures / self.pictures_per_step
+        self.images_per_step = config.batch_size * config.accumulate_grad_batches * config.devices
+        self.steps_per_epoch = task.images / self.images_per_step
         self.model = model
         self.model.encoder.freeze(config.freeze_stages)
-        self.model.encoder.recompute_activations(config.recompute)
+        self.model.encoder.set_gradient_checkpointing(config.gradient_checkpointing)
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
             self.model = convert(self.model)  # type: ignore[no-untyped-call]
@@ -163,7 +165,7 @@ class _Run:
                 self.model,
                 self.state.step,
                 self.total_steps,
-                self.workers,
+                self.num_workers,
                 self.fabric.global_rank,
                 self.fabric.world_size,
             )
@@ -175,9 +177,9 @@ class _Run:
             ProgressBar(
                 "training",
                 self.total_steps,
-                "pictures",
+                "images",
                 start=self.state.step,
-                scale=self.pictures_per_step,
+                scale=self.images_per_step,
             ) as bar,
         ):
             while self.state.step < self.total_steps and not self._out_of_patience():
@@ -191,7 +193,7 @@ class _Run:
                 if step in validation_steps:
                     with bar.paused():
                         self._validate()
-                stopping = self._any_process(stop.requested)
+                stopping = self._any_rank(stop.requested)
                 if stopping or step % self.config.checkpoint_every == 0:
                     self._checkpoint()
                 if stopping and step < self.total_steps:
@@ -205,20 +207,20 @@ class _Run:
         patience, stale = self.config.patience, self.state.stale_validations
         if patience == 0 or stale < patience:
             return False
-        say(f"no better {self.task.score} in {patience} validations: stopping")
+        logger.info(f"no better {self.task.score} in {patience} validations: stopping")
         return True
 
-    def _any_process(self, wish: bool) -> bool:
-        """Whether any of the processes wishes it: they must stop at the same step."""
+    def _any_rank(self, flag: bool) -> bool:
+        """Whether any of the processes flags it: they must stop at the same step."""
         if self.fabric.world_size == 1:
-            return wish
-        wishes = torch.tensor(float(wish), device=self.fabric.device)
-        total = self.fabric.all_reduce(wishes, reduce_op="sum")
+            return flag
+        flags = torch.tensor(float(flag), device=self.fabric.device)
+        total = self.fabric.all_reduce(flags, reduce_op="sum")
         assert isinstance(total, Tensor)
         return bool(total > 0)
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
-        """One optimiser step; returns its mean loss."""
+        """One optimizer step; returns its mean loss."""
         config, step = self.config, self.state.step
         # Dropout and stochastic depth are a function of the step, as the data are
         torch.manual_seed((config.seed * 1_000_003 + step) * 64 + self.fabric.global_rank)
@@ -227,21 +229,23 @@ class _Run:
             group["lr"] = peak * factor
         self.model.train()
         mean_loss = 0.0
-        for i in range(config.accumulate):
+        for i in range(config.accumulate_grad_batches):
             pixels, targets = self.task.prepare(*self.fabric.to_device(next(batches)))
-            waits = i + 1 < config.accumulate
+            waits = i + 1 < config.accumulate_grad_batches
             with self.fabric.no_backward_sync(self.wrapped, enabled=waits):
-                loss = self.task.loss(self.wrapped(pixels), targets) / config.accumulate
+                loss = (
+                    self.task.loss(self.wrapped(pixels), targets) / config.accumulate_grad_batches
+                )
                 self.fabric.backward(loss)
             mean_loss += loss.item()
         if not math.isfinite(mean_loss):
             raise ValueError(
-                f"the loss is {mean_loss} at step {step}; try a smaller --lr, a --clip-norm, or "
-                "--precision float32"
+                f"the loss is {mean_loss} at step {step}; try a smaller --lr, a --max-grad-norm, "
+                "or --precision float32"
             )
-        if config.clip_norm:
+        if config.max_grad_norm:
             self.fabric.clip_gradients(
-                self.wrapped, self.wrapped_optimizer, max_norm=config.clip_norm
+                self.wrapped, self.wrapped_optimizer, max_norm=config.max_grad_norm
             )
         self.wrapped_optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -267,7 +271,7 @@ class _Run:
                     **{name: round(value, 5) for name, value in outcome.row.items()},
                     minutes=round(self.state.minutes, 3),
                 )
-                say(
+                logger.info(
                     f"step {self.state.step}, epoch {self.state.step / self.steps_per_epoch:.1f}: "
                     f"validation {outcome.words}, best {self.task.score} "
                     f"{self.state.best_score:.2%}"
@@ -277,7 +281,7 @@ class _Run:
         self._checkpoint()
 
     def _finish(self) -> Outcome | None:
-        """Write the pictures and the report of the model that was kept."""
+        """Write the images and the report of the model that was kept."""
         if not self.fabric.is_global_zero:
             raise SystemExit(0)  # one process of the several reports
         if not (self.folder.last / CONFIG_FILE).exists():
@@ -289,7 +293,7 @@ class _Run:
             "model": str(self.folder.best),
             "steps": self.state.step,
             "minutes": round(self.state.minutes, 2),
-            "training_pictures": self.task.pictures,
+            "training_images": self.task.images,
         }
         return self.task.report(self.folder.best, self.folder.path, str(self.fabric.device), notes)
 
@@ -337,8 +341,8 @@ class _Run:
             self.average.load_state_dict(checkpoint["average"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
-        self.folder.forget_metrics_after(self.state.step)
-        say(f"{self.folder.path}: going on after step {self.state.step}")
+        self.folder.truncate_metrics(self.state.step)
+        logger.info(f"{self.folder.path}: going on after step {self.state.step}")
 
     def _validation_steps(self) -> set[int]:
         every = self.config.val_every * self.steps_per_epoch
@@ -362,7 +366,7 @@ def _stop_requests() -> Iterator[_StopRequest]:
         if request.requested:
             raise KeyboardInterrupt
         request.requested = True
-        say("\nstopping after this step, saving ... (again to stop at once)")
+        logger.info("\nstopping after this step, saving ... (again to stop at once)")
 
     try:
         previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -1,7 +1,8 @@
-"""Segmentation as a task: pictures and masks."""
+"""Segmentation as a task: images and masks."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from segformer.evaluation.plots import examples_sheet
 from segformer.model.config import SegFormerConfig
 from segformer.model.segformer import SegFormer
 from segformer.prediction.predictor import Predictor
-from segformer.progress import ProgressBar, say
+from segformer.progress import ProgressBar
 from segformer.training.config import TrainConfig
 from segformer.training.losses import (
-    HardPixels,
+    OHEM,
     cross_entropy_at_mask_size,
     dice_loss,
     lovasz_loss,
@@ -32,6 +33,8 @@ from segformer.training.preparation import (
     resolve,
 )
 from segformer.training.task import Model, Outcome, Task
+
+logger = logging.getLogger(__name__)
 
 
 class Segmentation(Task):
@@ -54,7 +57,7 @@ class Segmentation(Task):
             raise DatasetError(f"{dataset}: there is no split 'train' to train on")
         self.training = open_dataset(dataset, "train")
         self.validation = open_dataset(dataset, "val") if "val" in found else None
-        self.pictures, self.validates = len(self.training), self.validation is not None
+        self.images, self.validates = len(self.training), self.validation is not None
         self.config = config
         if state is not None:
             self.check_state(state)
@@ -62,7 +65,7 @@ class Segmentation(Task):
             return
         report = _checked(self.training)
         if self.validation is None:
-            say("no split 'val': training without validation, the last model is kept")
+            logger.info("no split 'val': training without validation, the last model is kept")
         else:
             _checked(self.validation)
         self.config = resolve(config, report)
@@ -75,23 +78,23 @@ class Segmentation(Task):
     @property
     def classes(self) -> tuple[str, ...]:
         """Of the masks."""
-        return self.training.labels.names
+        return self.training.classes.names
 
     def build_model(self) -> SegFormer:
         """Fresh, or from another model."""
         return build_model(self.config, self.training)
 
     def restore_model(self, config: SegFormerConfig) -> SegFormer:
-        """Not from the recipe's ``init``, which may be gone by now."""
-        model = SegFormer(config, self.training.labels)
+        """Not from the recipe's ``pretrained``, which may be gone by now."""
+        model = SegFormer(config, self.training.classes)
         model.preprocessing = preprocessing(self.config, self.training)
         return model
 
     def crops(self, model: Model) -> TrainingCrops:
-        """Crops of pictures and masks."""
+        """Crops of images and masks."""
         return TrainingCrops(
             self.training,
-            augmentation(self.config, self.training.labels),
+            augmentation(self.config, self.training.classes),
             model.preprocessing,
             self.config.seed,
             self.config.cache,
@@ -103,7 +106,7 @@ class Segmentation(Task):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy at the masks' size, and what the recipe asks for beside it."""
-        config, ignore_index = self.config, self.training.labels.ignore_index
+        config, ignore_index = self.config, self.training.classes.ignore_index
         assert config.label_smoothing is not None  # resolved
         weights = self.weights.to(logits.device) if self.weights is not None else None
         loss = cross_entropy_at_mask_size(
@@ -111,21 +114,23 @@ class Segmentation(Task):
             targets,
             class_weights=weights,
             ignore_index=ignore_index,
-            average_over_ignored=config.average_over_ignored,
+            avg_non_ignore=config.avg_non_ignore,
             label_smoothing=config.label_smoothing,
             focal_gamma=config.focal_gamma,
-            hard_pixels=(
-                HardPixels(config.hard_below, config.hard_least) if config.hard_below else None
+            ohem=(
+                OHEM(config.ohem_threshold, config.ohem_min_kept) if config.ohem_threshold else None
             ),
         )
-        if config.dice:
-            loss = loss + config.dice * dice_loss(logits, targets, ignore_index=ignore_index)
-        if config.lovasz:
-            loss = loss + config.lovasz * lovasz_loss(logits, targets, ignore_index=ignore_index)
+        if config.dice_weight:
+            loss = loss + config.dice_weight * dice_loss(logits, targets, ignore_index=ignore_index)
+        if config.lovasz_weight:
+            loss = loss + config.lovasz_weight * lovasz_loss(
+                logits, targets, ignore_index=ignore_index
+            )
         return loss
 
     def validate(self, model: Model, device: str) -> Outcome:
-        """IoU over the validation pictures."""
+        """IoU over the validation images."""
         assert isinstance(model, SegFormer)
         return _outcome(self._evaluate(Predictor(model, device=device)))
 
@@ -136,14 +141,14 @@ class Segmentation(Task):
         matrix = self._evaluate(predictor)
         write_report(matrix, folder, self.validation, notes)
         chosen = self.validation.samples[:: max(1, len(self.validation) // 8)][:8]
-        pairs = [(predictor(s.picture), self.validation.read(s)[1]) for s in chosen]
+        pairs = [(predictor(s.image), self.validation.read(s)[1]) for s in chosen]
         examples_sheet(pairs, folder / "val_examples.jpg")
         return _outcome(matrix)
 
     def _evaluate(self, predictor: Predictor) -> ConfusionMatrix:
         assert self.validation is not None
-        with ProgressBar("validating", len(self.validation), "pictures") as bar:
-            return evaluate(self.validation, predictor, on_picture=bar.advance)
+        with ProgressBar("validating", len(self.validation), "images") as bar:
+            return evaluate(self.validation, predictor, on_image=bar.advance)
 
 
 def _outcome(matrix: ConfusionMatrix) -> Outcome:
@@ -158,9 +163,9 @@ def _outcome(matrix: ConfusionMatrix) -> Outcome:
 
 
 def _checked(dataset: Dataset) -> SplitReport:
-    with ProgressBar(f"checking {dataset.split}", len(dataset), "pictures") as bar:
+    with ProgressBar(f"checking {dataset.split}", len(dataset), "images") as bar:
         report = check_split(dataset, bar.advance)
     report.raise_errors()
     for warning in report.warnings:
-        say(f"warning: {warning}")
+        logger.warning(warning)
     return report

@@ -46,13 +46,13 @@ class Task(ABC):
     Attributes:
         score: What the score that decides is called.
         config: The recipe, with every default filled in.
-        pictures: Training pictures.
+        images: Training images.
         validates: Whether there is a validation split.
     """
 
     score: str
     config: TrainConfig
-    pictures: int
+    images: int
     validates: bool
 
     @abstractmethod
@@ -65,7 +65,7 @@ class Task(ABC):
 
     @abstractmethod
     def crops(self, model: Model) -> TrainingCrops | ClassCrops:
-        """The training pictures, augmented."""
+        """The training images, augmented."""
 
     @abstractmethod
     def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ class Task(ABC):
 
     @abstractmethod
     def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
-        """Score the best model once more, and write its report and pictures into the run folder."""
+        """Score the best model once more, and write its report and images into the run folder."""
 
     @property
     @abstractmethod
@@ -101,18 +101,24 @@ class Task(ABC):
             )
 
     def loader(
-        self, model: Model, start_step: int, total_steps: int, workers: int, rank: int, world: int
+        self,
+        model: Model,
+        start_step: int,
+        total_steps: int,
+        num_workers: int,
+        rank: int,
+        world: int,
     ) -> DataLoader[Any]:
         """Batches of the training from a step on."""
         crops = self.crops(model)
         sampler = DrawSampler(
             len(crops),
             self.config.batch_size,
-            self.config.accumulate,
+            self.config.accumulate_grad_batches,
             start_step,
             total_steps,
             self.config.seed,
             rank,
             world,
         )
-        return crop_loader(crops, sampler, workers)
+        return crop_loader(crops, sampler, num_workers)

@@ -1,11 +1,11 @@
-"""A picture's logits at every pixel of its mask, strip by strip, and gradients on their way back.
+"""An image's logits at every pixel of its mask, chunk by chunk, and gradients on their way back.
 
 The gradient with respect to low-resolution logits is the adjoint of the upsampling applied to the
-gradient at the pixels. So a loss can go through a picture in strips that fit the cache: make the
+gradient at the pixels. So a loss can go through an image in chunks that fit the cache: make the
 pixels' logits, take loss and gradient, bring the gradient back, forget. Classes x H x W is never
 held.
 
-Legend: K classes, h w logits, H W mask, n pixels of a strip, r ratio.
+Legend: K classes, h w logits, H W mask, n pixels of a chunk, r ratio.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from segformer.model.interpolation import blend_rows, source_rows
 from segformer.model.layers import to_maps, to_tokens
 
-_STRIP_VALUES = {"cpu": 1 << 19, "other": 1 << 26}
-"""Logits of a strip: on a CPU what its cache holds, on a GPU what keeps it busy."""
+_CHUNK_VALUES = {"cpu": 1 << 19, "other": 1 << 26}
+"""Logits of a chunk: on a CPU what its cache holds, on a GPU what keeps it busy."""
 
 
 def upsampling(tokens: Tensor, size: tuple[int, int]) -> Upsampling:
@@ -38,25 +38,25 @@ def upsampling(tokens: Tensor, size: tuple[int, int]) -> Upsampling:
 
 
 class Upsampling(ABC):
-    """Strips of a picture's pixels, in an order of its own.
+    """Strips of an image's pixels, in an order of its own.
 
     Attributes:
-        strips: How many there are.
+        chunks: How many there are.
     """
 
-    strips: int
+    chunks: int
 
     @abstractmethod
     def arrange(self, values: Tensor, outside: int) -> list[Tensor]:
-        """Values of the pixels, (H, W), as strips (n,); ``outside`` where there is no pixel."""
+        """Values of the pixels, (H, W), as chunks (n,); ``outside`` where there is no pixel."""
 
     @abstractmethod
-    def logits(self, strip: int) -> Tensor:
-        """(n, K) logits of a strip's pixels, which may be overwritten."""
+    def logits(self, chunk: int) -> Tensor:
+        """(n, K) logits of a chunk's pixels, which may be overwritten."""
 
     @abstractmethod
-    def add(self, strip: int, gradient: Tensor) -> None:
-        """Bring the gradient at a strip's pixels, (n, K), back; 0 where there is no pixel."""
+    def add(self, chunk: int, gradient: Tensor) -> None:
+        """Bring the gradient at a chunk's pixels, (n, K), back; 0 where there is no pixel."""
 
     @abstractmethod
     def gradient(self) -> Tensor:
@@ -67,46 +67,46 @@ class _ByPhase(Upsampling):
     """Where H = r h and W = r w: every cell between four tokens holds the same r x r pixels.
 
     Their logits are then one matrix, (r r, 4), times the corners, and the way back its transpose.
-    Cells go around the picture as well; of those at the border only a part of the pixels exist.
+    Cells go around the image as well; of those at the border only a part of the pixels exist.
     """
 
     def __init__(self, tokens: Tensor, ratio: int):
         self.height, self.width, self.classes = tokens.shape
         self.ratio = ratio
         self.offset = (ratio + 1) // 2  # pixels of the outer cells that lie outside
-        share = ((torch.arange(ratio) + ratio // 2 + 0.5) / ratio - 0.5).to(tokens)
-        sides = torch.stack([1 - share, share], 1)  # (r, 2)
+        weight = ((torch.arange(ratio) + ratio // 2 + 0.5) / ratio - 0.5).to(tokens)
+        sides = torch.stack([1 - weight, weight], 1)  # (r, 2)
         self.matrix = torch.einsum("yi,xj->yxij", sides, sides).reshape(ratio**2, 4)
         padded = F.pad(to_maps(tokens[None]), (1, 1, 1, 1), mode="replicate")
         self.tokens = to_tokens(padded)[0].contiguous()
         self.total = torch.zeros_like(self.tokens)
         per_row = ratio**2 * (self.width + 1) * self.classes
-        self.rows = max(1, _strip_values(tokens) // per_row)
-        self.strips = -(-(self.height + 1) // self.rows)
+        self.rows = max(1, _chunk_values(tokens) // per_row)
+        self.chunks = -(-(self.height + 1) // self.rows)
 
-    def _part(self, strip: int) -> slice:
-        return slice(strip * self.rows, min((strip + 1) * self.rows, self.height + 1))
+    def _part(self, chunk: int) -> slice:
+        return slice(chunk * self.rows, min((chunk + 1) * self.rows, self.height + 1))
 
     def arrange(self, values: Tensor, outside: int) -> list[Tensor]:
         before, after = self.offset, self.ratio - self.offset
         values = F.pad(values, (before, after, before, after), value=outside)
         cells = values.view(self.height + 1, self.ratio, self.width + 1, self.ratio)
         cells = cells.permute(1, 3, 0, 2)  # (r, r, h + 1, w + 1)
-        return [cells[:, :, self._part(i)].reshape(-1) for i in range(self.strips)]
+        return [cells[:, :, self._part(i)].reshape(-1) for i in range(self.chunks)]
 
-    def _corners(self, tokens: Tensor, strip: int) -> tuple[Tensor, ...]:
-        part = self._part(strip)
+    def _corners(self, tokens: Tensor, chunk: int) -> tuple[Tensor, ...]:
+        part = self._part(chunk)
         above, below = tokens[part], tokens[part.start + 1 : part.stop + 1]
         return above[:, :-1], above[:, 1:], below[:, :-1], below[:, 1:]
 
-    def logits(self, strip: int) -> Tensor:
-        corners = torch.stack(self._corners(self.tokens, strip))
+    def logits(self, chunk: int) -> Tensor:
+        corners = torch.stack(self._corners(self.tokens, chunk))
         return (self.matrix @ corners.view(4, -1)).view(-1, self.classes)
 
-    def add(self, strip: int, gradient: Tensor) -> None:
+    def add(self, chunk: int, gradient: Tensor) -> None:
         corners = self.matrix.T @ gradient.view(self.ratio**2, -1)
-        for place, share in zip(self._corners(self.total, strip), corners, strict=True):
-            place.add_(share.view(place.shape))
+        for place, weight in zip(self._corners(self.total, chunk), corners, strict=True):
+            place.add_(weight.view(place.shape))
 
     def gradient(self) -> Tensor:
         total = self.total.clone()  # what came to the repeated border belongs to the border
@@ -122,24 +122,26 @@ class _ByRow(Upsampling):
     def __init__(self, tokens: Tensor, size: tuple[int, int]):
         self.tokens, self.size = tokens, size
         self.total = torch.zeros_like(tokens)
-        self.rows = max(1, _strip_values(tokens) // (size[1] * tokens.shape[2]))
-        self.strips = -(-size[0] // self.rows)
+        self.rows = max(1, _chunk_values(tokens) // (size[1] * tokens.shape[2]))
+        self.chunks = -(-size[0] // self.rows)
 
     def arrange(self, values: Tensor, outside: int) -> list[Tensor]:
         return [part.reshape(-1) for part in torch.split(values, self.rows)]
 
-    def logits(self, strip: int) -> Tensor:
-        above, below, share = self._source(strip)
-        pixels = blend_rows(self.tokens[None, above], self.tokens[None, below], share, self.size[1])
+    def logits(self, chunk: int) -> Tensor:
+        above, below, weight = self._source(chunk)
+        pixels = blend_rows(
+            self.tokens[None, above], self.tokens[None, below], weight, self.size[1]
+        )
         return pixels.contiguous().view(-1, self.tokens.shape[2])
 
-    def add(self, strip: int, gradient: Tensor) -> None:
-        above, below, share = self._source(strip)
+    def add(self, chunk: int, gradient: Tensor) -> None:
+        above, below, weight = self._source(chunk)
         first, second = (
             self.tokens[None, rows].detach().requires_grad_() for rows in (above, below)
         )
         with torch.enable_grad():
-            pixels = blend_rows(first, second, share, self.size[1])
+            pixels = blend_rows(first, second, weight, self.size[1])
             back = torch.autograd.grad(pixels, (first, second), gradient.view(pixels.shape))
         self.total.index_add_(0, above, back[0][0])
         self.total.index_add_(0, below, back[1][0])
@@ -147,10 +149,10 @@ class _ByRow(Upsampling):
     def gradient(self) -> Tensor:
         return self.total
 
-    def _source(self, strip: int) -> tuple[Tensor, Tensor, Tensor]:
-        top, bottom = strip * self.rows, min((strip + 1) * self.rows, self.size[0])
+    def _source(self, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+        top, bottom = chunk * self.rows, min((chunk + 1) * self.rows, self.size[0])
         return source_rows(len(self.tokens), self.size[0], top, bottom, self.tokens)
 
 
-def _strip_values(like: Tensor) -> int:
-    return _STRIP_VALUES["cpu" if like.device.type == "cpu" else "other"]
+def _chunk_values(like: Tensor) -> int:
+    return _CHUNK_VALUES["cpu" if like.device.type == "cpu" else "other"]

@@ -1,33 +1,33 @@
 import numpy as np
 import pytest
 
-from segformer import LabelSet
-from segformer.labels import default_palette
+from segformer import ClassSet
+from segformer.classes import default_palette
 
 
 def test_names_from_numbers() -> None:
-    assert LabelSet.from_names({1: "b", 0: "a"}).names == ("a", "b")
+    assert ClassSet.from_names({1: "b", 0: "a"}).names == ("a", "b")
     with pytest.raises(ValueError, match=r"no name for \[1\]"):
-        LabelSet.from_names({0: "a", 2: "c"})
+        ClassSet.from_names({0: "a", 2: "c"})
     with pytest.raises(ValueError, match="not the word 'water'"):
-        LabelSet.from_names("water")
+        ClassSet.from_names("water")
     with pytest.raises(ValueError, match="quote yes and no"):
-        LabelSet.from_names([False, True])
+        ClassSet.from_names([False, True])
 
 
 def test_mapping_of_mask_values() -> None:
-    labels = LabelSet(("land", "water"), mapping={0: 255, 150: 1, 7: 0, -1: 255})
+    classes = ClassSet(("land", "water"), mapping={0: 255, 150: 1, 7: 0, -1: 255})
     values = np.array([[0, 150], [7, -1]], np.int16)
-    assert labels.to_class_ids(values).tolist() == [[255, 1], [0, 255]]
-    assert labels.unknown_values(labels.to_class_ids(np.array([7, 3, 3]))) == {3: 2}
+    assert classes.to_class_ids(values).tolist() == [[255, 1], [0, 255]]
+    assert classes.unknown_values(classes.to_class_ids(np.array([7, 3, 3]))) == {3: 2}
 
 
 def test_mapping_of_every_value_of_a_16_bit_mask() -> None:
-    labels = LabelSet(("a", "b"), mapping={65535: 255, 1000: 1})
+    classes = ClassSet(("a", "b"), mapping={65535: 255, 1000: 1})
     values = np.array([0, 1000, 65535, 40000], np.uint16)
-    ids = labels.to_class_ids(values)
+    ids = classes.to_class_ids(values)
     assert ids.tolist() == [0, 1, 255, 40000]
-    assert labels.unknown_values(ids) == {40000: 1}
+    assert classes.unknown_values(ids) == {40000: 1}
 
 
 @pytest.mark.parametrize(
@@ -39,18 +39,18 @@ def test_mapping_of_every_value_of_a_16_bit_mask() -> None:
         ({"names": ("a", "b", "a")}, "two classes have the name 'a'"),
         ({"names": ("a",), "palette": ((300, 0, 0),)}, "three integers from 0 to 255"),
         ({"names": ("a",), "palette": ((1, 2),)}, "three integers from 0 to 255"),
-        ({"names": ("a", "b"), "palette": ((0, 0, 0),)}, "2 classes but 1 colours"),
+        ({"names": ("a", "b"), "palette": ((0, 0, 0),)}, "2 classes but 1 colors"),
     ],
 )
 def test_contradictions(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LabelSet(**fields)
+        ClassSet(**fields)
 
 
-def test_colours_are_distinct() -> None:
+def test_colors_are_distinct() -> None:
     assert len(set(default_palette(150))) == 150
-    assert LabelSet.numbered(300).colours().shape == (300, 3)
+    assert ClassSet.numbered(300).colors().shape == (300, 3)
 
 
 def test_binary_has_a_background() -> None:
-    assert LabelSet.numbered(1).names == ("background", "foreground")
+    assert ClassSet.numbered(1).names == ("background", "foreground")

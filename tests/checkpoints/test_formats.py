@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import TINY, randomise
+from conftest import TINY, randomize
 from segformer import MixTransformer, SegFormer, SegFormerClassifier
-from segformer.checkpoints.dialects import DIALECTS, HUB, NVLABS, Dialect, recognise
+from segformer.checkpoints.formats import FORMATS, HUB, NVLABS, Format, recognize
 from segformer.checkpoints.store import convert, open_checkpoint
 from segformer.checkpoints.tensors import CheckpointError
 
@@ -20,26 +20,26 @@ def equal(tensors: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> 
     )
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
-def test_round_trip_is_bit_exact_and_recognised(dialect: Dialect) -> None:
-    tensors = randomise(SegFormer(replace(TINY, decoder=dialect.decoder))).state_dict()
-    theirs = dialect.from_ours(tensors)
-    assert equal(dict(dialect.to_ours(theirs, theirs.__getitem__)), tensors)
-    found = recognise(f"module.{name}" for name in theirs)
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_round_trip_is_bit_exact_and_recognized(format: Format) -> None:
+    tensors = randomize(SegFormer(replace(TINY, decoder=format.decoder))).state_dict()
+    theirs = format.from_ours(tensors)
+    assert equal(dict(format.to_ours(theirs, theirs.__getitem__)), tensors)
+    found = recognize(f"module.{name}" for name in theirs)
     assert found is not None
-    assert found[0] is dialect
+    assert found[0] is format
     assert found[1] == {name: f"module.{name}" for name in theirs}
     assert found[2] == []
-    assert dialect.unknown(theirs) == []
+    assert format.unknown(theirs) == []
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
-def test_an_encoder_without_its_prefix(dialect: Dialect) -> None:
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_an_encoder_without_its_prefix(format: Format) -> None:
     tensors = {f"encoder.{n}": t for n, t in MixTransformer(TINY).state_dict().items()}
-    theirs = dialect.from_ours(tensors)
-    bare = {name.removeprefix(dialect.encoder): tensor for name, tensor in theirs.items()}
+    theirs = format.from_ours(tensors)
+    bare = {name.removeprefix(format.encoder): tensor for name, tensor in theirs.items()}
     assert bare.keys() != theirs.keys()
-    found = recognise(bare)
+    found = recognize(bare)
     assert found is not None
     again = found[0].to_ours(found[1], lambda name: bare[found[1][name]])
     assert equal(dict(again), tensors)
@@ -60,11 +60,11 @@ def test_keys_and_values_are_cut_apart_and_joined(tiny_model: SegFormer) -> None
 
 
 def test_a_name_without_a_row() -> None:
-    with pytest.raises(ValueError, match="encoder.extra.weight: the hf dialect has no name"):
+    with pytest.raises(ValueError, match="encoder.extra.weight: the hf format has no name"):
         HUB.from_ours({"encoder.extra.weight": torch.zeros(1)})
 
 
-def test_other_models_are_not_recognised(tmp_path: Path) -> None:
+def test_other_models_are_not_recognized(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
     with pytest.raises(CheckpointError, match=r"no SegFormer: none of the 1 tensors.*conv1.weight"):
         SegFormer.from_pretrained(tmp_path / "resnet.pth")
@@ -73,27 +73,27 @@ def test_other_models_are_not_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["hf", "hf.pth", "nvlabs.pth", "smp", "smp.safetensors"])
 def test_conversion_there_and_back(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = randomise(SegFormer.from_variant("b0", num_classes=7)).eval()
+    model = randomize(SegFormer.from_variant("b0", num_classes=7)).eval()
     model.save_pretrained(tmp_path / "source")
     convert(tmp_path / "source", tmp_path / name, name.partition(".")[0])
     again = SegFormer.from_pretrained(tmp_path / name)
     assert equal(again.state_dict(), model.state_dict())
     assert again.config == model.config  # eps included: it is recorded beside foreign names
-    assert again.labels == model.labels
+    assert again.classes == model.classes
     assert again.preprocessing == model.preprocessing
 
 
 def test_conversion_of_openmmlab(tmp_path: Path) -> None:
-    model = randomise(SegFormer(replace(TINY, decoder="openmmlab"))).eval()
+    model = randomize(SegFormer(replace(TINY, decoder="openmmlab"))).eval()
     model.save_pretrained(tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "x.pth", "mmseg")
     opened = open_checkpoint(tmp_path / "x.pth")
-    assert (opened.dialect.name, opened.kind) == ("mmseg", "segmenter")
+    assert (opened.format.name, opened.kind) == ("mmseg", "segmenter")
     again = SegFormer.from_pretrained(tmp_path / "x.pth")
     assert equal(again.state_dict(), model.state_dict())
-    for dialect in ("hf", "nvlabs", "smp"):
+    for format in ("hf", "nvlabs", "smp"):
         with pytest.raises(ValueError, match=r"has no decoder of this kind \(openmmlab\)"):
-            convert(tmp_path / "x.pth", tmp_path / "out", dialect)
+            convert(tmp_path / "x.pth", tmp_path / "out", format)
     transformers = pytest.importorskip("transformers")
     with pytest.raises(ValueError, match="segformer-openmmlab"):  # never loaded in silence
         transformers.AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "ours")
@@ -124,7 +124,7 @@ def test_conversion_needs_a_file_for_codes_without_folders(
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(ValueError, match=r"folder.pth: a folder is there; name a file"):
         convert(tmp_path / "source", tmp_path / "folder.pth", "nvlabs")
-    with pytest.raises(ValueError, match="no dialect 'keras'; there are hf"):
+    with pytest.raises(ValueError, match="no format 'keras'; there are hf"):
         convert(tmp_path / "source", tmp_path / "folder", "keras")
 
 
@@ -134,9 +134,9 @@ def test_classes_of_a_training_code(tmp_path: Path, tiny_model: SegFormer) -> No
     meta = {"CLASSES": ("a", "b", "c", "d", "d"), "PALETTE": [[i, i, i] for i in range(5)]}
     torch.save({"meta": meta, "state_dict": tensors}, tmp_path / "x.pth")
     model = SegFormer.from_pretrained(tmp_path / "x.pth")
-    assert model.labels.names == ("a", "b", "c", "d", "d (2)")
-    assert model.labels.palette[3] == (3, 3, 3)
+    assert model.classes.names == ("a", "b", "c", "d", "d (2)")
+    assert model.classes.palette[3] == (3, 3, 3)
     assert open_checkpoint(tmp_path / "x.pth").unused == ["decode_head.conv_seg.weight"]
     new = {"dataset_meta": {"classes": ["v", "w", "x", "y", "z"], "palette": "nonsense"}}
     torch.save({"meta": new, "state_dict": tensors}, tmp_path / "x.pth")
-    assert SegFormer.from_pretrained(tmp_path / "x.pth").labels.names == tuple("vwxyz")
+    assert SegFormer.from_pretrained(tmp_path / "x.pth").classes.names == tuple("vwxyz")

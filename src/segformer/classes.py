@@ -1,4 +1,4 @@
-"""Classes: their names, their colours, and what the values of a mask mean."""
+"""Classes: their names, their colors, and what the values of a mask mean."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BACKGROUND = (40, 40, 40)
-"""Colour of a class 0 called background: it steps back behind the others."""
+"""Color of a class 0 called background: it steps back behind the others."""
 
 
 @dataclass(frozen=True)
-class LabelSet:
+class ClassSet:
     """The classes of a data set or a model.
 
     Attributes:
         names: Name of each class; the position is the class id.
-        palette: One (red, green, blue), 0..255, for each class. Left out: distinct colours.
-        ignore_index: Class id that means "not labelled"; such pixels count nowhere.
+        palette: One (red, green, blue), 0..255, for each class. Left out: distinct colors.
+        ignore_index: Class id that means "not labeled"; such pixels count nowhere.
         mapping: Value in a mask file -> class id, for values that are not class ids themselves.
 
     Raises:
-        ValueError: No names, one name twice, too few colours or none that are colours, an
+        ValueError: No names, one name twice, too few colors or none that are colors, an
             ``ignore_index`` that is a class, or a mapping to a class that is not there.
     """
 
@@ -46,11 +46,11 @@ class LabelSet:
         repeated = [name for name, count in Counter(self.names).items() if count > 1]
         if repeated:
             raise ValueError(f"two classes have the name {repeated[0]!r}")
-        for colour in self.palette:
-            if len(colour) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in colour):
-                raise ValueError(f"a colour is three integers from 0 to 255, not {colour}")
+        for color in self.palette:
+            if len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color):
+                raise ValueError(f"a color is three integers from 0 to 255, not {color}")
         if len(self.palette) < len(self.names):
-            raise ValueError(f"{len(self.names)} classes but {len(self.palette)} colours")
+            raise ValueError(f"{len(self.names)} classes but {len(self.palette)} colors")
         if 0 <= self.ignore_index < len(self.names):
             raise ValueError(
                 f"ignore_index {self.ignore_index} is also the class "
@@ -67,7 +67,7 @@ class LabelSet:
         return len(self.names)
 
     @classmethod
-    def numbered(cls, num_classes: int) -> LabelSet:
+    def numbered(cls, num_classes: int) -> ClassSet:
         """Classes without names of their own; a binary model (1) has a background too."""
         if num_classes == 1:
             return cls(("background", "foreground"))
@@ -77,7 +77,7 @@ class LabelSet:
     @classmethod
     def from_names(
         cls, names: Mapping[int, str] | Sequence[str], *, ignore_index: int = 255
-    ) -> LabelSet:
+    ) -> ClassSet:
         """From a list, or from ``{id: name}`` with ids 0, 1, 2, ... without a gap.
 
         Raises:
@@ -128,17 +128,17 @@ class LabelSet:
             if value != self.ignore_index and not 0 <= value < len(self)
         }
 
-    def colours(self) -> NDArray[np.uint8]:
+    def colors(self) -> NDArray[np.uint8]:
         """The palette as a (K, 3) array."""
         return np.asarray(self.palette[: len(self)], dtype=np.uint8)
 
 
 def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """Distinct colours: the hue steps by the golden ratio, brightness and depth alternate."""
-    colours = []
+    """Distinct colors: the hue steps by the golden ratio, brightness and depth alternate."""
+    colors = []
     for i in range(num_classes):
         hue = (0.02 + i * 0.618034) % 1.0
         value, saturation = ((0.95, 0.75), (0.7, 0.9), (1.0, 0.5))[i // 2 % 3]
         red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return tuple(colours)
+        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colors)

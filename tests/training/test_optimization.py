@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segformer import SegFormer
-from segformer.training.optimisation import lr_factor, moving_average, parameter_groups
+from segformer.training.optimization import lr_factor, moving_average, parameter_groups
 
 
 def test_groups_are_the_paper_s(tiny_model: SegFormer) -> None:

@@ -1,4 +1,4 @@
-"""Names of the tensors, as each codebase writes them: one table per dialect, read both ways.
+"""Names of the tensors, as each codebase writes them: one table per format, read both ways.
 
 A table has a row per module: its name here and its name there. Where one side stores apart what
 the other stores as one (keys and values, say), the row has several names, and the tensors of both
@@ -35,11 +35,11 @@ _SPLIT_NAME = re.compile(rf"(.*?[._]|)({'|'.join(_LEAVES)})")
 
 @dataclass(frozen=True)
 class Row:
-    """One module's names, or those of a few that some dialect stores together.
+    """One module's names, or those of a few that some format stores together.
 
     Attributes:
         ours: Names here; one that ends in ``key_value`` counts for two of the others.
-        theirs: Names there, of equal shares. A name that ends in ``_`` takes no dot.
+        theirs: Names there, of equal counts. A name that ends in ``_`` takes no dot.
         pointwise: A linear here is a 1x1 convolution there.
     """
 
@@ -58,7 +58,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Dialect:
+class Format:
     """One codebase's names.
 
     Attributes:
@@ -96,7 +96,7 @@ class Dialect:
             renamed.update(zip(match.theirs, _recut(stack, [1] * len(match.theirs)), strict=True))
         unknown = self._unknown(tensors, here=True)
         if unknown:
-            raise ValueError(f"{unknown[0]}: the {self.name} dialect has no name for this tensor")
+            raise ValueError(f"{unknown[0]}: the {self.name} format has no name for this tensor")
         return renamed
 
     def to_ours(
@@ -120,9 +120,9 @@ class Dialect:
             stack = [read(name) for name in match.theirs]
             if match.pointwise and stack[0].ndim == 4 and stack[0].shape[2:] == (1, 1):
                 stack = [tensor.flatten(1) for tensor in stack]
-            shares = [2 if "key_value." in name else 1 for name in match.ours]
+            counts = [2 if "key_value." in name else 1 for name in match.ours]
             try:
-                yield from zip(match.ours, _recut(stack, shares), strict=True)
+                yield from zip(match.ours, _recut(stack, counts), strict=True)
             except (RuntimeError, ValueError):
                 shapes = ", ".join(str(tuple(tensor.shape)) for tensor in stack)
                 raise ValueError(
@@ -202,17 +202,17 @@ def _stage_numbers(found: Mapping[str, str]) -> dict[str, int]:
     return numbers
 
 
-def _recut(stack: list[Tensor], shares: list[int]) -> list[Tensor]:
-    """Tensors stacked along the first axis, cut anew into parts of these shares."""
-    if len(stack) == len(shares):
+def _recut(stack: list[Tensor], counts: list[int]) -> list[Tensor]:
+    """Tensors stacked along the first axis, cut again into parts of these counts."""
+    if len(stack) == len(counts):
         return stack
     joined = _joined(stack)
-    if len(shares) == 1:
+    if len(counts) == 1:
         return [joined]
-    unit, rest = divmod(joined.shape[0], sum(shares))
+    unit, rest = divmod(joined.shape[0], sum(counts))
     if rest:
         raise ValueError("the first axis cannot be cut evenly")
-    sizes = [unit * share for share in shares]
+    sizes = [unit * count for count in counts]
     return [part.clone() for part in torch.split(joined, sizes)]
 
 
@@ -229,8 +229,8 @@ def _joined(stack: list[Tensor]) -> Tensor:
     return stack[0].new_empty(sum(map(len, stack)), *rest)
 
 
-def recognise(names: Iterable[str]) -> tuple[Dialect, dict[str, str], list[str]] | None:
-    """The dialect of a file's tensors, from their names alone.
+def recognize(names: Iterable[str]) -> tuple[Format, dict[str, str], list[str]] | None:
+    """The format of a file's tensors, from their names alone.
 
     It is the one whose table knows the most of them, once what wrappers put before the names
     (``module.``, ``model.``, ...) and the absent prefix of an encoder alone are allowed for. Of
@@ -241,34 +241,34 @@ def recognise(names: Iterable[str]) -> tuple[Dialect, dict[str, str], list[str]]
         names: Of the tensors in a file.
 
     Returns:
-        The dialect; its name -> the name in the file, for the tensors of the model; and the names
-        that lie outside the model's wrapper. None if no dialect knows an encoder here.
+        The format; its name -> the name in the file, for the tensors of the model; and the names
+        that lie outside the model's wrapper. None if no format knows an encoder here.
     """
     names = list(names)
-    best: tuple[tuple[int, bool, int], Dialect, dict[str, str]] | None = None
-    for dialect in DIALECTS:
-        mark = dialect.rows[0].theirs[0].format(s=0, n=1).removeprefix(dialect.encoder) + ".weight"
+    best: tuple[tuple[int, bool, int], Format, dict[str, str]] | None = None
+    for format in FORMATS:
+        mark = format.rows[0].theirs[0].format(s=0, n=1).removeprefix(format.encoder) + ".weight"
         leads = {n[: -len(mark)] for n in names if n.endswith(mark)}
         for lead in sorted(lead for lead in leads if not lead or lead.endswith(".")):
-            whole = lead.endswith(dialect.encoder)
-            wrapper = lead.removesuffix(dialect.encoder) if whole else lead
+            whole = lead.endswith(format.encoder)
+            wrapper = lead.removesuffix(format.encoder) if whole else lead
             found = {}
             for name in names:
                 if not name.startswith(wrapper):
                     continue
                 inner = name[len(wrapper) :]
-                if not whole and dialect.knows(dialect.encoder + inner):
-                    inner = dialect.encoder + inner
+                if not whole and format.knows(format.encoder + inner):
+                    inner = format.encoder + inner
                 found[inner] = name
-            known = sum(map(dialect.knows, found))
+            known = sum(map(format.knows, found))
             rank = (known, re.search("ema|teacher|average", wrapper) is None, -len(wrapper))
             if best is None or rank > best[0]:
-                best = rank, dialect, found
+                best = rank, format, found
     if best is None:
         return None
-    _, dialect, found = best
+    _, format, found = best
     inside = set(found.values())
-    return dialect, found, [name for name in names if name not in inside]
+    return format, found, [name for name in names if name not in inside]
 
 
 _OUR_BLOCK = "encoder.stages.{s}.blocks.{b}."
@@ -305,7 +305,7 @@ _DECODER = {
     "head": "classifier",
 }
 
-HUB = Dialect(
+HUB = Format(
     "hf",
     "Hub (transformers)",
     "segformer.",
@@ -334,7 +334,7 @@ HUB = Dialect(
 )
 """The Hub layout: what transformers 4 calls its modules, and what 4 and 5 both write."""
 
-HUB_IN_MEMORY = Dialect(
+HUB_IN_MEMORY = Format(
     "hf5",
     "transformers 5, in memory",
     "segformer.",
@@ -392,7 +392,7 @@ def _split_key_value(block: str) -> Row:
     )
 
 
-NVLABS = Dialect(
+NVLABS = Format(
     "nvlabs",
     "NVlabs",
     "backbone.",
@@ -412,7 +412,7 @@ NVLABS = Dialect(
     unused=(r"decode_head\.conv_seg\.", r"auxiliary_head\."),  # the base class's own classifier
 )
 
-SMP = Dialect(
+SMP = Format(
     "smp",
     "segmentation_models.pytorch",
     "encoder.",
@@ -433,7 +433,7 @@ SMP = Dialect(
 )
 
 _MMSEG_BLOCK = "backbone.layers.{s}.1.{b}."
-OPENMMLAB = Dialect(
+OPENMMLAB = Format(
     "mmseg",
     "OpenMMLab 1.x",
     "backbone.",
@@ -468,4 +468,4 @@ OPENMMLAB = Dialect(
     unused=(r"auxiliary_head\.", r"data_preprocessor\."),
 )
 
-DIALECTS = (HUB, HUB_IN_MEMORY, NVLABS, SMP, OPENMMLAB)
+FORMATS = (HUB, HUB_IN_MEMORY, NVLABS, SMP, OPENMMLAB)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +15,29 @@ from segformer.data.class_folders import class_splits, open_class_folders
 from segformer.data.class_transforms import ClassAugmentation, mix, random_operation
 from segformer.data.dataset import DatasetError
 from segformer.data.loader import ClassCrops
-from segformer.progress import console
 
 
 def draw_classes(root: Path, train: int = 6, val: int = 2, size: int = 40) -> Path:
-    """Noise of three colours, a folder each."""
+    """Noise of three colors, a folder each."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
-        for name, colour in (("blue", 2), ("green", 1), ("red", 0)):
+        for name, color in (("blue", 2), ("green", 1), ("red", 0)):
             for i in range(count):
-                picture = rng.integers(0, 120, (size, size + 8, 3), dtype=np.uint8)
-                picture[:, :, colour] += 120
+                image = rng.integers(0, 120, (size, size + 8, 3), dtype=np.uint8)
+                image[:, :, color] += 120
                 path = root / split / name / f"{i:02}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture).save(path)
+                Image.fromarray(image).save(path)
     return root
 
 
 def test_folders_are_classes(tmp_path: Path) -> None:
-    root = draw_classes(tmp_path / "colours")
+    root = draw_classes(tmp_path / "colors")
     training = open_class_folders(root)
-    assert training.labels.names == ("blue", "green", "red")
+    assert training.classes.names == ("blue", "green", "red")
     assert len(training) == 18
-    picture, class_id = training.read(17)
-    assert (picture.shape, class_id) == ((40, 48, 3), 2)
+    image, class_id = training.read(17)
+    assert (image.shape, class_id) == ((40, 48, 3), 2)
     assert class_splits(root) == ["train", "val"]
 
 
@@ -47,7 +47,7 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(DatasetError, match="0 folders of classes; .* at least two"):
         open_class_folders(tmp_path)
-    root = draw_classes(tmp_path / "colours")
+    root = draw_classes(tmp_path / "colors")
     with pytest.raises(DatasetError, match="no split 'test'; there are train, val"):
         open_class_folders(root, "test")
     (root / "val" / "pink").mkdir()
@@ -59,50 +59,54 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
 @given(
     height=st.integers(1, 90),
     width=st.integers(1, 90),
-    bands=st.sampled_from([1, 3, 5]),
+    channels=st.sampled_from([1, 3, 5]),
     seed=st.integers(0, 99),
 )
-def test_crops_of_any_picture(height: int, width: int, bands: int, seed: int) -> None:
+def test_crops_of_any_image(height: int, width: int, channels: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    picture = rng.integers(0, 256, (height, width, bands), dtype=np.uint8)
+    image = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
     augmentation = ClassAugmentation(crop_size=32)
-    values = augmentation(picture, rng, Preprocessing.for_bands(bands))
-    assert values.shape == (32, 32, bands)
+    values = augmentation(image, rng, Preprocessing.for_channels(channels))
+    assert values.shape == (32, 32, channels)
     assert values.dtype == np.float32
     assert np.isfinite(values).all()
 
 
 def test_every_operation_keeps_the_shape() -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)
-    results = [random_operation(picture, rng) for _ in range(120)]
-    assert all(r.shape == picture.shape and r.dtype == np.uint8 for r in results)
-    assert sum((r != picture).any() for r in results) > 100
+    image = rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    results = [random_operation(image, rng) for _ in range(120)]
+    assert all(r.shape == image.shape and r.dtype == np.uint8 for r in results)
+    assert sum((r != image).any() for r in results) > 100
 
 
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.0, 0.0), (0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_mixed_classes_have_the_share_of_their_pixels(mixup: float, cutmix: float) -> None:
+@pytest.mark.parametrize(
+    ("mixup_alpha", "cutmix_alpha"), [(0.0, 0.0), (0.8, 0.0), (0.0, 1.0), (0.8, 1.0)]
+)
+def test_mixed_classes_have_the_fraction_of_their_pixels(
+    mixup_alpha: float, cutmix_alpha: float
+) -> None:
     torch.manual_seed(0)
     class_ids = torch.tensor([0, 1, 2, 3])
     pixels = class_ids[:, None, None, None].float().expand(4, 3, 20, 30).contiguous()
     before = pixels.clone()
     for _ in range(20):
-        mixed, targets = mix(pixels, class_ids, 4, mixup, cutmix)
+        mixed, targets = mix(pixels, class_ids, 4, mixup_alpha, cutmix_alpha)
         torch.testing.assert_close(targets.sum(1), torch.ones(4))
-        # A picture is its class's number, so its mean is the expected class
+        # An image is its class's number, so its mean is the expected class
         torch.testing.assert_close(mixed.mean((1, 2, 3)), targets @ torch.arange(4.0))
     assert torch.equal(pixels, before)
 
 
-def test_a_broken_picture_costs_only_itself(tmp_path: Path) -> None:
-    root = draw_classes(tmp_path / "colours")
+def test_a_broken_image_costs_only_itself(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    root = draw_classes(tmp_path / "colors")
     broken = root / "train" / "blue" / "00.png"
     broken.write_bytes(broken.read_bytes()[:100])
     crops = ClassCrops(open_class_folders(root), ClassAugmentation(32), Preprocessing(), seed=0)
-    with console.capture() as said:
+    with caplog.at_level(logging.INFO, logger="segformer"):
         for number in range(3):
             pixels, class_id = crops[(0, number)]
     assert pixels.shape == (3, 32, 32)
     assert int(class_id) == 0
-    assert said.get().count("left out") == 1
-    assert "00.png" in said.get()
+    assert caplog.text.count("skipped") == 1
+    assert "00.png" in caplog.text

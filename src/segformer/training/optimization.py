@@ -40,14 +40,14 @@ def parameter_groups(
 
 
 def lr_factor(step: int, total: int, warmup: int, schedule: str, power: float = 1.0) -> float:
-    """Share of the full learning rate at a step.
+    """Fraction of the full learning rate at a step.
 
     Linear warm-up from 1e-6, then down to 0 at ``total``: "poly" as ``(1 - progress) ** power``,
     "cosine" as half a cosine. As in the released recipes both are measured from step 0, so the
     warm-up multiplies the decay.
 
     Args:
-        step: Optimiser steps done, 0 before the first.
+        step: Optimizer steps done, 0 before the first.
         total: Steps of the whole training.
         warmup: Steps of the warm-up.
         schedule: "poly", "cosine" or "constant".
