@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from segformer import SegFormer, SegFormerConfig
-from segformer.model.config import VARIANTS
+from segformer.config import VARIANTS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -112,7 +112,8 @@ def test_train_evaluate_predict_from_recipe_to_image(
     dataset = draw_dataset(tmp_path / "shapes")
     recipe = tmp_path / "quick.yaml"
     recipe.write_text(
-        "variant: tiny\ncrop_size: 32\nshort_side: 48\nbatch_size: 2\nmax_steps: 99\nnum_workers: 0\n"
+        "variant: tiny\ncrop_size: 32\nshort_side: 48\nbatch_size: 2\n"
+        "max_steps: 99\nnum_workers: 0\n"
     )
     out = tmp_path / "run"
     words = ["train", str(dataset), "--recipe", str(recipe), "--max-steps", "4", "--out", str(out)]

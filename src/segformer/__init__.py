@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from segformer.classes import ClassSet as ClassSet
+    from segformer.config import SegFormerConfig as SegFormerConfig
     from segformer.image import Preprocessing as Preprocessing
-    from segformer.model.config import SegFormerConfig as SegFormerConfig
     from segformer.model.encoder import MixTransformer as MixTransformer
     from segformer.model.segformer import SegFormer as SegFormer
     from segformer.model.segformer import SegFormerClassifier as SegFormerClassifier
@@ -30,7 +30,7 @@ _ROOMS = {
     "Preprocessing": "segformer.image",
     "SegFormer": "segformer.model.segformer",
     "SegFormerClassifier": "segformer.model.segformer",
-    "SegFormerConfig": "segformer.model.config",
+    "SegFormerConfig": "segformer.config",
 }
 
 __all__ = [*_ROOMS, "__version__"]  # noqa: PLE0604

@@ -9,7 +9,7 @@ from segformer import SegFormer, SegFormerClassifier
 from segformer.checkpoints.info import describe
 from segformer.checkpoints.store import convert, open_checkpoint
 from segformer.cli import main
-from segformer.model.config import ORIGINAL_EPS
+from segformer.config import ORIGINAL_EPS
 
 
 def test_info_of_the_model_inside(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from conftest import TINY, randomize
 from segformer import MixTransformer, SegFormer, SegFormerClassifier, SegFormerConfig
 from segformer.checkpoints.formats import HUB_IN_MEMORY, NVLABS, OPENMMLAB, SMP
 from segformer.checkpoints.store import convert
-from segformer.model.config import OPENMMLAB_EPS, ORIGINAL_EPS
+from segformer.config import OPENMMLAB_EPS, ORIGINAL_EPS
 
 transformers = pytest.importorskip("transformers")
 

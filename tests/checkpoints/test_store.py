@@ -8,7 +8,7 @@ import torch
 from conftest import randomize
 from segformer import ClassSet, Preprocessing, SegFormer
 from segformer.checkpoints.tensors import CheckpointError
-from segformer.model.config import ORIGINAL_EPS
+from segformer.config import ORIGINAL_EPS
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from segformer.checkpoints.tensors import CheckpointError
-from segformer.model.config import LARGEST_WIDTH, VARIANTS, NormEps, SegFormerConfig
+from segformer.config import LARGEST_WIDTH, VARIANTS, NormEps, SegFormerConfig
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 
 Shapes = Mapping[str, tuple[int, ...]]

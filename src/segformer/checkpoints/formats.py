@@ -21,7 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from segformer.model.config import (
+from segformer.config import (
     OPENMMLAB_EPS,
     ORIGINAL_EPS,
     TRANSFORMERS_EPS,

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from segformer.checkpoints.fit import expected_shapes
 from segformer.checkpoints.store import Checkpoint
-from segformer.model.config import count_macs
+from segformer.config import count_macs
 
 _PARTS = {"encoder": "encoder.", "decoder": "decoder.", "head": "head."}
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -16,8 +16,7 @@ import torch
 
 from segformer.checkpoints.tensors import CheckpointError
 from segformer.classes import ClassSet
-from segformer.image import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
-from segformer.model.config import (
+from segformer.config import (
     LARGEST_WIDTH,
     PATCH_KERNELS,
     PATCH_STRIDES,
@@ -25,6 +24,7 @@ from segformer.model.config import (
     NormEps,
     SegFormerConfig,
 )
+from segformer.image import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

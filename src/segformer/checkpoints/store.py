@@ -27,9 +27,9 @@ from segformer.checkpoints.tensors import (
     open_tensors,
 )
 from segformer.classes import ClassSet
+from segformer.config import SegFormerConfig
 from segformer.files import whole_file, write_json
 from segformer.image import Preprocessing
-from segformer.model.config import SegFormerConfig
 from segformer.model.decoder import MLPDecoder
 from segformer.model.encoder import MixTransformer
 from segformer.model.segformer import SegFormer, SegFormerClassifier

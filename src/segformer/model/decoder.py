@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segformer.model.config import SegFormerConfig
+from segformer.config import SegFormerConfig
 from segformer.model.interpolation import interpolate_rows
 from segformer.model.layers import to_maps, to_tokens
 from segformer.model.products import Linear, chunks, is_traced, linear, passes_through

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segformer.model.config import PATCH_KERNELS, PATCH_STRIDES, STRIDES, SegFormerConfig
+from segformer.config import PATCH_KERNELS, PATCH_STRIDES, STRIDES, SegFormerConfig
 from segformer.model.layers import (
     DropPath,
     EfficientSelfAttention,

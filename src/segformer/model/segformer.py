@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from segformer.classes import ClassSet
+from segformer.config import SegFormerConfig
 from segformer.image import Preprocessing
-from segformer.model.config import SegFormerConfig
 from segformer.model.decoder import FoldedDecoder, MLPDecoder
 from segformer.model.encoder import MixTransformer
 from segformer.model.products import reuse_memory

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segformer.checkpoints import store
+from segformer.config import SegFormerConfig
 from segformer.data.class_folders import class_splits, open_class_folders
 from segformer.data.class_transforms import ClassAugmentation, mix
 from segformer.data.loader import ClassCrops
@@ -23,7 +24,6 @@ from segformer.evaluation.classify import (
 )
 from segformer.evaluation.plots import class_sheet
 from segformer.image import Preprocessing
-from segformer.model.config import SegFormerConfig
 from segformer.model.segformer import SegFormerClassifier
 from segformer.prediction.classifier import ClassPredictor
 from segformer.progress import ProgressBar

@@ -23,7 +23,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from segformer.checkpoints.layout import CONFIG_FILE
-from segformer.model.config import SegFormerConfig
+from segformer.config import SegFormerConfig
 from segformer.model.products import reuse_memory
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.prediction.runtime import best_device, fast_in_bfloat16

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from segformer.config import SegFormerConfig
 from segformer.data.check import SplitReport, check_split
 from segformer.data.dataset import Dataset, DatasetError, open_dataset, splits
 from segformer.data.loader import TrainingCrops
 from segformer.evaluation.evaluate import evaluate, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.evaluation.plots import examples_sheet
-from segformer.model.config import SegFormerConfig
 from segformer.model.segformer import SegFormer
 from segformer.prediction.predictor import Predictor
 from segformer.progress import ProgressBar

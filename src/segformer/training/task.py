@@ -11,8 +11,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from segformer.config import SegFormerConfig
 from segformer.data.loader import ClassCrops, DrawSampler, TrainingCrops, crop_loader
-from segformer.model.config import SegFormerConfig
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.training.config import TrainConfig
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from segformer import SegFormer, SegFormerClassifier, SegFormerConfig
-from segformer.model.config import VARIANTS, count_macs
+from segformer.config import VARIANTS, count_macs
 
 # The paper's tables 1 and 6: encoder and decoder (150 classes) in millions, GMACs, image size
 PUBLISHED = {
