@@ -44,7 +44,7 @@ def run(words: list[str]) -> int:
             model: Folder, file or Hub id of the model.
             split: Split of the data set to evaluate.
             out: Folder for report.json and confusion.png.
-            overwrite: Replace these two files if they exist. Default: refuse to start.
+            overwrite: Replace these two files if they exist, instead of refusing to start.
             match_classes: Match the model's classes with those of the data set by name (case is
                 ignored, the order may differ), or by position, where equal class ids mean the
                 same class whatever the names.
@@ -72,7 +72,7 @@ def run(words: list[str]) -> int:
     show(table)
     print("written: " + ", ".join(str(path) for path in written))
     if failed:
-        print(f"{len(failed)} images skipped:", file=sys.stderr)
+        print(f"skipped images: {len(failed)}", file=sys.stderr)
         for failure in failed:
             print(f"  {failure}", file=sys.stderr)
         return FAILED
