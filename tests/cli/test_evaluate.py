@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from PIL import Image
 from conftest import draw_dataset, randomize, run_python
 from data.test_class_folders import draw_classes
 from segformer import ClassSet, SegFormer, SegFormerClassifier, SegFormerConfig
-from segformer.checkpoints import store
+from segformer.checkpoints import opening
 from segformer.cli import main
+from segformer.model import pretrained
 
 
 def save_segmenter(folder: Path, config: SegFormerConfig, names: tuple[str, ...]) -> str:
@@ -90,7 +93,7 @@ def test_nothing_is_replaced_unless_told_so(
         mine = tmp_path / "out" / name
         mine.write_text("mine")
         with monkeypatch.context() as patch:
-            patch.setattr(store, "open_checkpoint", None)  # refused before the model is opened
+            patch.setattr(opening, "open_checkpoint", None)  # refused before the model is opened
             assert main(words) == 1
         assert name in capsys.readouterr().err
         assert mine.read_text() == "mine"
@@ -107,17 +110,22 @@ def test_an_unwritable_folder_is_found_before_computing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(store, "open_checkpoint", None)
+    monkeypatch.setattr(opening, "open_checkpoint", None)
     (tmp_path / "out").write_text("a file")
     assert main(words) == 1
-    assert "out is a file, not a folder" in capsys.readouterr().err
+    assert f"cannot write into {tmp_path / 'out'}: Not a directory" in capsys.readouterr().err
     words[5] = str(tmp_path / "out" / "deeper")
     assert main(words) == 1
-    assert "out is a file, not a folder" in capsys.readouterr().err
+    assert f"cannot write into {tmp_path / 'out'}: Not a directory" in capsys.readouterr().err
+
+    def refuse(dir: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
     words[5] = str(tmp_path / "new" / "deeper")
-    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     assert main(words) == 1
-    assert f"no permission to write into {tmp_path}" in capsys.readouterr().err
+    assert f"cannot write into {tmp_path}: Permission denied" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_unreadable_files_are_skipped_and_exit_with_1(
@@ -149,11 +157,14 @@ def test_a_single_class_is_warned_of(
 def test_the_model_is_opened_once(
     words: list[str], class_words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = []
-    original = store.open_checkpoint
-    monkeypatch.setattr(
-        store, "open_checkpoint", lambda source: opened.append(source) or original(source)
-    )
+    opened, original = [], opening.open_checkpoint
+
+    def record(source: str) -> opening.Checkpoint:
+        opened.append(source)
+        return original(source)
+
+    for module in (opening, pretrained):
+        monkeypatch.setattr(module, "open_checkpoint", record)
     assert main(words) == 0
     assert opened == [words[3]]
     assert main([*class_words, "--overwrite"]) == 0

@@ -4,8 +4,8 @@ tyro reads the options from a dataclass inside the function, so annotations must
 not the strings of PEP 563.
 """
 
-import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from segformer.cli.terminal import FAILED, parse, show
 
 if TYPE_CHECKING:
-    from segformer.checkpoints.store import Checkpoint
+    from segformer.checkpoints.opening import Checkpoint
 
 
 def run(words: list[str]) -> int:
@@ -60,7 +60,7 @@ def run(words: list[str]) -> int:
 
     options = parse(Evaluate, "evaluate", words)
 
-    from segformer.checkpoints.store import open_checkpoint
+    from segformer.checkpoints.opening import open_checkpoint
     from segformer.evaluation.evaluate import REPORT_FILES
     from segformer.files import check_replaceable
 
@@ -82,9 +82,9 @@ def run(words: list[str]) -> int:
 def _evaluate_masks(
     options: Any, checkpoint: "Checkpoint"
 ) -> tuple[Any, list[Path], Sequence[object]]:
-    from segformer.checkpoints.store import assemble
     from segformer.data.dataset import open_dataset
     from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
+    from segformer.model.pretrained import assemble
     from segformer.model.segformer import SegFormer
     from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar
@@ -107,9 +107,9 @@ def _evaluate_masks(
 def _evaluate_classes(
     options: Any, checkpoint: "Checkpoint"
 ) -> tuple[Any, list[Path], Sequence[object]]:
-    from segformer.checkpoints.store import assemble
     from segformer.data.class_folders import open_class_folders
     from segformer.evaluation.classify import class_table, evaluate_classes, write_class_report
+    from segformer.model.pretrained import assemble
     from segformer.model.segformer import SegFormerClassifier
     from segformer.prediction.classifier import ClassPredictor, check_classifier_options
     from segformer.progress import ProgressBar
@@ -137,7 +137,10 @@ def _protocol(options: Any) -> dict[str, object]:
 def _check_writable(folder: Path) -> None:
     """Raise an error if no file can be written into a folder, which need not exist yet."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(f"--out {folder}: {existing} is a file, not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"--out {folder}: no permission to write into {existing}")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out {folder}: cannot write into {existing}: {error.strerror}"
+        ) from None
