@@ -154,10 +154,14 @@ def load_tiff(data: bytes | Path, channels: int, name: str) -> StoredPixels | No
     try:
         with quiet_tifffile(), tifffile.TiffFile(source) as file:
             page: Any = file.pages.first
+            stored = len(data) if isinstance(data, bytes) else data.stat().st_size
+            values = _stack_of_pages(file, page, channels, stored, name)
+            if values is not None:
+                return StoredPixels(values, _highest(page))
             if channels in (1, 3) and _pillow_reads(page):
                 return None
             orientation = _number(page, "Orientation") or 1
-            values = _tiff_values(file, page, channels, data, name)
+            values = _first_page(page, data, stored, name)
             if channels in (1, 3) and values.ndim == 3 and _has_alpha(page):
                 values = values[:, :, :-1]
             return StoredPixels(
@@ -262,18 +266,36 @@ def _has_alpha(page: Any) -> bool:
     return page.samplesperpixel in (2, 4) and len(extra) == 1 and int(extra[0]) in _ALPHA
 
 
-def _tiff_values(file: Any, page: Any, channels: int, data: bytes | Path, name: str) -> ImageArray:
-    """(H, W) or (H, W, C) of the first page, or of as many gray pages as channels are wanted."""
-    stored = len(data) if isinstance(data, bytes) else data.stat().st_size
+def _stack_of_pages(
+    file: Any, page: Any, channels: int, stored: int, name: str
+) -> ImageArray | None:
+    """(H, W, C) of a file that has a page per channel, or per row as tifffile writes some arrays.
+
+    Returns:
+        None where the first page is the image. Pages count as channels of gray and RGB only if
+        the file says so: they may be a stack of images.
+    """
+    if page.samplesperpixel != 1 or len(file.pages) == 1:
+        return None
+    series = file.series[0]
+    if len(series.shape) != 3 or not (
+        file.is_shaped or "C" in series.axes or (channels > 3 and channels == series.shape[0])
+    ):
+        return None
+    first, height, last = series.shape
+    check_size(name, height, last, series.dtype.itemsize * first * height * last, stored)
+    values = np.asarray(series.asarray())
+    channels_last = last == channels or (first != channels and last < first)
+    return values if channels_last else np.moveaxis(values, 0, -1)
+
+
+def _first_page(page: Any, data: bytes | Path, stored: int, name: str) -> ImageArray:
+    """(H, W) or (H, W, C) of a page."""
     height, width = int(page.imagelength), int(page.imagewidth)
     itemsize = page.dtype.itemsize if page.dtype is not None else 1
     check_size(name, height, width, height * width * page.samplesperpixel * itemsize, stored)
     if getattr(page, "imagedepth", 1) != 1:
         raise UnreadableImage(f"{name}: a volume of {page.imagedepth} slices, not an image")
-    if page.samplesperpixel == 1 and channels > 1 and len(file.pages) == channels:
-        pages = [file.pages[i] for i in range(channels)]
-        if all(one.shape == page.shape and one.dtype == page.dtype for one in pages):
-            return np.stack([one.asarray() for one in pages], axis=-1)
     try:
         values = np.asarray(page.asarray())
     except MemoryError:
