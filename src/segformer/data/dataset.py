@@ -233,7 +233,7 @@ def _from_folders(root: Path, split: str) -> Dataset:
         raise DatasetError(f"{root}: the data set has no split {split!r}")
 
     def pair(name: str) -> tuple[tuple[Sample, ...], tuple[Path, ...]]:
-        names = MaskNames(root / "masks" / name)
+        names = MaskNames(root / "masks" / name, root=root)
         return find_samples(root / "images" / name, names, name)
 
     samples, stray = pair(split)

@@ -160,13 +160,7 @@ def _masks_by_stem(
     if not names.folder.is_dir():
         if split == "test":
             return {}
-        suffix, pair = _common_suffix([file.stem for file in files], [file.stem for file in files])
-        beside = (
-            f'; masks beside the images are read with masks: "{images.name}/{{parent}}/{{stem}}'
-            f'{suffix}{_suffix_of(pair, files)}" in dataset.yaml'
-            if suffix
-            else ""
-        )
+        beside = _hint_of_masks_beside(images, names, split, files)
         raise DatasetError(f"{names.folder}: there is no such folder of masks{beside}")
     masks: dict[Path, list[Path]] = {}
     for file in visible_files(names.folder, MASK_SUFFIXES):
@@ -174,8 +168,16 @@ def _masks_by_stem(
     return masks
 
 
-def _suffix_of(stem: str, files: list[Path]) -> str:
-    return next((file.suffix for file in files if file.stem == stem), ".png")
+def _hint_of_masks_beside(images: Path, names: MaskNames, split: str, files: list[Path]) -> str:
+    """What to write into dataset.yaml where masks lie in the folder of their images."""
+    stems = [file.stem for file in files]
+    suffix, mask = _common_suffix(stems, stems)
+    if not suffix or not images.resolve().is_relative_to(names.root.resolve()):
+        return ""
+    parts = images.resolve().relative_to(names.root.resolve()).parts
+    folder = "/".join("{split}" if part == split else part for part in parts)
+    ending = suffix + next(file.suffix for file in files if file.stem == mask)
+    return f'; for masks beside the images write masks: "{folder}/{{parent}}/{{stem}}{ending}"'
 
 
 def _raise_hint(stems: list[str], masks: dict[Path, list[Path]], names: MaskNames) -> None:
@@ -192,12 +194,12 @@ def _raise_hint(stems: list[str], masks: dict[Path, list[Path]], names: MaskName
 def _common_suffix(stems: list[str], longer: list[str]) -> tuple[str, str]:
     """What at least half of the stems have after them in the longer names, and one of those."""
     known, counts = set(stems), Counter[str]()
-    example = {}
+    example = dict[str, str]()
     for name in longer:
         for length in range(1, min(_LONGEST_SUFFIX, len(name) - 1) + 1):
             if name[:-length] in known and not name[-length].isalnum():
                 counts[name[-length:]] += 1
-                example[name[-length:]] = name
+                example.setdefault(name[-length:], name)
     if not counts:
         return "", ""
     suffix, count = counts.most_common(1)[0]
