@@ -164,12 +164,15 @@ def _examine(dataset: Dataset, sample: Sample) -> _Found:
 def _sums(image: ImageArray) -> NDArray[np.float64]:
     """(3, channels): count, sum and sum of squares of the values that are finite."""
     values = image.reshape(-1, image.shape[2])
+    if values.dtype == np.uint8:
+        levels = np.arange(256, dtype=np.float64)
+        counts = np.stack([np.bincount(channel, minlength=256) for channel in values.T])
+        return np.stack([counts.sum(1), counts @ levels, counts @ levels**2]).astype(np.float64)
     if values.dtype.kind == "f":
         values = values[np.isfinite(values).all(1)]
-    values = values.astype(np.float32 if values.dtype == np.uint8 else np.float64)
-    total = values.sum(0, dtype=np.float64)
-    squares = np.square(values).sum(0, dtype=np.float64)
-    return np.stack([np.full_like(total, len(values)), total, squares])
+    values = values.astype(np.float64)
+    total = values.sum(0)
+    return np.stack([np.full_like(total, len(values)), total, np.square(values).sum(0)])
 
 
 def _add(report: SplitReport, found: _Found) -> None:
