@@ -303,6 +303,11 @@ class TestStoredValues:
         deep = (np.arange(1200).reshape(30, 40) * 54).astype(np.uint16)
         path = saved(Image.fromarray(deep), tmp_path / "a.tif", compression="tiff_lzw")
         assert np.array_equal(read_image(path, 1, as_8_bit=False)[:, :, 0], deep)
+        rgb16 = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
+        cv2.imwrite(str(tmp_path / "c.tif"), rgb16[:, :, ::-1])
+        with tifffile.TiffFile(tmp_path / "c.tif") as file:
+            assert file.pages.first.compression == tifffile.COMPRESSION.LZW
+        assert np.array_equal(read_image(tmp_path / "c.tif", as_8_bit=False), rgb16)
         floats = np.linspace(-25, 3, 1200, dtype=np.float32).reshape(30, 40)
         path = saved(Image.fromarray(floats), tmp_path / "b.tif", compression="tiff_lzw")
         assert np.array_equal(read_image(path, 1, as_8_bit=False)[:, :, 0], floats)

@@ -59,7 +59,11 @@ class ClassSet:
                 f"ignore_index {self.ignore_index} is also the class "
                 f"{self.names[self.ignore_index]!r}; choose a value that no class has"
             )
+        if not -(1 << 31) <= self.ignore_index < 1 << 31:
+            raise ValueError(f"ignore_index {self.ignore_index} does not fit into 32 bits")
         for value, class_id in self.mapping.items():
+            if not -(1 << 63) <= value < 1 << 63:
+                raise ValueError(f"label_mapping: the value {value} does not fit into 64 bits")
             if class_id != self.ignore_index and not 0 <= class_id < len(self.names):
                 raise ValueError(
                     f"label_mapping sends the value {value} to class {class_id}, but classes are "

@@ -1,11 +1,15 @@
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import draw_dataset
+from segformer.data.check import check_split
 from segformer.data.dataset import DatasetError, open_dataset, splits
 from segformer.image import turn_upright
 
@@ -286,3 +290,53 @@ class TestOrientation:
     ) -> None:
         image = self.stored(upright[0], orientation)
         assert self.store(tmp_path, image, upright[1], orientation, False).all()
+
+
+WORDS = st.text(st.characters(exclude_characters="/.~"), max_size=8)
+"""Not paths, which could lead anywhere."""
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-300, 300),
+    st.sampled_from([10**30, -(10**30), 2**31, 2**63, float("inf"), float("nan"), 1.5]),
+    WORDS,
+    st.lists(st.integers(-9, 300), max_size=4),
+    st.lists(st.lists(st.integers(-9, 300), max_size=4), max_size=4),
+    st.dictionaries(
+        st.one_of(st.integers(-1, 3), WORDS, st.none()),
+        st.one_of(st.integers(-(10**20), 10**20), WORDS, st.none()),
+        max_size=3,
+    ),
+)
+KEYS = (
+    "path train val masks_dir masks mask_suffix ignore_index names nc label_mapping palette "
+    "channels allow_missing_classes"
+).split()
+
+
+@settings(max_examples=100, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(KEYS), ODD, min_size=1, max_size=3))
+def test_any_entries_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict
+) -> None:
+    root = tmp_path_factory.getbasetemp() / "any_entries"
+    if not root.exists():
+        draw_dataset(root, train=2, val=1)
+        (root / "dataset.yaml").rename(root / "good.yaml")
+    entries = yaml.safe_load((root / "good.yaml").read_text())
+    entries.update(changes)
+    (root / "dataset.yaml").write_text(yaml.safe_dump(entries))
+    with suppress(ValueError, OSError):
+        check_split(open_dataset(root))
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=st.binary(max_size=60))
+def test_any_bytes_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_bytes(content)
+    with pytest.raises((ValueError, OSError)):
+        open_dataset(file)
