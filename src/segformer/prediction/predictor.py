@@ -153,7 +153,11 @@ class Predictor:
         return self._run(self._view(image, self.config.scales[0])[None])[0]
 
     def _prepare(self, source: ImageSource) -> _Prepared:
-        image = read_image(source, self.model.config.in_channels)
+        image = read_image(
+            source,
+            self.model.config.in_channels,
+            as_8_bit=self.preprocessing.expects_8_bit,
+        )
         return _Prepared(source, image, [self._view(image, scale) for scale in self.config.scales])
 
     def _view(self, image: ImageArray, scale: float) -> NDArray[np.float32]:

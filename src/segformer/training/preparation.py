@@ -34,13 +34,23 @@ def resolve(config: TrainConfig, report: SplitReport) -> TrainConfig:
             f"there is no class {config.background_class} to put backgrounds in place of"
         )
     source = open_checkpoint(config.pretrained) if config.pretrained is not None else None
-    if source is not None and source.config.in_channels == training.channels:
+    all_8_bit = report.dtypes == {"uint8"}
+    if (
+        source is not None
+        and source.config.in_channels == training.channels
+        and (all_8_bit or not source.preprocessing.expects_8_bit)
+    ):
         normalization = source.preprocessing
-    elif report.dtypes == {"uint8"} and training.channels == 3:
+    elif all_8_bit and training.channels == 3:
         normalization = Preprocessing()
     else:
         mean, std = report.mean_and_std
-        normalization = Preprocessing(mean=mean, std=std, rescale=1.0)
+        rescale = 1 / 255 if all_8_bit else 1.0  # 1/255 marks models of 8-bit images
+        normalization = Preprocessing(
+            mean=tuple(rescale * value for value in mean),
+            std=tuple(rescale * value for value in std),
+            rescale=rescale,
+        )
     config = replace(config, eval_size=config.eval_size or config.short_side)
     return with_defaults(config, len(training), normalization)
 
