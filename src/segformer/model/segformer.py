@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from segformer.classes import ClassSet
 from segformer.config import SegFormerConfig
 from segformer.image import Preprocessing
+from segformer.machine import idle_cpus_only
 from segformer.model.decoder import FoldedDecoder, MLPDecoder
 from segformer.model.encoder import MixTransformer
-from segformer.model.products import reuse_memory
+from segformer.model.products import passes_through, reuse_memory
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -155,7 +156,10 @@ class SegFormer(nn.Module):
         Raises:
             ValueError: Another number of dimensions or channels, or too small an image.
         """
-        return self.decoder(self.encoder(pixels))
+        if not passes_through(pixels):
+            return self.decoder(self.encoder(pixels))
+        with idle_cpus_only():
+            return self.decoder(self.encoder(pixels))
 
     def fold(self) -> SegFormer:
         """A model for inference with the same outputs, whose decoder is folded once.
@@ -255,7 +259,10 @@ class SegFormerClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, in_channels, H, W), normalized -> logits (B, num_classes)."""
-        return self.head(self.encoder(pixels)[-1].mean(dim=(2, 3)))
+        if not passes_through(pixels):
+            return self.head(self.encoder(pixels)[-1].mean(dim=(2, 3)))
+        with idle_cpus_only():
+            return self.head(self.encoder(pixels)[-1].mean(dim=(2, 3)))
 
 
 def inference_copy(model: nn.Module) -> nn.Module:
