@@ -75,6 +75,23 @@ class ClassSet:
         return cls(tuple(f"class {i}" for i in range(num_classes)), ignore_index=ignore_index)
 
     @classmethod
+    def of(cls, value: ClassSet | Mapping[int, str] | Sequence[str]) -> ClassSet:
+        """A class set from what callers pass: one already, a list of names, or ``{id: name}``.
+
+        Raises:
+            ValueError: The names or ids cannot be used.
+            TypeError: ``value`` is something else.
+        """
+        if isinstance(value, ClassSet):
+            return value
+        if isinstance(value, (Mapping, Sequence)):
+            return cls.from_names(value)
+        raise TypeError(
+            "classes must be a ClassSet, a list of names or {id: name}, "
+            f"not {type(value).__name__}"
+        )
+
+    @classmethod
     def from_names(
         cls, names: Mapping[int, str] | Sequence[str], *, ignore_index: int = 255
     ) -> ClassSet:
