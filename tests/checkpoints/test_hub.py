@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from huggingface_hub import constants
@@ -151,6 +152,25 @@ def test_weights_in_a_subfolder(hub: HubServer, tiny_model: SegFormer, tmp_path:
     assert same(SegFormer.from_pretrained("somebody/deep"), tiny_model)
     with pytest.raises(CheckpointError, match="no revision 'v9'"):
         SegFormer.from_pretrained("somebody/deep", revision="v9")
+
+
+def test_shards(hub: HubServer, tiny_model: SegFormer, tmp_path: Path) -> None:
+    files = files_of(tiny_model, tmp_path / "model")
+    tensors = safetensors.torch.load(files.pop("model.safetensors"))
+    names = list(tensors)
+    parts = {"1.safetensors": names[::2], "2.safetensors": names[1::2]}
+    index: dict[str, dict[str, str]] = {"weight_map": {}}
+    for file, part in parts.items():
+        files[file] = safetensors.torch.save({name: tensors[name] for name in part})
+        index["weight_map"] |= dict.fromkeys(part, file)
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    repository = hub.repositories["somebody/large"] = Repository()
+    repository.commit(files)
+    assert same(SegFormer.from_pretrained("somebody/large"), tiny_model)
+    index["weight_map"][names[0]] = "../../secret"
+    repository.commit({"model.safetensors.index.json": json.dumps(index).encode()})
+    with pytest.raises(CheckpointError, match=r"'../../secret' is not a file name"):
+        SegFormer.from_pretrained("somebody/large")
 
 
 def test_a_local_folder_of_the_owner_hides_no_model(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 _MODEL_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_FILE_NAME = re.compile(r"\w[\w.-]*")
 _WEIGHTS = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", "pytorch_model.bin")
 _INDEX_OF_BIN = "pytorch_model.bin.index.json"
 _CARD = "README.md"
@@ -168,8 +169,11 @@ def download(
                 fetch_if_there(file, commit)
         if weights.name.endswith(".index.json"):
             shards = read_json(weights).get("weight_map")
-            for shard in sorted({*shards.values()} if isinstance(shards, dict) else ()):
-                fetch(PurePosixPath(str(shard)).name, commit)
+            names = {str(shard) for shard in shards.values()} if isinstance(shards, dict) else ()
+            for shard in sorted(names):
+                if not _FILE_NAME.fullmatch(shard):
+                    raise CheckpointError(f"{weights}: {printable(shard)!r} is not a file name")
+                fetch(str(inside / shard), commit)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise CheckpointError(_not_reached(model_id, error, local_files_only)) from None
     except HFValidationError as error:

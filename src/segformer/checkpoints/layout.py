@@ -150,6 +150,8 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, ClassSet
     ignore_index = entries.get("semantic_loss_ignore_index", 255)
     if not isinstance(ignore_index, int) or not all(isinstance(name, str) for name in names):
         raise ValueError("class names must be strings, and the ignored class an integer")
+    if len(names) != len(classes):
+        raise ValueError(f"{len(classes)} classes, but {len(names)} names of classes")
     names = tuple(distinct(dict(enumerate(names))).values())
     if 0 <= ignore_index < len(names):
         ignore_index = -1  # a class of that number: the field's default ids run out at 255

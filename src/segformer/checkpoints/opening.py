@@ -274,15 +274,7 @@ def _open_weights(path: Path) -> TensorFile:
             return open_tensors(path / name)
         index = path / f"{name}.index.json"
         if index.is_file():
-            try:
-                shards = sorted(
-                    {str(shard) for shard in layout.read_json(index)["weight_map"].values()}
-                )
-            except (KeyError, AttributeError):
-                shards = []
-            if not shards:
-                raise CheckpointError(f"{index}: there is no weight_map")
-            return Shards(open_tensors(path / Path(shard).name) for shard in shards)
+            return _open_shards(index)
     files = _weight_files(path)
     if len(files) == 1:
         return open_tensors(files[0])
@@ -292,6 +284,18 @@ def _open_weights(path: Path) -> TensorFile:
             f"{path}: holds several files of weights; give the path of one of them: {names}"
         )
     raise CheckpointError(f"{path}: there is no {layout.WEIGHTS_FILE} in this folder")
+
+
+def _open_shards(index: Path) -> Shards:
+    """The files that an index names; all lie beside it."""
+    weight_map = layout.read_json(index).get("weight_map")
+    names = {str(name) for name in weight_map.values()} if isinstance(weight_map, dict) else set()
+    if not names:
+        raise CheckpointError(f"{index}: there is no weight_map")
+    missing = sorted(names - {path.name for path in index.parent.iterdir()})
+    if missing:
+        raise CheckpointError(f"{index}: {printable(missing[0])} is not in this folder")
+    return Shards(open_tensors(index.parent / name) for name in sorted(names))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -134,8 +134,11 @@ def assemble(
     if classes is None and not reinitialize:
         classes = checkpoint.classes
     preprocessing = adapt_preprocessing(checkpoint.preprocessing, config.in_channels)
-    with torch.device("meta"):
-        model = whole(config, classes, preprocessing)
+    try:
+        with torch.device("meta"):
+            model = whole(config, classes, preprocessing)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.origin}: {error}") from None
     if reinitialize:
         model.reset_head()
         if found != kind:
