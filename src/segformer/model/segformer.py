@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +23,7 @@ from segformer.model.products import reuse_memory
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-
-class HubOptions(TypedDict, total=False):
-    """How to fetch a model from the Hub.
-
-    Attributes:
-        revision: Branch, tag or commit.
-        token: For private models; left out, the one that ``hf auth login`` stored.
-        cache_dir: Left out, the cache of all Hub tools.
-        local_files_only: Use the cache alone.
-    """
-
-    revision: str | None
-    token: str | bool | None
-    cache_dir: str | Path | None
-    local_files_only: bool
+    from segformer.checkpoints.hub import HubOptions
 
 
 class SegFormer(nn.Module):
@@ -108,7 +94,7 @@ class SegFormer(nn.Module):
                 re-initialized, with a log message. With it an encoder or a classifier can be loaded
                 too; the whole decoder is then re-initialized.
             in_channels: Another number of channels than the model's own; the first convolution is
-                adapted (`segformer.checkpoints.store.adapt_in_channels`).
+                adapted (`segformer.model.pretrained.adapt_in_channels`).
             **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Returns:
@@ -117,14 +103,14 @@ class SegFormer(nn.Module):
         Raises:
             CheckpointError: Something is missing, broken, or does not fit.
         """
-        from segformer.checkpoints import store
+        from segformer.model import pretrained
 
-        return store.load(
+        return pretrained.load(
             source, classes=classes, num_classes=num_classes, in_channels=in_channels, **hub
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the model in the Hub layout; see `segformer.checkpoints.store.save`.
+        """Write the model in the Hub layout.
 
         Args:
             folder: Made if it is not there.
@@ -133,12 +119,12 @@ class SegFormer(nn.Module):
         Raises:
             ValueError: The model is folded.
         """
-        from segformer.checkpoints import store
+        from segformer.model import pretrained
 
-        store.save(self, folder, dtype=dtype)
+        pretrained.save(self, folder, dtype=dtype)
 
     def push_to_hub(self, model_id: str, *, run: str | Path | None = None, **options: Any) -> str:
-        """Publish the model with a card; see `segformer.checkpoints.card.push`.
+        """Publish the model with a card.
 
         Args:
             model_id: OWNER/NAME; made if it is not there.
@@ -148,9 +134,9 @@ class SegFormer(nn.Module):
         Returns:
             Address of the commit.
         """
-        from segformer.checkpoints import card
+        from segformer.model import pretrained
 
-        return card.push(self, model_id, run=run, **options)
+        return pretrained.push(self, model_id, run=run, **options)
 
     def reset_head(self) -> None:
         """Give the decoder fresh weights."""
@@ -243,23 +229,23 @@ class SegFormerClassifier(nn.Module):
         **hub: Unpack[HubOptions],
     ) -> SegFormerClassifier:
         """Load a classifier; arguments and errors as for `SegFormer.from_pretrained`."""
-        from segformer.checkpoints import store
+        from segformer.model import pretrained
 
-        return store.load_classifier(
+        return pretrained.load_classifier(
             source, classes=classes, num_classes=num_classes, in_channels=in_channels, **hub
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the model in the Hub layout; see `segformer.checkpoints.store.save`."""
-        from segformer.checkpoints import store
+        """Write the model in the Hub layout."""
+        from segformer.model import pretrained
 
-        store.save(self, folder, dtype=dtype)
+        pretrained.save(self, folder, dtype=dtype)
 
     def push_to_hub(self, model_id: str, *, run: str | Path | None = None, **options: Any) -> str:
         """Publish the model with a card; as `SegFormer.push_to_hub`."""
-        from segformer.checkpoints import card
+        from segformer.model import pretrained
 
-        return card.push(self, model_id, run=run, **options)
+        return pretrained.push(self, model_id, run=run, **options)
 
     def reset_head(self) -> None:
         """Give the head fresh weights."""
