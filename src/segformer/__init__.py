@@ -13,11 +13,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from segformer.classes import ClassSet as ClassSet
     from segformer.config import SegFormerConfig as SegFormerConfig
+    from segformer.evaluation.metrics import Scores as Scores
+    from segformer.evaluation.scoring import evaluate as evaluate
     from segformer.image import Preprocessing as Preprocessing
     from segformer.model.encoder import MixTransformer as MixTransformer
     from segformer.model.segformer import SegFormer as SegFormer
     from segformer.model.segformer import SegFormerClassifier as SegFormerClassifier
     from segformer.prediction.classifier import ClassPredictor as ClassPredictor
+    from segformer.prediction.config import PredictConfig as PredictConfig
     from segformer.prediction.prediction import Prediction as Prediction
     from segformer.prediction.predictor import Predictor as Predictor
 
@@ -25,12 +28,15 @@ _ROOMS = {
     "ClassPredictor": "segformer.prediction.classifier",
     "ClassSet": "segformer.classes",
     "MixTransformer": "segformer.model.encoder",
+    "PredictConfig": "segformer.prediction.config",
     "Prediction": "segformer.prediction.prediction",
     "Predictor": "segformer.prediction.predictor",
     "Preprocessing": "segformer.image",
+    "Scores": "segformer.evaluation.metrics",
     "SegFormer": "segformer.model.segformer",
     "SegFormerClassifier": "segformer.model.segformer",
     "SegFormerConfig": "segformer.config",
+    "evaluate": "segformer.evaluation.scoring",
 }
 
 __all__ = [*_ROOMS, "__version__"]  # noqa: PLE0604
