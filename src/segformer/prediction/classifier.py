@@ -158,6 +158,7 @@ class ClassPredictor:
             source,
             self.model.config.in_channels,
             as_8_bit=self.preprocessing.expects_8_bit,
+            value_range=self.config.value_range,
         )
         seen = resize(
             image,
