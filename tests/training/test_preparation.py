@@ -11,12 +11,12 @@ import yaml
 from segformer import SegFormer
 from segformer.data.check import SplitReport, check_split
 from segformer.data.dataset import DatasetError, open_dataset
-from segformer.training.config import TrainConfig
+from segformer.training.config import SegmentationTrainConfig
 from segformer.training.preparation import build_model, class_weights, resolve
 
 
-def config(**changes: object) -> TrainConfig:
-    return TrainConfig(**{"crop_size": 32, "max_steps": 12, **changes})
+def config(**changes: object) -> SegmentationTrainConfig:
+    return SegmentationTrainConfig(**{"crop_size": 32, "max_steps": 12, **changes})
 
 
 def test_starting_from_a_model(small_dataset: Path, tmp_path: Path, tiny_model: SegFormer) -> None:
