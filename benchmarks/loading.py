@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from segformer import SegFormer
-from segformer.checkpoints.store import convert
+from segformer.checkpoints.writing import convert
 
 MIB = 1 << 20
 

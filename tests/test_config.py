@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from conftest import TINY
 from segformer import SegFormer, SegFormerClassifier, SegFormerConfig
-from segformer.config import VARIANTS, count_macs
+from segformer.config import DECODERS, VARIANTS, count_macs, tensor_shapes
 
 # The paper's tables 1 and 6: encoder and decoder (150 classes) in millions, GMACs, image size
 PUBLISHED = {
@@ -70,3 +73,26 @@ def test_stochastic_depth_rises_over_all_blocks() -> None:
     model = SegFormerClassifier.from_variant("b0", drop_path=0.1)
     rates = [b.drop_path.probability for s in model.encoder.stages for b in s.blocks]
     assert rates == pytest.approx([0.1 * i / 7 for i in range(8)])
+
+
+CONFIGS = {
+    **{name: SegFormerConfig.from_variant(name) for name in VARIANTS},
+    "tiny": replace(TINY, in_channels=5, mlp_ratio=3, num_classes=7, sr_ratios=(2, 1, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tensor_shapes_are_those_of_the_models(name: str, decoder: str) -> None:
+    config = replace(CONFIGS[name], decoder=decoder)
+    with torch.device("meta"):
+        models = {
+            ("encoder.", "decoder."): SegFormer(config),
+            ("encoder.", "head."): SegFormerClassifier(config),
+        }
+    for parts, model in models.items():
+        expected = {n: tuple(tensor.shape) for n, tensor in model.state_dict().items()}
+        assert tensor_shapes(config, parts) == expected
+        for part in parts:
+            of_part = {n: shape for n, shape in expected.items() if n.startswith(part)}
+            assert tensor_shapes(config, [part]) == of_part

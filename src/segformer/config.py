@@ -5,6 +5,7 @@ Legend: B batch, H W pixels, h w tokens, C channels, D decoder width, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,6 +158,71 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "b5": {"hidden_sizes": _WIDE, "depths": (3, 6, 40, 3), "decoder_hidden_size": 768},
 }
 """MiT-B0..B5 (paper, table 6) with the decoder widths of section 3.2."""
+
+
+FIRST_CONVOLUTION = "encoder.stages.0.merging.projection.weight"
+"""Name of the tensor whose second axis is the number of image channels."""
+
+_BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def tensor_shapes(
+    config: SegFormerConfig, parts: Collection[str] = ("encoder.", "decoder.")
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's tensors, as its ``state_dict()`` has them.
+
+    Args:
+        config: The model.
+        parts: Which parts: "encoder.", and "decoder." (of a `SegFormer`) or "head." (of a
+            `SegFormerClassifier`).
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, *weight: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = weight
+        if bias:
+            shapes[f"{name}.bias"] = weight[:1]
+
+    def batch_norm(name: str, width: int) -> None:
+        shapes.update({f"{name}.{leaf}": (width,) for leaf in _BATCH_NORM})
+        shapes[f"{name}.num_batches_tracked"] = ()
+
+    if "encoder." in parts:
+        c_in = config.in_channels
+        for s, (c, depth, r) in enumerate(
+            zip(config.hidden_sizes, config.depths, config.sr_ratios, strict=True)
+        ):
+            stage = f"encoder.stages.{s}"
+            layer(f"{stage}.merging.projection", c, c_in, PATCH_KERNELS[s], PATCH_KERNELS[s])
+            layer(f"{stage}.merging.norm", c)
+            for b in range(depth):
+                block = f"{stage}.blocks.{b}"
+                layer(f"{block}.attention_norm", c)
+                layer(f"{block}.attention.query", c, c)
+                layer(f"{block}.attention.key_value", 2 * c, c)
+                layer(f"{block}.attention.output", c, c)
+                if r > 1:
+                    layer(f"{block}.attention.reduction", c, c, r, r)
+                    layer(f"{block}.attention.reduction_norm", c)
+                layer(f"{block}.ffn_norm", c)
+                layer(f"{block}.ffn.expand", config.mlp_ratio * c, c)
+                layer(f"{block}.ffn.depthwise", config.mlp_ratio * c, 1, 3, 3)
+                layer(f"{block}.ffn.contract", c, config.mlp_ratio * c)
+            layer(f"{stage}.norm", c)
+            c_in = c
+    if "decoder." in parts:
+        d, stages = config.decoder_hidden_size, range(len(config.hidden_sizes))
+        normed = config.decoder == "openmmlab"
+        for s in stages:
+            layer(f"decoder.projections.{s}", d, config.hidden_sizes[s], bias=not normed)
+        for s in stages if normed else ():
+            batch_norm(f"decoder.stage_norms.{s}", d)
+        layer("decoder.fuse", d, len(stages) * d, 1, 1, bias=False)
+        batch_norm("decoder.norm", d)
+        layer("decoder.classifier", config.num_classes, d, 1, 1)
+    if "head." in parts:
+        layer("head", config.num_classes, config.hidden_sizes[-1])
+    return shapes
 
 
 @dataclass(frozen=True)

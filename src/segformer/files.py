@@ -1,44 +1,91 @@
-"""Output files that appear whole or not at all."""
+"""Output files: written whole or not at all, and never over a file of the user's unasked."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+_REPLACE_ATTEMPTS = 6
+
+
+class OutputExists(ValueError):
+    """A command would replace a file and was not told to; the message names the file."""
+
+
+def check_replaceable(paths: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse to replace files, before any work is done.
+
+    Args:
+        paths: Files that a command is about to write.
+        overwrite: The user has agreed to replace them; nothing is checked then.
+
+    Raises:
+        OutputExists: One of the files exists; the message names the first three.
+    """
+    if overwrite:
+        return
+    existing = [str(path) for path in paths if os.path.lexists(path)]
+    if existing:
+        more = f" and {len(existing) - 3} more" if len(existing) > 3 else ""
+        verb = "exists" if len(existing) == 1 else "exist"
+        raise OutputExists(
+            f"{', '.join(existing[:3])}{more} already {verb}; choose another destination, or pass "
+            "--overwrite to replace what is there"
+        )
+
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to; on success it becomes ``path``, else it goes.
+    """Give a temporary path beside ``path`` to write to; on success it is renamed to ``path``.
 
-    The temporary name keeps the suffix, from which writers choose their format.
+    On failure it is deleted, and what was at ``path`` stays. The temporary file is hidden (its name
+    begins with ``.partial-``), so that one left by a killed process is never taken for a result.
+    Its suffix is that of ``path``, from which writers choose their format.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid4().hex}{path.suffix}")
+    partial = path.with_name(f".partial-{uuid4().hex}{path.suffix}")
     partial.touch()
     mode = partial.stat().st_mode
     try:
         yield partial
         partial.chmod(mode)  # some writers make files that only their owner may read
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())  # before the name, lest a power cut leave the name alone
-        os.replace(partial, path)
+        # To disk before the rename, or a power cut could leave an empty file under the final name.
+        # Opened for writing because Windows cannot flush a file that is open for reading.
+        with partial.open("r+b") as written:
+            os.fsync(written.fileno())
+        _replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def _replace(source: Path, target: Path) -> None:
+    """Rename over ``target``; waits a second while another program has it open on Windows."""
+    for attempt in range(_REPLACE_ATTEMPTS):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if attempt == _REPLACE_ATTEMPTS - 1:
+                raise PermissionError(
+                    error.errno, "cannot be replaced; is it open in another program?", str(target)
+                ) from None
+            time.sleep(0.03 * 2**attempt)
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, whole, in UTF-8."""
+    """Write a text file in UTF-8, whole or not at all."""
     with whole_file(path) as partial:
-        # File names that are no valid UTF-8 are written with their bytes escaped
+        # File names that are not valid UTF-8 are written with their bytes escaped
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file, whole, for people to read too."""
+    """Write an indented JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

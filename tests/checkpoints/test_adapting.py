@@ -12,8 +12,8 @@ import torch
 from conftest import TINY
 from segformer import ClassSet, MixTransformer, SegFormer, SegFormerClassifier
 from segformer.checkpoints.formats import NVLABS
-from segformer.checkpoints.store import adapt_in_channels
 from segformer.checkpoints.tensors import CheckpointError
+from segformer.model.pretrained import adapt_in_channels
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_another_number_of_classes_renews_the_classifier_alone(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="segformer"):
         model = SegFormer.from_pretrained(stored, num_classes=9)
-    assert "its 5 classes are not these 9; the classifier is re-initialized" in caplog.text
+    assert "it has 5 classes, not 9; the classifier is re-initialized" in caplog.text
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 9, 16, 16)
     assert len(model.classes) == 9
     for name, tensor in tiny_model.state_dict().items():
@@ -83,7 +83,7 @@ def test_a_classifier_or_encoder_becomes_a_segmenter_only_if_asked(
     classifier.save_pretrained(tmp_path / "classifier")
     with pytest.raises(
         CheckpointError,
-        match=r"holds a classifier without decoder; with num_classes=.* or load it with SegFormerC",
+        match=r"holds a classifier without decoder; pass num_classes=.* or load it with SegFormerC",
     ):
         SegFormer.from_pretrained(tmp_path / "classifier")
     with caplog.at_level(logging.INFO, logger="segformer"):

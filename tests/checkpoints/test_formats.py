@@ -9,8 +9,9 @@ import torch
 from conftest import TINY, randomize
 from segformer import MixTransformer, SegFormer, SegFormerClassifier
 from segformer.checkpoints.formats import FORMATS, HUB, NVLABS, Format, recognize
-from segformer.checkpoints.store import convert, open_checkpoint
+from segformer.checkpoints.opening import open_checkpoint
 from segformer.checkpoints.tensors import CheckpointError
+from segformer.checkpoints.writing import convert
 
 
 def equal(tensors: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
@@ -66,7 +67,9 @@ def test_a_name_without_a_row() -> None:
 
 def test_other_models_are_not_recognized(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.pth")
-    with pytest.raises(CheckpointError, match=r"no SegFormer: none of the 1 tensors.*conv1.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"not a SegFormer: none of its 1 tensors.*conv1.weight"
+    ):
         SegFormer.from_pretrained(tmp_path / "resnet.pth")
 
 
@@ -124,7 +127,7 @@ def test_conversion_needs_a_file_for_codes_without_folders(
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(ValueError, match=r"folder.pth: a folder is there; name a file"):
         convert(tmp_path / "source", tmp_path / "folder.pth", "nvlabs")
-    with pytest.raises(ValueError, match="no format 'keras'; there are hf"):
+    with pytest.raises(ValueError, match="no format 'keras'; the formats are hf"):
         convert(tmp_path / "source", tmp_path / "folder", "keras")
 
 

@@ -13,8 +13,9 @@ import yaml
 from huggingface_hub import constants
 
 from checkpoints.hub_server import HubServer, Repository
-from segformer import SegFormer, SegFormerClassifier
+from segformer import SegFormer
 from segformer.checkpoints.card import model_card
+from segformer.checkpoints.layout import Description
 from segformer.checkpoints.tensors import CheckpointError
 
 NAME = "somebody/shapes-b0"
@@ -130,7 +131,7 @@ def test_what_is_not_there(hub: HubServer, published: Repository) -> None:
 
 
 def test_a_single_file_of_weights(hub: HubServer, tiny_model: SegFormer, tmp_path: Path) -> None:
-    from segformer.checkpoints.store import convert
+    from segformer.checkpoints.writing import convert
 
     tiny_model.save_pretrained(tmp_path / "model")
     convert(tmp_path / "model", tmp_path / "x.pth", "nvlabs")
@@ -210,8 +211,8 @@ def test_push_to_hub(hub: HubServer, tiny_model: SegFormer, tmp_path: Path) -> N
 
 
 def test_a_card_without_a_run_says_so(tiny_model: SegFormer) -> None:
-    assert "no evaluation came with it" in model_card(tiny_model, NAME)
-    classifier = SegFormerClassifier(tiny_model.config)
-    assert "image-classification" in model_card(classifier, NAME)
+    facts = (tiny_model.config, tiny_model.classes, tiny_model.preprocessing)
+    assert "no evaluation came with it" in model_card(Description("segmenter", *facts), NAME)
+    assert "image-classification" in model_card(Description("classifier", *facts), NAME)
     with pytest.raises(CheckpointError, match="not the folder of a finished run"):
-        model_card(tiny_model, NAME, run="nowhere")
+        tiny_model.push_to_hub(NAME, run="nowhere")

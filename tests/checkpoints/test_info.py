@@ -7,7 +7,8 @@ import pytest
 
 from segformer import SegFormer, SegFormerClassifier
 from segformer.checkpoints.info import describe
-from segformer.checkpoints.store import convert, open_checkpoint
+from segformer.checkpoints.opening import open_checkpoint
+from segformer.checkpoints.writing import convert
 from segformer.cli import main
 from segformer.config import ORIGINAL_EPS
 

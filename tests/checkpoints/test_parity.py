@@ -16,7 +16,7 @@ from checkpoints.record_smp import CLASSES, INPUT_SHAPE, OUTPUTS, VARIANTS, dige
 from conftest import TINY, randomize
 from segformer import MixTransformer, SegFormer, SegFormerClassifier, SegFormerConfig
 from segformer.checkpoints.formats import HUB_IN_MEMORY, NVLABS, OPENMMLAB, SMP
-from segformer.checkpoints.store import convert
+from segformer.checkpoints.writing import convert
 from segformer.config import OPENMMLAB_EPS, ORIGINAL_EPS
 
 transformers = pytest.importorskip("transformers")

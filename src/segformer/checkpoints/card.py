@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from segformer.checkpoints import hub, store
+from segformer.checkpoints.layout import Description
 from segformer.checkpoints.tensors import CheckpointError
-from segformer.model.segformer import SegFormer, SegFormerClassifier
 
 _OF_INTEREST = (
     "variant pretrained epochs max_steps batch_size accumulate_grad_batches devices crop_size lr "
@@ -19,35 +17,8 @@ _OF_INTEREST = (
 ).split()
 
 
-def push(
-    model: SegFormer | SegFormerClassifier,
-    model_id: str,
-    *,
-    run: str | Path | None = None,
-    license: str | None = None,
-    **options: Any,
-) -> str:
-    """Publish a model with a card.
-
-    Args:
-        model: Not folded.
-        model_id: OWNER/NAME; made if it is not there.
-        run: Folder of the training that made it.
-        license: As the Hub names licenses, such as "apache-2.0".
-        **options: ``private``, ``token``, ``revision``, ``message``: see `hub.upload`.
-
-    Returns:
-        Address of the commit.
-
-    Raises:
-        CheckpointError: The Hub refused, or the run has no readable report.
-    """
-    text = model_card(model, model_id, run=run, license=license)
-    return hub.upload(partial(store.save, model), model_id, card=text, **options)
-
-
 def model_card(
-    model: SegFormer | SegFormerClassifier,
+    model: Description,
     model_id: str,
     *,
     run: str | Path | None = None,
@@ -65,7 +36,7 @@ def model_card(
         CheckpointError: ``run`` has no readable ``report.json`` or ``config.yaml``.
     """
     report, recipe = _read_run(Path(run)) if run is not None else ({}, {})
-    segmenter = isinstance(model, SegFormer)
+    segmenter = model.kind == "segmenter"
     title = f"SegFormer-{(model.config.variant or 'of its own size').upper()}"
     front: dict[str, Any] = {"library_name": "segformer"}
     if license is not None:
@@ -116,7 +87,7 @@ def _index_entry(model_id: str, task: str, report: dict[str, Any]) -> dict[str, 
     return {"name": model_id, "results": [{**entry, "metrics": metrics}]}
 
 
-def _sizes(model: SegFormer | SegFormerClassifier) -> str:
+def _sizes(model: Description) -> str:
     size = model.preprocessing.size
     if isinstance(size, tuple):
         return f"resized to {size[1]} x {size[0]} pixels"

@@ -6,15 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
-
 from segformer.checkpoints.tensors import CheckpointError
-from segformer.config import LARGEST_WIDTH, VARIANTS, NormEps, SegFormerConfig
-from segformer.model.segformer import SegFormer, SegFormerClassifier
+from segformer.config import (
+    FIRST_CONVOLUTION,
+    LARGEST_WIDTH,
+    VARIANTS,
+    NormEps,
+    SegFormerConfig,
+    tensor_shapes,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-FIRST_CONVOLUTION = "encoder.stages.0.merging.projection.weight"
 
 
 def infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
@@ -93,7 +95,7 @@ def check_fit(
             f"the weights do not fit the model: depths {config.depths}, the file has {blocks} "
             "blocks in all"
         )
-    expected = expected_shapes(config, parts)
+    expected = tensor_shapes(config, parts)
     found = {n: shape for n, shape in shapes.items() if n.startswith(tuple(parts))}
     optional = ("num_batches_tracked",)
     problems = [
@@ -112,18 +114,6 @@ def check_fit(
         raise CheckpointError(
             f"the weights do not fit the model{_likely_cause(config, shapes)}:\n  {shown}{more}"
         )
-
-
-def expected_shapes(config: SegFormerConfig, parts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's tensors, by name; nothing is allocated."""
-    with torch.device("meta"):
-        whole = SegFormerClassifier if "head." in parts else SegFormer
-        model: torch.nn.Module = whole(config)
-    return {
-        name: tuple(tensor.shape)
-        for name, tensor in model.state_dict().items()
-        if name.startswith(tuple(parts))
-    }
 
 
 def _likely_cause(config: SegFormerConfig, shapes: Shapes) -> str:

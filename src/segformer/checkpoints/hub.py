@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from segformer.checkpoints.layout import CONFIG_FILE, PREPROCESSING_FILE, WEIGHTS_FILE, read_json
 from segformer.checkpoints.tensors import WEIGHT_SUFFIXES, CheckpointError
@@ -22,8 +22,38 @@ _MODEL_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _WEIGHTS = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", "pytorch_model.bin")
 _INDEX_OF_BIN = "pytorch_model.bin.index.json"
 _CARD = "README.md"
-OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
-"""Keyword arguments of `download`."""
+
+
+class HubOptions(TypedDict, total=False):
+    """How to fetch a model from the Hub.
+
+    Attributes:
+        revision: Branch, tag or commit.
+        token: For private models. Default: the one that ``hf auth login`` stored.
+        cache_dir: Default: the cache of all Hub tools.
+        local_files_only: Use the cache alone.
+    """
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+
+
+class UploadOptions(TypedDict, total=False):
+    """How to publish a model on the Hub.
+
+    Attributes:
+        private: Make a new repository private.
+        token: With the right to write. Default: the one that ``hf auth login`` stored.
+        revision: Branch to commit to.
+        message: Of the commit.
+    """
+
+    private: bool | None
+    token: str | bool | None
+    revision: str | None
+    message: str
 
 
 def is_model_id(source: str) -> bool:

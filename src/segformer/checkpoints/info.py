@@ -9,11 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from segformer.checkpoints.fit import expected_shapes
-from segformer.checkpoints.store import Checkpoint
-from segformer.config import count_macs
+from segformer.checkpoints.opening import Checkpoint
+from segformer.config import count_macs, tensor_shapes
 
-_PARTS = {"encoder": "encoder.", "decoder": "decoder.", "head": "head."}
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -30,17 +28,15 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
         ValueError: ``size`` is too small for the model.
     """
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
-    kind = checkpoint.kind
-    parts = {"segmenter": ("encoder", "decoder"), "classifier": ("encoder", "head")}
-    present = parts.get(kind, ("encoder",))
-    checkpoint.check(tuple(_PARTS[part] for part in present))
+    kind, parts = checkpoint.kind, checkpoint.parts
+    checkpoint.check(parts)
     height, width = size or preprocessing.crop or preprocessing.target_size(480, 640)
     if min(height, width) < config.min_size:
         raise ValueError(
             f"{height} x {width} pixels are too small: both sides must be at least "
             f"{config.min_size}"
         )
-    parameters = {part: _parameters(checkpoint, _PARTS[part]) for part in present}
+    parameters = {part.removesuffix("."): _parameters(checkpoint, part) for part in parts}
     macs = count_macs(config, height, width)
     work = {"encoder": macs.encoder}
     if kind == "segmenter":
@@ -114,7 +110,7 @@ def tables(description: dict[str, Any]) -> list[Table]:
 
 def _parameters(checkpoint: Checkpoint, part: str) -> int:
     """Values that training changes: BatchNorm's statistics are none."""
-    shapes = expected_shapes(checkpoint.config, [part])
+    shapes = tensor_shapes(checkpoint.config, [part])
     return sum(math.prod(s) for name, s in shapes.items() if not name.endswith(_STATISTICS))
 
 

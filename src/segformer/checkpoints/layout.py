@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +33,47 @@ PREPROCESSING_FILE = "preprocessor_config.json"
 _NONSENSE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """What reading a JSON file of the wrong types can raise."""
 
+_ARCHITECTURES = {
+    "segmenter": "SegformerForSemanticSegmentation",
+    "classifier": "SegformerForImageClassification",
+    "encoder": "SegformerModel",
+}
+
 _MODEL_TYPE = "segformer"
 _OPENMMLAB_TYPE = "segformer-openmmlab"
 """For a decoder that transformers does not have: it must not load such a folder in silence."""
 
 
-def config_to_hub(
-    config: SegFormerConfig, classes: ClassSet, dtype: torch.dtype, architecture: str
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of its model beside the weights.
+
+    Attributes:
+        kind: "segmenter", "classifier" or "encoder".
+        config: Configuration.
+        classes: Classes.
+        preprocessing: How an image becomes the model's input.
+    """
+
+    kind: str
+    config: SegFormerConfig
+    classes: ClassSet
+    preprocessing: Preprocessing
+
+
+def config_to_hub(description: Description, dtype: torch.dtype) -> dict[str, Any]:
     """The entries of ``config.json``.
 
     Args:
-        config: Of the model.
-        classes: Its classes.
+        description: Of the model.
         dtype: Of the stored weights.
-        architecture: transformers' name of the whole model.
     """
+    config, classes = description.config, description.classes
     names = classes.names[1:] if config.num_classes == 1 else classes.names
     id2label = {str(i): name for i, name in enumerate(names)}
     return {
         "model_type": _MODEL_TYPE if config.decoder == "original" else _OPENMMLAB_TYPE,
-        "architectures": [architecture],
+        "architectures": [_ARCHITECTURES[description.kind]],
         "dtype": str(dtype).removeprefix("torch."),
         "num_channels": config.in_channels,
         "num_encoder_blocks": 4,

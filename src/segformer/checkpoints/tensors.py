@@ -71,13 +71,15 @@ class TensorFile(ABC):
     """Tensors of one file, each read when it is asked for.
 
     Attributes:
-        path: The file.
+        path: The file; of several, the first.
+        files: All files.
         stored: Shapes and types of the tensors.
         metadata: What else the file says: safetensors' own strings, or a training code's entry.
     """
 
     def __init__(self, path: Path, stored: dict[str, Stored], metadata: dict[str, Any]):
         self.path, self.stored, self.metadata = path, stored, metadata
+        self.files: tuple[Path, ...] = (path,)
 
     @abstractmethod
     def take(self, name: str) -> Tensor:
@@ -92,6 +94,7 @@ class Shards(TensorFile):
         self.file_of = {name: file for file in files for name in file.stored}
         stored = {name: file.stored[name] for name, file in self.file_of.items()}
         super().__init__(files[0].path, stored, files[0].metadata)
+        self.files = tuple(file.path for file in files)
 
     def take(self, name: str) -> Tensor:
         """As the file that holds it."""

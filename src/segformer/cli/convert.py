@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
 
     import torch
 
-    from segformer.checkpoints.store import convert
+    from segformer.checkpoints.writing import convert
 
     found = convert(
         options.source,

@@ -44,7 +44,7 @@ def run(words: list[str]) -> int:
 
     from dataclasses import asdict
 
-    from segformer.checkpoints.store import SHIPPED, open_checkpoint
+    from segformer.checkpoints.opening import SHIPPED, open_checkpoint
     from segformer.data.dataset import open_dataset
     from segformer.evaluation.evaluate import evaluate, score_table, write_report
     from segformer.prediction.predictor import Predictor

@@ -32,7 +32,7 @@ def run(words: list[str]) -> int:
     options = parse(Info, "info", words)
 
     from segformer.checkpoints.info import describe, tables
-    from segformer.checkpoints.store import SHIPPED, open_checkpoint
+    from segformer.checkpoints.opening import SHIPPED, open_checkpoint
 
     description = describe(open_checkpoint(options.model or SHIPPED), options.size)
     if options.json:

@@ -45,7 +45,7 @@ def run(words: list[str]) -> int:
     if not options.images:
         raise ValueError("which images? name files, folders or patterns")
 
-    from segformer.checkpoints.store import open_checkpoint
+    from segformer.checkpoints.opening import open_checkpoint
     from segformer.prediction.batch import find_images, predict_files
     from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar

@@ -20,6 +20,7 @@ Legend: B batch, h w tokens of stage 1, C channels, D decoder width, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +30,14 @@ from torch.nn import functional as F
 from segformer.config import SegFormerConfig
 from segformer.model.interpolation import interpolate_rows
 from segformer.model.layers import to_maps, to_tokens
-from segformer.model.products import Linear, chunks, is_traced, linear, passes_through
+from segformer.model.products import (
+    Linear,
+    chunks,
+    full_precision,
+    is_traced,
+    linear,
+    passes_through,
+)
 
 
 class MLPDecoder(nn.Module):
@@ -67,6 +75,8 @@ class MLPDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Four maps (B, C_i, h_i, w_i), stage 1 first -> logits (B, K, h_1, w_1)."""
+        if self._can_fold():
+            return _decode(features, _fold(self), self.classifier)
         if self.stage_norms is not None:
             features = [
                 norm(to_maps(projection(to_tokens(maps)))).relu_()
@@ -75,6 +85,8 @@ class MLPDecoder(nn.Module):
                 )
             ]
         weights, bias = self.compose()
+        dtype = self.fuse.weight.dtype
+        weights, bias = [weight.to(dtype) for weight in weights], bias.to(dtype)
         fused = self.norm(_fuse(features, weights, bias)).relu_()
         if not self.training or self.dropout == 0:
             return self.classifier(fused)
@@ -100,85 +112,138 @@ class MLPDecoder(nn.Module):
 
         Where norms follow the projections it is the slices W_i, each (D, D), and no bias.
 
-        In full precision even under autocast: a product of rounded weights, rounded again,
-        would lose bits that cost nothing to keep.
+        In float32 at least, even under autocast and of weights in half precision: a product of
+        rounded weights, rounded again, would lose bits that cost nothing to keep.
         """
-        with torch.autocast(self.fuse.weight.device.type, enabled=False):
-            slices = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)
+        dtype = torch.promote_types(self.fuse.weight.dtype, torch.float32)
+        with full_precision(self.fuse.weight.device):
+            slices = self.fuse.weight.to(dtype).flatten(1).chunk(len(self.projections), dim=1)
             if self.stage_norms is not None:
                 return list(slices), slices[0].new_zeros(len(slices[0]))
             pairs = list(zip(reversed(slices), self.projections, strict=True))
-            weights = [part @ projection.get_parameter("weight") for part, projection in pairs]
-            biases = [part @ projection.get_parameter("bias") for part, projection in pairs]
+            weights = [
+                part @ projection.get_parameter("weight").to(dtype) for part, projection in pairs
+            ]
+            biases = [
+                part @ projection.get_parameter("bias").to(dtype) for part, projection in pairs
+            ]
             bias = torch.stack(biases).sum(0)
         return weights, bias
 
     def fold(self) -> FoldedDecoder:
-        """The same function for inference, with everything constant multiplied out."""
+        """The same function for inference, with the constants multiplied out once."""
         return FoldedDecoder(self)
+
+    def _can_fold(self) -> bool:
+        """Whether the outputs are those of inference, and no gradient is wanted."""
+        norms = (self.norm, *(self.stage_norms or ()))
+        return not (
+            torch.is_grad_enabled()
+            or self.training
+            or any(norm.training or norm.running_mean is None for norm in norms)
+        )
 
 
 class FoldedDecoder(nn.Module):
-    """`MLPDecoder` for inference: compositions kept, BatchNorm's running statistics folded in.
+    """`MLPDecoder` for inference: constants multiplied out, BatchNorm folded into the weights.
 
     Args:
-        decoder: Its present weights are taken; later changes to it are not seen.
+        decoder: Its current weights are copied; later changes to them have no effect.
     """
 
     bias: Tensor
 
     def __init__(self, decoder: MLPDecoder):
         super().__init__()
-        self.normed_stages = decoder.stage_norms is not None
         with torch.no_grad():
-            weights, bias = decoder.compose()
-            scale, shift = _scale_and_shift(decoder.norm)
-            self.stages = len(weights)
-            for stage, weight in enumerate(weights):
-                self.register_buffer(f"weight_{stage}", weight * scale[:, None])
-            self.register_buffer("bias", bias * scale + shift)
-            for stage, norm in enumerate(decoder.stage_norms or ()):
-                scale, shift = _scale_and_shift(norm)
-                projection = decoder.projections[stage].get_parameter("weight")
-                self.register_buffer(f"projection_{stage}", projection * scale[:, None])
-                self.register_buffer(f"projection_bias_{stage}", shift)
+            folded = _fold(decoder)
+        self.stages = len(folded.weights)
+        self.normed_stages = bool(folded.projections)
+        for stage, weight in enumerate(folded.weights):
+            self.register_buffer(f"weight_{stage}", weight)
+        self.register_buffer("bias", folded.bias)
+        for stage, (weight, bias) in enumerate(folded.projections):
+            self.register_buffer(f"projection_{stage}", weight)
+            self.register_buffer(f"projection_bias_{stage}", bias)
         self.classifier = decoder.classifier
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Four maps (B, C_i, h_i, w_i), stage 1 first -> logits (B, K, h_1, w_1)."""
-        if self.normed_stages:
-            features = [
-                to_maps(linear(to_tokens(maps), *self._projection(stage)).relu_())
-                for stage, maps in enumerate(features)
-            ]
-        weights = [self.get_buffer(f"weight_{stage}") for stage in range(self.stages)]
-        if passes_through(features[0]):
-            return self._in_chunks(features, weights)
-        return self.classifier(_fuse(features, weights, self.bias).relu_())
-
-    def _in_chunks(self, features: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-        """The fused map, the widest of the model, is made, rectified and classified in chunks.
-
-        The bias enters with the coarsest contribution, where tokens are few: upsampling keeps it.
-        """
-        finest, *coarser = [to_tokens(maps) for maps in features]
-        biases = [None] * (len(coarser) - 1) + [self.bias]
-        contributions = [
-            linear(tokens, weight, bias)
-            for tokens, weight, bias in zip(coarser, weights[1:], biases, strict=True)
+        projections = [
+            (self.get_buffer(f"projection_{stage}"), self.get_buffer(f"projection_bias_{stage}"))
+            for stage in range(self.stages if self.normed_stages else 0)
         ]
-        batch, h, w, _ = finest.shape
-        logits = []
-        for top, bottom in chunks((batch, h, w), len(self.bias), finest):
-            fused = linear(finest[:, top:bottom], weights[0])
-            for contribution in contributions:
-                fused += interpolate_rows(contribution, (h, w), top, bottom)
-            logits.append(to_tokens(self.classifier(to_maps(fused.relu_()))))
-        return to_maps(logits[0] if len(logits) == 1 else torch.cat(logits, 1))
+        weights = [self.get_buffer(f"weight_{stage}") for stage in range(self.stages)]
+        return _decode(features, _Folded(projections, weights, self.bias), self.classifier)
 
-    def _projection(self, stage: int) -> tuple[Tensor, Tensor]:
-        names = (f"projection_{stage}", f"projection_bias_{stage}")
-        return self.get_buffer(names[0]), self.get_buffer(names[1])
+
+@dataclass(frozen=True)
+class _Folded:
+    """Constants of a decoder at inference.
+
+    Attributes:
+        projections: Weight (D, C_i) and bias (D,) of each stage's projection, its BatchNorm
+            included; empty unless a ReLU follows the projections.
+        weights: (D, C_i), or (D, D) behind projections, of each stage, stage 1 first.
+        bias: (D,).
+    """
+
+    projections: list[tuple[Tensor, Tensor]]
+    weights: list[Tensor]
+    bias: Tensor
+
+
+def _fold(decoder: MLPDecoder) -> _Folded:
+    """The constants of the decoder's current weights."""
+    dtype = decoder.fuse.weight.dtype
+    with full_precision(decoder.fuse.weight.device):
+        weights, bias = decoder.compose()
+        scale, shift = _scale_and_shift(decoder.norm)
+        projections = []
+        for projection, norm in zip(decoder.projections, decoder.stage_norms or (), strict=False):
+            factor, summand = _scale_and_shift(norm)
+            weight = projection.get_parameter("weight") * factor[:, None]
+            projections.append((weight.to(dtype), summand.to(dtype)))
+        return _Folded(
+            projections,
+            [(weight * scale[:, None]).to(dtype) for weight in weights],
+            (bias * scale + shift).to(dtype),
+        )
+
+
+def _decode(features: Sequence[Tensor], folded: _Folded, classifier: nn.Module) -> Tensor:
+    """Four maps (B, C_i, h_i, w_i), stage 1 first -> logits (B, K, h_1, w_1)."""
+    if folded.projections:
+        features = [
+            to_maps(linear(to_tokens(maps), *projection).relu_())
+            for maps, projection in zip(features, folded.projections, strict=True)
+        ]
+    if passes_through(features[0]):
+        return _decode_in_chunks(features, folded, classifier)
+    logits: Tensor = classifier(_fuse(features, folded.weights, folded.bias).relu_())
+    return logits
+
+
+def _decode_in_chunks(features: Sequence[Tensor], folded: _Folded, classifier: nn.Module) -> Tensor:
+    """The fused map, the widest tensor of the model, is computed and classified in chunks.
+
+    The bias is added to the coarsest contribution, which has the fewest tokens: upsampling
+    keeps constants.
+    """
+    finest, *coarser = [to_tokens(maps) for maps in features]
+    biases = [None] * (len(coarser) - 1) + [folded.bias]
+    contributions = [
+        linear(tokens, weight, bias)
+        for tokens, weight, bias in zip(coarser, folded.weights[1:], biases, strict=True)
+    ]
+    batch, h, w, _ = finest.shape
+    logits = []
+    for top, bottom in chunks((batch, h, w), len(folded.bias), finest):
+        fused = linear(finest[:, top:bottom], folded.weights[0])
+        for contribution in contributions:
+            fused += interpolate_rows(contribution, (h, w), top, bottom)
+        logits.append(to_tokens(classifier(to_maps(fused.relu_()))))
+    return to_maps(logits[0] if len(logits) == 1 else torch.cat(logits, 1))
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -186,8 +251,9 @@ def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("the decoder's BatchNorm keeps no running statistics to fold in")
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
+    dtype = torch.promote_types(norm.weight.dtype, torch.float32)
+    scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
 def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:

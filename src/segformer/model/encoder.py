@@ -25,7 +25,7 @@ from segformer.model.layers import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from segformer.model.segformer import HubOptions
+    from segformer.checkpoints.hub import HubOptions
 
 
 class EncoderBlock(nn.Module):
@@ -143,15 +143,17 @@ class MixTransformer(nn.Module):
             source: As for `SegFormer.from_pretrained`.
             out_indices: Which stages' maps to return.
             in_channels: Another number of channels than the model's own; the first convolution is
-                adapted (`segformer.checkpoints.store.adapt_in_channels`).
+                adapted (`segformer.model.pretrained.adapt_in_channels`).
             **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Raises:
             CheckpointError: Something is missing, broken, or does not fit.
         """
-        from segformer.checkpoints import store
+        from segformer.model import pretrained
 
-        return store.load_encoder(source, out_indices=out_indices, in_channels=in_channels, **hub)
+        return pretrained.load_encoder(
+            source, out_indices=out_indices, in_channels=in_channels, **hub
+        )
 
     def freeze(self, stages: int = 4) -> MixTransformer:
         """Keep the first stages as they are in training: no gradients, no stochastic depth.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -39,6 +40,13 @@ def is_traced() -> bool:
     )
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A context without autocast; it does nothing on devices that have none, such as "meta"."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def onednn(tensor: Tensor) -> bool:
     """Whether PyTorch hands convolutions of ``tensor`` to oneDNN."""
     return (
@@ -55,8 +63,9 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     On x86 PyTorch hands float32 products to MKL, which on processors that are not Intel's reaches
     less than half of what oneDNN reaches; convolutions and bfloat16 products go to oneDNN.
     """
-    half = tokens.dtype == torch.bfloat16 or torch.is_autocast_enabled(tokens.device.type)
-    if half or tokens.ndim != 4 or not onednn(tokens):
+    if tokens.ndim != 4 or not onednn(tokens) or tokens.dtype == torch.bfloat16:
+        return F.linear(tokens, weight, bias)
+    if torch.is_autocast_enabled("cpu"):
         return F.linear(tokens, weight, bias)
     return F.conv2d(tokens.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
 

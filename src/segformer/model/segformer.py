@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +23,7 @@ from segformer.model.products import reuse_memory
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-
-class HubOptions(TypedDict, total=False):
-    """How to fetch a model from the Hub.
-
-    Attributes:
-        revision: Branch, tag or commit.
-        token: For private models; left out, the one that ``hf auth login`` stored.
-        cache_dir: Left out, the cache of all Hub tools.
-        local_files_only: Use the cache alone.
-    """
-
-    revision: str | None
-    token: str | bool | None
-    cache_dir: str | Path | None
-    local_files_only: bool
+    from segformer.checkpoints.hub import HubOptions
 
 
 class SegFormer(nn.Module):
@@ -108,7 +94,7 @@ class SegFormer(nn.Module):
                 re-initialized, with a log message. With it an encoder or a classifier can be loaded
                 too; the whole decoder is then re-initialized.
             in_channels: Another number of channels than the model's own; the first convolution is
-                adapted (`segformer.checkpoints.store.adapt_in_channels`).
+                adapted (`segformer.model.pretrained.adapt_in_channels`).
             **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Returns:
@@ -117,14 +103,14 @@ class SegFormer(nn.Module):
         Raises:
             CheckpointError: Something is missing, broken, or does not fit.
         """
-        from segformer.checkpoints import store
+        from segformer.model import pretrained
 
-        return store.load(
+        return pretrained.load(
             source, classes=classes, num_classes=num_classes, in_channels=in_channels, **hub
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the model in the Hub layout; see `segformer.checkpoints.store.save`.
+        """Write the model in the Hub layout.
 
         Args:
             folder: Made if it is not there.
@@ -133,12 +119,12 @@ class SegFormer(nn.Module):
         Raises:
             ValueError: The model is folded.
         """
-        from segformer.checkpoints import store
+        from segformer.model import pretrained
 
-        store.save(self, folder, dtype=dtype)
+        pretrained.save(self, folder, dtype=dtype)
 
     def push_to_hub(self, model_id: str, *, run: str | Path | None = None, **options: Any) -> str:
-        """Publish the model with a card; see `segformer.checkpoints.card.push`.
+        """Publish the model with a card.
 
         Args:
             model_id: OWNER/NAME; made if it is not there.
@@ -148,9 +134,9 @@ class SegFormer(nn.Module):
         Returns:
             Address of the commit.
         """
-        from segformer.checkpoints import card
+        from segformer.model import pretrained
 
-        return card.push(self, model_id, run=run, **options)
+        return pretrained.push(self, model_id, run=run, **options)
 
     def reset_head(self) -> None:
         """Give the decoder fresh weights."""
@@ -172,16 +158,17 @@ class SegFormer(nn.Module):
         return self.decoder(self.encoder(pixels))
 
     def fold(self) -> SegFormer:
-        """A model for inference with the same outputs: the decoder's constants multiplied out.
+        """A model for inference with the same outputs, whose decoder is folded once.
 
-        Encoder and classifier are shared with this model; the folded weights are a snapshot.
+        Encoder and classifier share their parameters with this model, while the folded weights of
+        the decoder are copies: use it on a model that is not trained any further, such as for an
+        export. `inference_copy` follows a model that is.
         """
-        folded = copy.copy(self)
-        folded._modules = dict(self._modules)
-        if isinstance(self.decoder, MLPDecoder):
-            folded.decoder = self.decoder.fold()
-        reuse_memory()
-        return folded.eval()
+        folded = inference_copy(self)
+        assert isinstance(folded, SegFormer)
+        if isinstance(folded.decoder, MLPDecoder):
+            folded.decoder = folded.decoder.fold().eval()
+        return folded
 
 
 class SegFormerClassifier(nn.Module):
@@ -242,23 +229,23 @@ class SegFormerClassifier(nn.Module):
         **hub: Unpack[HubOptions],
     ) -> SegFormerClassifier:
         """Load a classifier; arguments and errors as for `SegFormer.from_pretrained`."""
-        from segformer.checkpoints import store
+        from segformer.model import pretrained
 
-        return store.load_classifier(
+        return pretrained.load_classifier(
             source, classes=classes, num_classes=num_classes, in_channels=in_channels, **hub
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the model in the Hub layout; see `segformer.checkpoints.store.save`."""
-        from segformer.checkpoints import store
+        """Write the model in the Hub layout."""
+        from segformer.model import pretrained
 
-        store.save(self, folder, dtype=dtype)
+        pretrained.save(self, folder, dtype=dtype)
 
     def push_to_hub(self, model_id: str, *, run: str | Path | None = None, **options: Any) -> str:
         """Publish the model with a card; as `SegFormer.push_to_hub`."""
-        from segformer.checkpoints import card
+        from segformer.model import pretrained
 
-        return card.push(self, model_id, run=run, **options)
+        return pretrained.push(self, model_id, run=run, **options)
 
     def reset_head(self) -> None:
         """Give the head fresh weights."""
@@ -269,6 +256,28 @@ class SegFormerClassifier(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, in_channels, H, W), normalized -> logits (B, num_classes)."""
         return self.head(self.encoder(pixels)[-1].mean(dim=(2, 3)))
+
+
+def inference_copy(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode, without changing the mode of the model itself.
+
+    Modules are copied; parameters and buffers are the model's own objects. So changes in place,
+    such as a step of an optimizer, `load_state_dict` or a move to another device, are seen by
+    both. Parameters that are replaced by other objects are not.
+
+    Without gradients the copy runs at full speed: the decoder is folded at each call, which costs
+    about 2 % of its time.
+    """
+    inference = copy.copy(model)
+    inference._parameters = dict(model._parameters)
+    inference._buffers = dict(model._buffers)
+    inference._modules = {
+        name: None if module is None else inference_copy(module)
+        for name, module in model._modules.items()
+    }
+    inference.training = False
+    reuse_memory()
+    return inference
 
 
 def probabilities(logits: Tensor) -> Tensor:

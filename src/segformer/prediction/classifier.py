@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segformer.checkpoints import store
 from segformer.classes import ClassSet
 from segformer.image import ImageSource, center_crop, read_image, resize
+from segformer.model import pretrained
 from segformer.model.segformer import SegFormerClassifier
 from segformer.prediction.runtime import TorchRuntime
 
@@ -71,7 +71,7 @@ class ClassPredictor:
         batch_size: int = 16,
     ):
         if not isinstance(model, SegFormerClassifier):
-            model = store.load_classifier(model)
+            model = pretrained.load_classifier(model)
         self.model, self.preprocessing = model, model.preprocessing
         self.runtime = TorchRuntime(model, device, precision)
         same_size = self.preprocessing.crop is not None or isinstance(

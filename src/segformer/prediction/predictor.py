@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from segformer.checkpoints import store
+from segformer.checkpoints.opening import SHIPPED
 from segformer.image import ImageArray, ImageSource, Preprocessing, read_image, resize
+from segformer.model import pretrained
 from segformer.model.segformer import SegFormer
 from segformer.prediction.config import SMALLEST_SIDE, PredictConfig
 from segformer.prediction.prediction import Prediction
@@ -77,7 +78,7 @@ class Predictor:
             raise ValueError(f"no such options: {', '.join(sorted(unknown))}")
         self.config = replace(config or PredictConfig(), **options)
         if not isinstance(model, SegFormer):
-            model = store.load(store.SHIPPED if model is None else model)
+            model = pretrained.load(SHIPPED if model is None else model)
         self.model = model
         self.preprocessing = _override(model.preprocessing, self.config)
         self.runtime = TorchRuntime(

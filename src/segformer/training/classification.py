@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segformer.checkpoints import store
+from segformer.checkpoints.opening import open_checkpoint
 from segformer.config import SegFormerConfig
 from segformer.data.class_folders import class_splits, open_class_folders
 from segformer.data.class_transforms import ClassAugmentation, mix
@@ -24,6 +24,7 @@ from segformer.evaluation.classify import (
 )
 from segformer.evaluation.plots import class_sheet
 from segformer.image import Preprocessing
+from segformer.model import pretrained
 from segformer.model.segformer import SegFormerClassifier
 from segformer.prediction.classifier import ClassPredictor
 from segformer.progress import ProgressBar
@@ -62,8 +63,8 @@ class Classification(Task):
             config = replace(config, eval_size=round(config.crop_size * 8 / 7))
         normalization = Preprocessing.for_channels(self.training.channels)
         if config.pretrained is not None and state is None:
-            source = store.open_checkpoint(config.pretrained).preprocessing
-            normalization = store.adapt_preprocessing(source, self.training.channels)
+            source = open_checkpoint(config.pretrained).preprocessing
+            normalization = pretrained.adapt_preprocessing(source, self.training.channels)
         self.config = with_defaults(config, self.images, normalization)
 
     @property

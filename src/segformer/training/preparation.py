@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segformer.checkpoints import store
+from segformer.checkpoints.opening import open_checkpoint
 from segformer.classes import ClassSet
 from segformer.data.check import SplitReport
 from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.recolor import ClassColorJitter
 from segformer.data.transforms import Augmentation
 from segformer.image import Preprocessing
+from segformer.model import pretrained
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.training.config import TrainConfig
 
@@ -32,7 +33,7 @@ def resolve(config: TrainConfig, report: SplitReport) -> TrainConfig:
         raise ValueError(
             f"there is no class {config.background_class} to put backgrounds in place of"
         )
-    source = store.open_checkpoint(config.pretrained) if config.pretrained is not None else None
+    source = open_checkpoint(config.pretrained) if config.pretrained is not None else None
     if source is not None and source.config.in_channels == training.channels:
         normalization = source.preprocessing
     elif report.dtypes == {"uint8"} and training.channels == 3:
@@ -123,14 +124,14 @@ def start_from(
         channels: Of the images.
     """
     assert config.pretrained is not None
-    checkpoint = store.open_checkpoint(config.pretrained)
+    checkpoint = open_checkpoint(config.pretrained)
     checkpoint.config = replace(
         checkpoint.config, drop_path=config.drop_path, dropout=config.dropout
     )
     if config.pretrained_encoder_only:
         checkpoint = checkpoint.encoder_alone()
     same_classes = checkpoint.classes.names == classes.names
-    return store.assemble(
+    return pretrained.assemble(
         whole, checkpoint, classes, outputs, channels, reinitialize_classifier=not same_classes
     )
 
