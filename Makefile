@@ -1,9 +1,10 @@
-# Two commands set a fresh machine up: `make demo` and `make test`.
+# `make demo` and `make test` set up a new machine; the first downloads PyTorch into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint wheel lowest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/portraits.py demo
@@ -17,6 +18,15 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Builds the wheel and the sdist, and tries the wheel in an empty environment.
+wheel: $(VENV)/.dev
+	$(BIN)/python .ci/check_wheel.py
+
+# Runs the tests with the oldest supported version of each dependency. Old packages warn about
+# newer ones, so warnings are no errors here.
+lowest: $(LOWEST)/.dev
+	$(LOWEST)/bin/python -m pytest -W default -p no:cacheprovider $(LOWEST_TESTS)
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
@@ -29,5 +39,13 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,demo,tensorboard]" --group dev
 	touch $@ $(VENV)/.demo
 
+$(LOWEST)/.dev: pyproject.toml constraints.txt .ci/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(LOWEST)/bin/python .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt \
+		-e ".[train,demo,tensorboard]" --group dev
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
