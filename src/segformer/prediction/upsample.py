@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segformer.machine import idle_cpus_only
-from segformer.model.interpolation import interpolate_rows
+from segformer.model.interpolation import interpolate_rows, source_positions
 from segformer.model.segformer import probabilities
 
 _CHUNK_VALUES = 1 << 21
@@ -145,8 +145,7 @@ class _Cells:
     @classmethod
     def along(cls, low: int, high: int, device: torch.device) -> _Cells:
         """Cells between ``low`` rows, or columns, of logits under ``high`` of pixels."""
-        # On the CPU: not every device has float64
-        position = (torch.arange(high, dtype=torch.float64) + 0.5) * (low / high) + 0.5
+        position = source_positions(low, high, 0, high) + 1  # the outermost cell is number 0
         of_pixel = position.long()
         count = torch.bincount(of_pixel, minlength=low + 1)
         end = count.cumsum(0)
