@@ -1,6 +1,6 @@
 """One image of 512 x 512 through the model: this package, and transformers in all its ways.
 
-    python benchmarks/forward.py [b0 b1 b2 b5]
+    python benchmarks/forward.py [b0 b1 b2 b5] [--neighbor] [--quota CPUS]
 
 Same random weights, 150 classes. Transformers runs as it comes (fused attention), with plain
 attention, compiled, and exported to ONNX Runtime and OpenVINO where these are installed; in
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", default=["b0", "b1", "b2", "b5"])
     parser.add_argument("--precision", choices=["float32", "bfloat16"])
     parser.add_argument("--without-exports", action="store_true", help="only PyTorch")
+    harness.add_load_options(parser)
     parser.add_argument(harness.PEAK_OF, help="used inside")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -49,10 +50,11 @@ def main() -> None:
         found = contenders(options.variants[0], precisions[0], [options.peak_of])
         harness.print_peak(found[options.peak_of])
         return
-    harness.report(
-        "forward",
-        (row(v, p, options.without_exports) for v in options.variants for p in precisions),
-    )
+    with harness.load(options.neighbor, options.quota):
+        harness.report(
+            harness.loaded_name("forward", options.neighbor, options.quota),
+            (row(v, p, options.without_exports) for v in options.variants for p in precisions),
+        )
 
 
 def row(variant: str, precision: str, without_exports: bool) -> harness.Row:

@@ -6,6 +6,7 @@ memory is measured in a process for each: what running adds above what stood the
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
@@ -14,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+
+from segformer.machine import available_cpus
 
 MIB = 1 << 20
 PEAK_OF = "--peak-of"
@@ -70,6 +74,68 @@ def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str,
                 if i and j:
                     times[name].append(time.perf_counter() - began)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """Options of what a benchmark shares the machine with."""
+    parser.add_argument(
+        "--neighbor", action="store_true", help="beside a process that keeps all CPUs busy"
+    )
+    parser.add_argument(
+        "--quota", type=float, metavar="CPUS", help="with a quota of its control group"
+    )
+
+
+def loaded_name(name: str, neighbor: bool, quota: float | None) -> str:
+    """Name of the results of a benchmark under this load."""
+    return name + "_neighbor" * neighbor + (f"_quota_{quota:g}" if quota is not None else "")
+
+
+@contextmanager
+def load(neighbor: bool, quota: float | None) -> Iterator[None]:
+    """A neighbor that multiplies matrices on all CPUs; a quota, or CPUs by affinity."""
+    process = group = None
+    try:
+        if quota is not None:
+            group = _set_quota(quota)
+        if neighbor:
+            code = (
+                "import os, torch; a = torch.randn(1024, 1024)\n"
+                f"while os.getppid() == {os.getpid()}: a @ a"  # never longer than the benchmark
+            )
+            process = subprocess.Popen([sys.executable, "-c", code])
+            time.sleep(5)  # until it has started
+        yield
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+        if group is not None:
+            (group.parent / "cgroup.procs").write_text(str(os.getpid()))
+            group.rmdir()
+
+
+def _set_quota(cpus: float) -> Path | None:
+    """The control group this process was put in, or None where its affinity was set instead."""
+    period = 100_000
+    for root, name, text in (
+        (Path("/sys/fs/cgroup"), "cpu.max", f"{round(cpus * period)} {period}"),
+        (Path("/sys/fs/cgroup/cpu"), "cpu.cfs_quota_us", str(round(cpus * period))),
+    ):
+        group = root / f"segformer-benchmark-{os.getpid()}"
+        if not (root / "cgroup.procs").exists():
+            continue
+        try:
+            group.mkdir()
+            (group / name).write_text(text)
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+        except OSError:
+            if group.exists():
+                group.rmdir()
+        else:
+            return group
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: max(1, int(cpus))])
+    return None
 
 
 def peaks(names: list[str], *arguments: str) -> dict[str, float]:
@@ -147,6 +213,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
+        "available_cpus": available_cpus(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "float32_gflops": round(product_rate(torch.float32) / 1e9),

@@ -97,7 +97,7 @@ def logits(classes: int, size: tuple[int, int], contested: bool) -> Tensor:
         more = classes if contested else classes - len(weight)
         drawn = weight[torch.randint(len(weight), (more,))] / 2
         drawn = drawn + 0.7 * weight.std() * torch.randn(more, weight.shape[1])
-        others = F.conv2d(kept[0], drawn[:, :, None, None])
+        others = F.conv2d(torch.cat(kept, 2), drawn[:, :, None, None])
         others -= others.mean((2, 3), keepdim=True)
         if contested:
             return others[0]

@@ -1,6 +1,6 @@
 """A photograph in a file to its label map, and a thousand of them to files.
 
-    python benchmarks/photograph.py [--images 1000]
+    python benchmarks/photograph.py [--images 1000] [--neighbor] [--quota CPUS]
 
 JPEGs of 1280 x 720, B0 of 150 classes at 512 x 512, float32, random weights: as transformers'
 documentation shows it (Pillow, image processor, model, post_process_semantic_segmentation), and
@@ -44,6 +44,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--images", type=int, default=1000)
+    harness.add_load_options(parser)
     parser.add_argument(harness.PEAK_OF, help="used inside")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -54,10 +55,11 @@ def main() -> None:
         if options.peak_of:
             harness.print_peak(found[options.peak_of])
             return
-        rows = [one(path, found)]
-        if options.images:
-            rows.append(many(write_images(Path(folder) / "many", options.images)))
-    harness.report("photograph", rows)
+        with harness.load(options.neighbor, options.quota):
+            rows = [one(path, found)]
+            if options.images:
+                rows.append(many(write_images(Path(folder) / "many", options.images)))
+    harness.report(harness.loaded_name("photograph", options.neighbor, options.quota), rows)
 
 
 def write_images(folder: Path, count: int) -> list[Path]:

@@ -1,8 +1,10 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from segformer.model import interpolation
 from segformer.model.interpolation import interpolate_rows, upsampling_matrix
 
 
@@ -33,11 +35,22 @@ def test_matrix_interpolates(low: int, high: int) -> None:
     torch.testing.assert_close(upsampling_matrix(low, high) @ values, expected)
 
 
-def test_bfloat16_takes_the_matrix() -> None:
+def test_bfloat16_takes_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     tokens = torch.randn(2, 5, 8, 3).bfloat16()
     whole = F.interpolate(tokens.float().permute(0, 3, 1, 2), size=(20, 32), mode="bilinear")
+    widths = []
+
+    def matrix(low: int, high: int) -> torch.Tensor:
+        widths.append((low, high))
+        return upsampling_matrix(low, high)
+
+    monkeypatch.setattr(interpolation, "upsampling_matrix", matrix)
     rows = interpolate_rows(tokens, (20, 32), 3, 11)
+    assert widths == [(8, 32)]
     torch.testing.assert_close(
         rows.float().permute(0, 3, 1, 2), whole[:, :, 3:11], rtol=0, atol=2e-2
     )
+    interpolate_rows(tokens.float(), (20, 32), 3, 11)
+    interpolate_rows(tokens, (20, interpolation._DENSE + 1), 3, 11)
+    assert len(widths) == 1

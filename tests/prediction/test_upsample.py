@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segformer.prediction import upsample
 from segformer.prediction.upsample import logits_to_label_map
@@ -83,6 +84,30 @@ def test_cells_are_settled_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(upsample, "_CELL_VALUES", 50)
     assert np.array_equal(logits_to_label_map([logits], (80, 80))[0], whole)
     assert_best(whole, logits)
+
+
+def test_memory_is_bounded_at_large_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two classes whose winner changes in every cell, each cell of 900 pixels."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 40, 40)
+    plain, _ = logits_to_label_map([logits], (1200, 1200))
+    assert_best(plain, logits)
+    monkeypatch.setattr(upsample, "_CELL_VALUES", 1 << 12)
+    monkeypatch.setattr(upsample, "_CHUNK_VALUES", 1 << 14)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten.lerp.Tensor:
+                largest = max(largest, result.numel())
+            return result
+
+    with Watch():
+        bounded, _ = logits_to_label_map([logits], (1200, 1200))
+    assert np.array_equal(bounded, plain)
+    assert 0 < largest <= 2 * (1 << 14)
 
 
 @pytest.mark.parametrize("classes", [2, 19, 300])

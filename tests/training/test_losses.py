@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from unittest.mock import patch
 
 import pytest
@@ -6,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from segformer.training import upsampling
+from segformer.training import losses, upsampling
 from segformer.training.losses import (
     OHEM,
     cross_entropy_at_mask_size,
@@ -181,8 +183,81 @@ def test_half_precision_logits() -> None:
     assert half.grad.dtype == torch.bfloat16
     full = cross_entropy_at_mask_size(half.float(), mask)
     torch.testing.assert_close(loss, full, rtol=1e-6, atol=1e-6)
-    with torch.autocast("cpu", torch.bfloat16):  # only what comes in is rounded
-        assert torch.equal(cross_entropy_at_mask_size(half.float(), mask), full)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy_at_mask_size, lovasz_loss, dice_loss])
+def test_autocast_changes_nothing(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    logits, mask = torch.randn(2, 4, 8, 8), torch.randint(0, 4, (2, 32, 32))
+    expected = loss(logits, mask)
+    cast = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            cast.extend(t for t in (result,) if getattr(t, "dtype", None) == torch.bfloat16)
+            return result
+
+    with torch.autocast("cpu", torch.bfloat16), Watch():
+        (logits @ logits.mT).sum()
+        assert len(cast) > 0  # products are rounded here
+        cast.clear()
+        assert torch.equal(loss(logits, mask), expected)
+    assert not cast
+
+
+def test_small_gradients_survive_float16() -> None:
+    """A loss scale multiplies the gradient before it is rounded to float16."""
+    logits = torch.tensor([14.0, 0.0]).view(1, 2, 1, 1).repeat(1, 1, 8, 8)
+    mask = torch.zeros(1, 32, 32, dtype=torch.long)
+    half, full = logits.half().requires_grad_(), logits.requires_grad_()
+    (expected,) = torch.autograd.grad(cross_entropy_at_mask_size(full, mask), full)
+    assert not expected.half().any()
+    loss = cross_entropy_at_mask_size(half, mask)
+    (gradient,) = torch.autograd.grad(loss * 2.0**16, half)
+    torch.testing.assert_close(gradient.float() / 2.0**16, expected, rtol=1e-3, atol=0)
+
+
+def test_second_derivatives_are_refused() -> None:
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = cross_entropy_at_mask_size(logits, torch.zeros(1, 8, 8, dtype=torch.long))
+    (gradient,) = torch.autograd.grad(loss.square(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("size", [(24, 24), (25, 22)])
+def test_one_synchronization_with_a_device(
+    weighted: bool, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a value, or a shape that depends on values, waits for a GPU."""
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, 6, 6, requires_grad=True)
+    logits.data[0, 0] = -200  # a class whose probability is 0 in float32
+    mask = torch.randint(0, 4, (3, *size))
+    mask[:, :3] = 255
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0]) if weighted else None
+    expected = cross_entropy_at_mask_size(logits, mask, class_weights=weights)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    aten, waits = torch.ops.aten, []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            read = (aten._local_scalar_dense.default, aten.nonzero.default, aten.is_nonzero.default)
+            masks = function is aten.index.Tensor and any(
+                index is not None and index.dtype == torch.bool for index in args[1]
+            )
+            if function in read or masks:
+                waits.append(function)
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(losses, "_waiting_costs", lambda tensor: True)
+    with Watch():
+        loss = cross_entropy_at_mask_size(logits, mask, class_weights=weights)
+        (gradient,) = torch.autograd.grad(loss, logits)
+    assert len(waits) == 1
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
 
 
 def test_dice_of_right_and_wrong() -> None:

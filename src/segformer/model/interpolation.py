@@ -21,6 +21,24 @@ _DENSE = 256
 PyTorch's interpolation."""
 
 
+def source_positions(low: int, high: int, start: int, stop: int) -> Tensor:
+    """Where upsampled rows, or columns, lie among those before upsampling.
+
+    The only place that knows the alignment: pixel centers, as with ``align_corners=False``.
+
+    Args:
+        low: Rows before upsampling.
+        high: Rows after.
+        start: First upsampled row.
+        stop: Row after the last one.
+
+    Returns:
+        (stop - start,) float64, from -0.5 to low - 0.5; on the CPU, as not every device has
+        float64.
+    """
+    return (torch.arange(start, stop, dtype=torch.float64) + 0.5) * (low / high) - 0.5
+
+
 def source_rows(
     low: int, high: int, top: int, bottom: int, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,9 +57,7 @@ def source_rows(
         For each wanted row the row above it, the row below it, both int64 in 0..low - 1, and the
         weight of the one below, 0..1.
     """
-    # On the CPU: not every device has float64
-    position = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * (low / high) - 0.5
-    position = position.clamp(min=0)
+    position = source_positions(low, high, top, bottom).clamp(min=0)
     above = position.long().clamp(max=low - 1)
     below = (above + 1).clamp(max=low - 1)
     weight = (position - above).to(like.dtype)

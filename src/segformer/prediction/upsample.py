@@ -11,6 +11,7 @@ Legend: K classes, h w logits, H W image, M cells, P pairs of a cell and a class
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from segformer.model.interpolation import interpolate_rows
+from segformer.machine import idle_cpus_only
+from segformer.model.interpolation import interpolate_rows, source_positions
 from segformer.model.segformer import probabilities
 
 _CHUNK_VALUES = 1 << 21
 """Logits interpolated at a time: 8 MB of float32."""
 
 _CELL_VALUES = 1 << 19
-"""Values of each corner of the cells that are settled at a time: 2 MB of float32."""
+"""Values of each corner of the cells that are settled at a time: 2 MB of float32.
+
+Cells of more than four columns of pixels count accordingly more.
+"""
 
 
 def logits_to_label_map(
@@ -47,6 +52,13 @@ def logits_to_label_map(
     Returns:
         Class ids (H, W), uint8 or, above 256 classes, uint16; probabilities (H, W) or None.
     """
+    with idle_cpus_only() if views[0].device.type == "cpu" else nullcontext():
+        return _label_map(views, size, confidence)
+
+
+def _label_map(
+    views: Sequence[Tensor], size: tuple[int, int], confidence: bool
+) -> tuple[NDArray[np.integer], NDArray[np.float32] | None]:
     classes = views[0].shape[0]
     dtype = np.uint8 if classes <= 256 else np.uint16
     if len(views) == 1 and classes > 1 and not confidence:
@@ -108,7 +120,8 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     column_count = F.pad(columns.count, (0, 1))
     some = (rows.count[row] > 0) & (column_count[column] > 0)  # pixels lie in the cell
     cells = torch.stack([row[some], column[some]], 1)
-    for part in torch.split(cells, max(1, _CELL_VALUES // classes)):
+    per_row = max(classes, classes * columns.pixel.shape[1] // 4)
+    for part in torch.split(cells, max(1, _CELL_VALUES // per_row)):
         _settle(ids, tokens, rows, columns, *part.unbind(1))
     return ids
 
@@ -132,8 +145,7 @@ class _Cells:
     @classmethod
     def along(cls, low: int, high: int, device: torch.device) -> _Cells:
         """Cells between ``low`` rows, or columns, of logits under ``high`` of pixels."""
-        # On the CPU: not every device has float64
-        position = (torch.arange(high, dtype=torch.float64) + 0.5) * (low / high) + 0.5
+        position = source_positions(low, high, 0, high) + 1  # the outermost cell is number 0
         of_pixel = position.long()
         count = torch.bincount(of_pixel, minlength=low + 1)
         end = count.cumsum(0)
@@ -168,20 +180,22 @@ def _settle(
     a, b, c, d = (
         values.view(-1)[pair].clamp_(-large, large)[:, None] for values in corners
     )  # (P, 1)
-    down = rows.weight[row[cell]].to(a.dtype)  # (P, n)
     across = columns.weight[column[cell]].to(a.dtype)[:, None]  # (P, 1, n)
-    values = torch.lerp(
-        torch.lerp(a, c, down)[..., None], torch.lerp(b, d, down)[..., None], across
-    )  # (P, n, n)
-
-    values = values.flatten(1)  # (P, n n)
-    place = cell[:, None].expand(values.shape)
-    start = values.new_full((len(row), values.shape[1]), -torch.inf)
-    best = start.scatter_reduce(0, place, values, "amax")  # (M, n n)
-    wins = (values == best[cell]) | values.isnan()
-    number = torch.where(wins, candidate[:, None].to(values.dtype), torch.inf)
-    label = (-start).scatter_reduce(0, place, number, "amin")  # of equals the first
-
-    y, x = rows.pixel[row], columns.pixel[column]  # (M, n)
-    pixel = (y[:, :, None] * ids.shape[1] + x[:, None]).flatten(1)
-    ids.view(-1)[pixel] = label.to(ids.dtype)
+    x = columns.pixel[column]  # (M, n)
+    # Cells of many pixels: some of their rows at a time
+    step = max(1, _CHUNK_VALUES // max(1, across.numel()))
+    for y, weight in zip(
+        torch.split(rows.pixel, step, 1), torch.split(rows.weight, step, 1), strict=True
+    ):
+        down = weight[row[cell]].to(a.dtype)  # (P, m)
+        values = torch.lerp(
+            torch.lerp(a, c, down)[..., None], torch.lerp(b, d, down)[..., None], across
+        ).flatten(1)  # (P, m n)
+        place = cell[:, None].expand(values.shape)
+        start = values.new_full((len(row), values.shape[1]), -torch.inf)
+        best = start.scatter_reduce(0, place, values, "amax")  # (M, m n)
+        wins = (values == best[cell]) | values.isnan()
+        number = torch.where(wins, candidate[:, None].to(values.dtype), torch.inf)
+        label = (-start).scatter_reduce(0, place, number, "amin")  # the first of equal ones
+        pixel = (y[row][:, :, None] * ids.shape[1] + x[:, None]).flatten(1)
+        ids.view(-1)[pixel] = label.to(ids.dtype)

@@ -5,15 +5,21 @@ Legend: B batch, K classes, h w logits, H W mask, n pixels of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from segformer.model.products import full_precision
 from segformer.model.segformer import probabilities
 from segformer.training.upsampling import Upsampling, upsampling
+
+_P = ParamSpec("_P")
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def cross_entropy_at_mask_size(
             f"{logits.shape[1]} classes, and {ignore_index} is ignored"
         )
     arithmetic = _PixelLoss(ignore_index, class_weights, label_smoothing, focal_gamma)
-    with torch.autocast(logits.device.type, enabled=False):  # in full precision from the logits on
+    with full_precision(logits.device):
         loss: Tensor = _AtMaskSize.apply(  # type: ignore[no-untyped-call]
             logits, mask, arithmetic, avg_non_ignore, ohem
         )
@@ -136,7 +142,10 @@ class _PixelLoss:
             normalizer = nll + logits.view(-1)[place]
             loss = loss + smoothed * (normalizer * weights.sum() - logits @ weights)
         if even and not self.focal_gamma:
-            gradient.index_fill_(0, (~counted).nonzero()[:, 0], 0)
+            if _waiting_costs(gradient):
+                gradient.masked_fill_(~counted[:, None], 0)
+            else:
+                gradient.index_fill_(0, (~counted).nonzero()[:, 0], 0)
         else:
             gradient *= (target + smoothed * weights.sum())[:, None]
         gradient.view(-1)[place] -= target
@@ -155,9 +164,14 @@ def _softmax(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
     prob = probs.view(-1)[place]
     nll = -prob.log()
     lost = prob < _SMALLEST_PROB
-    if lost.any():
-        nll[lost] = (logits.logsumexp(1) - logits.view(-1)[place])[lost]
+    if _waiting_costs(logits) or lost.any():
+        nll = torch.where(lost, logits.logsumexp(1) - logits.view(-1)[place], nll)
     return probs, prob, nll, place
+
+
+def _waiting_costs(tensor: Tensor) -> bool:
+    """Whether a decision on values would have Python wait for the device, as on a GPU."""
+    return tensor.device.type != "cpu"
 
 
 class _AtMaskSize(torch.autograd.Function):
@@ -184,7 +198,7 @@ class _AtMaskSize(torch.autograd.Function):
         else:
             divisor = _counted(ids, arithmetic).to(precise).clamp(min=1e-12)
         total = precise.new_zeros(())
-        gradient = torch.empty_like(logits)
+        gradient = torch.empty_like(precise)  # a float16 one would underflow before it is scaled
         for i, image in enumerate(images):
             for chunk in range(image.chunks):
                 loss, at_pixels = arithmetic(image.logits(chunk), ids[i][chunk])
@@ -192,20 +206,26 @@ class _AtMaskSize(torch.autograd.Function):
                 total += loss
             gradient[i] = (image.gradient() / divisor).permute(2, 0, 1)
         ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
         return total / divisor
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0].to(gradient.dtype), None, None, None, None
+        gradient = gradient * upstream[0].to(gradient.dtype)
+        return gradient.to(ctx.dtype), None, None, None, None
 
 
 def _counted(ids: list[list[Tensor]], arithmetic: _PixelLoss) -> Tensor:
     """How many pixels count, or the sum of their classes' weights."""
-    chunks = [chunk[chunk != arithmetic.ignore_index] for image in ids for chunk in image]
-    if arithmetic.class_weights is None:
-        return torch.tensor(sum(map(len, chunks)))
-    return torch.stack([arithmetic.class_weights[chunk].sum() for chunk in chunks]).sum()
+    counted = [(chunk, chunk != arithmetic.ignore_index) for image in ids for chunk in image]
+    weights = arithmetic.class_weights
+    if weights is None:
+        return torch.stack([mask.sum() for _, mask in counted]).sum()
+    return torch.stack(
+        [(weights[chunk.where(mask, 0)] * mask).sum() for chunk, mask in counted]
+    ).sum()
 
 
 def _keep_hard(
@@ -223,7 +243,7 @@ def _keep_hard(
     if labeled == 0:
         return ids
     least = max(1, round(hard.least * labeled))
-    threshold = max(hard.below, everywhere.kthvalue(least).values.item())
+    threshold = everywhere.kthvalue(least).values.clamp(min=hard.below)
     kept = iter(probs)
     return [
         [classes.where(next(kept) <= threshold, ignore_index) for classes in chunks]
@@ -231,6 +251,20 @@ def _keep_hard(
     ]
 
 
+def _in_full_precision(loss: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
+    """The loss without autocast."""
+
+    @wraps(loss)
+    def without_autocast(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+        logits = args[0]
+        assert isinstance(logits, Tensor)
+        with full_precision(logits.device):
+            return loss(*args, **kwargs)
+
+    return without_autocast
+
+
+@_in_full_precision
 def lovasz_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Tensor:
     """Lovasz-softmax: a convex stand-in for 1 - IoU, averaged over the classes that occur.
 
@@ -259,6 +293,7 @@ def lovasz_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Ten
     return torch.stack(losses).mean() if losses else logits.float().sum() * 0
 
 
+@_in_full_precision
 def dice_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Tensor:
     """1 - soft Dice, averaged over the classes that occur in the batch.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segformer.model.interpolation import blend_rows, source_rows
+from segformer.model.interpolation import blend_rows, source_positions, source_rows
 from segformer.model.layers import to_maps, to_tokens
 
 _CHUNK_VALUES = {"cpu": 1 << 19, "other": 1 << 26}
@@ -74,7 +74,7 @@ class _ByPhase(Upsampling):
         self.height, self.width, self.classes = tokens.shape
         self.ratio = ratio
         self.offset = (ratio + 1) // 2  # pixels of the outer cells that lie outside
-        weight = ((torch.arange(ratio) + ratio // 2 + 0.5) / ratio - 0.5).to(tokens)
+        weight = source_positions(1, ratio, ratio // 2, ratio // 2 + ratio).to(tokens)
         sides = torch.stack([1 - weight, weight], 1)  # (r, 2)
         self.matrix = torch.einsum("yi,xj->yxij", sides, sides).reshape(ratio**2, 4)
         padded = F.pad(to_maps(tokens[None]), (1, 1, 1, 1), mode="replicate")
