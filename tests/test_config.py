@@ -51,7 +51,7 @@ def test_variant_names(name: str) -> None:
 
 
 def test_unknown_variant() -> None:
-    with pytest.raises(ValueError, match="no SegFormer variant 'b6'; there are b0, b1"):
+    with pytest.raises(ValueError, match="no SegFormer variant 'b6'; the variants are b0, b1"):
         SegFormerConfig.from_variant("b6")
 
 

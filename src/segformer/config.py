@@ -1,4 +1,4 @@
-"""The architecture of SegFormer as numbers: the configuration and the table of B0..B5.
+"""The architecture of SegFormer as numbers: configuration, B0..B5, tensor shapes, MACs.
 
 Legend: B batch, H W pixels, h w tokens, C channels, D decoder width, K classes.
 """
@@ -13,7 +13,7 @@ STRIDES = (4, 8, 16, 32)
 """Pixels per token along a side, for the four stages."""
 
 LARGEST_WIDTH = 1 << 16
-"""Of any width; beyond lies a mistake, and a model that fits into no memory."""
+"""Largest width that a configuration may have; anything above is a mistake."""
 
 DECODERS = ("original", "openmmlab")
 
@@ -23,7 +23,7 @@ PATCH_STRIDES = (4, 2, 2, 2)
 
 @dataclass(frozen=True)
 class NormEps:
-    """Epsilon of the LayerNorms, which differs with the origin of the weights.
+    """Epsilons of the LayerNorms; they differ with the codebase that trained the weights.
 
     Attributes:
         block: In the encoder blocks and at the end of each stage.
@@ -44,29 +44,29 @@ class NormEps:
 ORIGINAL_EPS = NormEps(block=1e-6, merging=1e-5, reduction=1e-5)
 """As in the original implementation (NVlabs)."""
 OPENMMLAB_EPS = NormEps(block=1e-6, merging=1e-6, reduction=1e-6)
-"""As in mmsegmentation, which hands one setting to every norm."""
+"""As in mmsegmentation, which has one setting for all norms."""
 TRANSFORMERS_EPS = NormEps()
-"""As in transformers, whose modules ignore ``layer_norm_eps`` of their configuration."""
+"""As in transformers, whose modules do not use ``layer_norm_eps`` of their configuration."""
 
 
 @dataclass(frozen=True)
 class SegFormerConfig:
-    """Everything that fixes the shapes and the arithmetic of a SegFormer.
+    """Everything that determines the shapes and the arithmetic of a SegFormer.
 
     Attributes:
         hidden_sizes: Width of each of the four encoder stages.
         depths: Blocks in each stage.
         num_attention_heads: Attention heads of each stage; each divides the stage's width.
         sr_ratios: Spatial reduction r of keys and values (the sequence reduction is r squared).
-        mlp_ratio: Widening of the Mix-FFN.
+        mlp_ratio: Expansion of the Mix-FFN.
         decoder_hidden_size: Width D of the all-MLP decoder.
-        decoder: "original", the paper's; or "openmmlab", which has a BatchNorm and a ReLU after
-            each stage's projection.
-        num_classes: Channels K of the logits. 1 means a binary model: one logit, a sigmoid.
+        decoder: "original" (the paper's), or "openmmlab", which has BatchNorm and ReLU after the
+            projection of each stage.
+        num_classes: Channels K of the logits; 1 for a binary model with a sigmoid.
         in_channels: Channels of the image.
-        drop_path: Stochastic depth of the last block; rises linearly from 0 over all blocks.
+        drop_path: Stochastic depth of the last block; it rises linearly from 0 over all blocks.
         dropout: Probability of dropping whole channels before the classifier.
-        eps: LayerNorm epsilons, as the weights were trained with.
+        eps: Epsilons of the LayerNorms, those that the weights were trained with.
     """
 
     hidden_sizes: tuple[int, int, int, int] = (32, 64, 160, 256)
@@ -97,15 +97,17 @@ class SegFormerConfig:
             > LARGEST_WIDTH
         ):
             raise ValueError(
-                f"no width, number of classes or of channels may exceed {LARGEST_WIDTH}"
+                f"widths and numbers of classes and channels must be at most {LARGEST_WIDTH}"
             )
         if self.mlp_ratio > 1024:
             raise ValueError(f"mlp_ratio must be at most 1024, not {self.mlp_ratio}")
         if self.decoder not in DECODERS:
-            raise ValueError(f"decoder {self.decoder!r} is none of {', '.join(DECODERS)}")
+            raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, not {self.decoder!r}")
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a probability in [0, 1), not {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be a probability in [0, 1), not {getattr(self, name)}"
+                )
         for width, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=True):
             if width % heads:
                 raise ValueError(f"{heads} attention heads do not divide {width} channels")
@@ -117,7 +119,7 @@ class SegFormerConfig:
 
     @property
     def min_size(self) -> int:
-        """Smallest height and width in pixels: each reduction needs r tokens to reduce.
+        """Smallest height and width of an image in pixels: each reduction needs r tokens.
 
         A map of stride s has ``ceil(H / s)`` rows, so H must exceed ``s * (r - 1)``.
         """
@@ -125,7 +127,7 @@ class SegFormerConfig:
 
     @property
     def variant(self) -> str | None:
-        """Name in the table ("b0".."b5") of this encoder, or None if it is not one of them."""
+        """Name of the variant with this encoder ("b0" to "b5"), or None."""
         for name, row in VARIANTS.items():
             if (self.hidden_sizes, self.depths) == (row["hidden_sizes"], row["depths"]):
                 return name
@@ -136,7 +138,7 @@ class SegFormerConfig:
         """Configuration of one of the paper's models.
 
         Args:
-            variant: "b0" to "b5", in any case, with or without "mit-" or "mit_" before it.
+            variant: "b0" to "b5", in upper or lower case, also as "mit-b0" or "mit_b0".
             **overrides: Fields to set differently, such as ``num_classes=19``.
 
         Raises:
@@ -144,7 +146,9 @@ class SegFormerConfig:
         """
         key = variant.lower().removeprefix("mit").lstrip("-_")
         if key not in VARIANTS:
-            raise ValueError(f"no SegFormer variant {variant!r}; there are {', '.join(VARIANTS)}")
+            raise ValueError(
+                f"no SegFormer variant {variant!r}; the variants are {', '.join(VARIANTS)}"
+            )
         return replace(cls(**VARIANTS[key]), **overrides)
 
 
@@ -231,8 +235,8 @@ class Macs:
 
     Attributes:
         encoder: Convolutions, linears and the two products of each attention.
-        decoder: The decoder written plainly, as published figures count it.
-        decoder_folded: The decoder as it runs here, projections composed with the fusion.
+        decoder: The decoder as it is trained, which published figures count.
+        decoder_folded: The decoder as inference runs it, projections folded into the fusion.
     """
 
     encoder: int
@@ -241,7 +245,7 @@ class Macs:
 
 
 def count_macs(config: SegFormerConfig, height: int, width: int) -> Macs:
-    """Count the multiply-accumulates of one forward pass, norms and interpolation left out.
+    """Count the multiply-accumulates of one forward pass, without norms and interpolation.
 
     Args:
         config: The model.
@@ -267,7 +271,7 @@ def count_macs(config: SegFormerConfig, height: int, width: int) -> Macs:
     d, first = config.decoder_hidden_size, tokens_of_stage[0]
     projections = sum(n * c * d for n, c in zip(tokens_of_stage, config.hidden_sizes, strict=True))
     classifier = first * d * config.num_classes
-    # Behind a ReLU a projection cannot be composed; its slice still runs before the upsampling
+    # A projection before a ReLU cannot be folded, but its slice runs before the upsampling
     slices = sum(tokens_of_stage) * d * d if config.decoder == "openmmlab" else 0
     return Macs(
         encoder,

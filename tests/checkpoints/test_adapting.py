@@ -1,4 +1,4 @@
-"""Other classes, other channels, other heads than a file has: asked for, said, and nothing more."""
+"""Other classes, channels or heads than a file has: adapted on request, logged, nothing more."""
 
 from __future__ import annotations
 

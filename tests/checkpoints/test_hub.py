@@ -95,7 +95,7 @@ def test_revisions_are_pinned(
         SegFormer.from_pretrained(NAME, revision="v9")
 
 
-def test_an_interrupted_download_goes_on(
+def test_an_interrupted_download_continues(
     hub: HubServer, published: Repository, tiny_model: SegFormer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
@@ -119,7 +119,7 @@ def test_private_and_gated_models(
         SegFormer.from_pretrained("somebody/gated")
 
 
-def test_what_is_not_there(hub: HubServer, published: Repository) -> None:
+def test_missing_models(hub: HubServer, published: Repository) -> None:
     with pytest.raises(CheckpointError, match=r"nobody/nothing: no such model, .*\(404\)"):
         SegFormer.from_pretrained("nobody/nothing")
     hub.repositories["somebody/empty"] = Repository()
@@ -267,12 +267,12 @@ def test_push_to_hub(hub: HubServer, tiny_model: SegFormer, tmp_path: Path) -> N
     assert "| class 4 | - | 60.0 | 67.0 |" in text
     assert "80 images, 3.5 minutes" in text
     assert "pretrained: base" in text
-    assert "/models" not in text  # whose machine it was is nobody's business
+    assert "/models" not in text  # paths of the machine are not published
 
 
 def test_a_card_without_a_run_says_so(tiny_model: SegFormer) -> None:
     facts = (tiny_model.config, tiny_model.classes, tiny_model.preprocessing)
-    assert "no evaluation came with it" in model_card(Description("segmenter", *facts), NAME)
+    assert "Not stated." in model_card(Description("segmenter", *facts), NAME)
     assert "image-classification" in model_card(Description("classifier", *facts), NAME)
-    with pytest.raises(CheckpointError, match="not the folder of a finished run"):
+    with pytest.raises(CheckpointError, match="not the folder of a finished training run"):
         tiny_model.push_to_hub(NAME, run="nowhere")

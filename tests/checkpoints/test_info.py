@@ -42,8 +42,8 @@ def test_info_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_info_of_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     SegFormerClassifier.from_variant("b0", num_classes=10).save_pretrained(tmp_path)
     assert main(["info", str(tmp_path)]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "middle 224 x 224" in shown
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "center crop 224 x 224" in shown
     assert describe(open_checkpoint(tmp_path))["parameters"]["head"] == 2570
 
 

@@ -181,7 +181,7 @@ FIRST = "backbone.patch_embed1.proj.weight"
             "but values for less",
         ),
         ("decode_head.linear_fuse.bn.running_var", -torch.ones(16), "or negative variances"),
-        ("backbone.block1.999999999.norm1.weight", torch.zeros(8), "has 5 blocks in all"),
+        ("backbone.block1.999999999.norm1.weight", torch.zeros(8), "has 5 blocks in total"),
     ],
 )
 def test_tensors_that_no_model_has(

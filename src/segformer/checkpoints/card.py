@@ -1,4 +1,4 @@
-"""The card of a published model, written from what its training left."""
+"""The card of a published model, written from the files of its training run."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def model_card(
     run: str | Path | None = None,
     license: str | None = None,
 ) -> str:
-    """The text of ``README.md``: what the model is, how to use it, how it was made, how good it is.
+    """The text of ``README.md``: what the model is, its use, its scores and its training.
 
     Args:
-        model: What is described.
+        model: The model.
         model_id: OWNER/NAME.
-        run: Folder of its training; left out, the card has no scores and says so.
-        license: As the Hub names licenses.
+        run: Folder of its training run. Default: a card that states no scores.
+        license: As the Hub names licenses, such as "apache-2.0".
 
     Raises:
         CheckpointError: ``run`` has no readable ``report.json`` or ``config.yaml``.
     """
     report, recipe = _read_run(Path(run)) if run is not None else ({}, {})
     segmenter = model.kind == "segmenter"
-    title = f"SegFormer-{(model.config.variant or 'of its own size').upper()}"
+    title = f"SegFormer-{(model.config.variant or 'custom size').upper()}"
     front: dict[str, Any] = {"library_name": "segformer"}
     if license is not None:
         front["license"] = license
@@ -70,12 +70,14 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         report = json.loads((run / "report.json").read_text(encoding="utf-8"))
         recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{run}: not the folder of a finished run: {error}") from None
+        raise CheckpointError(
+            f"{run}: not the folder of a finished training run: {error}"
+        ) from None
     return dict(report), dict(recipe)
 
 
 def _index_entry(model_id: str, task: str, report: dict[str, Any]) -> dict[str, Any]:
-    """Scores as the Hub's own table of results takes them."""
+    """Scores in the form of the Hub's table of results."""
     names = {"miou": "mean_iou", "pixel_accuracy": "pixel_accuracy", "top1": "accuracy"}
     metrics = [
         {"type": kind, "name": name, "value": round(100 * report[name], 2)}
@@ -91,14 +93,14 @@ def _sizes(model: Description) -> str:
     size = model.preprocessing.size
     if isinstance(size, tuple):
         return f"resized to {size[1]} x {size[0]} pixels"
-    return f"short side {size} pixels" if size is not None else "at the image's own size"
+    return f"short side {size} pixels" if size is not None else "any size"
 
 
 def _scores(report: dict[str, Any]) -> str:
     if not report:
-        return "## How good it is\n\nNot stated: no evaluation came with it.\n"
+        return "## Scores\n\nNot stated.\n"
     where = f"`{Path(str(report['dataset'])).name}`, split {report['split']}"
-    lines = [f"## How good it is\n\nOn {report['images']} images of {where}.\n"]
+    lines = [f"## Scores\n\nOn {report['images']} images of {where}.\n"]
     if "miou" in report:
         lines.append("| class | IoU | accuracy | Dice |\n| --- | ---: | ---: | ---: |")
         rows = {**report["classes"], "**mean**": _mean_row(report)}

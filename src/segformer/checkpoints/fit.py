@@ -1,4 +1,4 @@
-"""What the shapes of tensors say of a model, and whether they fit one."""
+"""A configuration from the shapes of tensors, and whether tensors fit a configuration."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
-    """The configuration that tensors were made with.
+    """Infer the configuration of a model from the shapes of its tensors.
 
-    Heads leave no trace in the tensors: every published variant has heads as wide as the first
-    stage, and so it is assumed.
+    The number of attention heads cannot be inferred. Heads are assumed to be as wide as the first
+    stage, as in every published variant.
 
     Args:
-        shapes: Of the tensors, by their names here.
-        eps: Of the format.
+        shapes: Of the tensors, by the names in this package.
+        eps: Epsilons of the checkpoint format.
 
     Raises:
         CheckpointError: The encoder is incomplete.
@@ -69,7 +69,7 @@ def _infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
             eps=eps,
         )
     except ValueError as error:
-        raise CheckpointError(f"the tensors are of no SegFormer: {error}") from None
+        raise CheckpointError(f"the tensors do not form a SegFormer: {error}") from None
     usual = VARIANTS.get(config.variant or "b0", VARIANTS["b0"])["decoder_hidden_size"]
     return replace(config, decoder_hidden_size=shapes.get("decoder.fuse.weight", (usual,))[0])
 
@@ -77,23 +77,23 @@ def _infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
 def check_fit(
     config: SegFormerConfig, shapes: Shapes, parts: Sequence[str], unknown: Sequence[str]
 ) -> None:
-    """Compare tensors with what a configuration asks for.
+    """Check that tensors have the names and shapes that a configuration requires.
 
     Args:
         config: Of the model.
-        shapes: Of the tensors, by their names here.
-        parts: Which parts of the model are wanted: "encoder.", "decoder.", "head.".
-        unknown: Names in the file that no module here has.
+        shapes: Of the tensors, by the names in this package.
+        parts: Which parts of the model to check: "encoder.", "decoder.", "head.".
+        unknown: Names in the file that no part of a SegFormer has.
 
     Raises:
-        CheckpointError: A tensor is missing, left over, or of another shape; the message lists
-            them and says what is the likely cause.
+        CheckpointError: A tensor is missing, unexpected, or of another shape; the message lists
+            them and states the likely cause.
     """
     blocks = len({name.split(".ffn.")[0] for name in shapes if ".ffn." in name})
-    if sum(config.depths) > 2 * blocks + 100:  # before a model of that depth is built
+    if sum(config.depths) > 2 * blocks + 100:  # before millions of names are listed
         raise CheckpointError(
             f"the weights do not fit the model: depths {config.depths}, the file has {blocks} "
-            "blocks in all"
+            "blocks in total"
         )
     expected = tensor_shapes(config, parts)
     found = {n: shape for n, shape in shapes.items() if n.startswith(tuple(parts))}
@@ -117,7 +117,7 @@ def check_fit(
 
 
 def _likely_cause(config: SegFormerConfig, shapes: Shapes) -> str:
-    """What the tensors themselves say, where the configuration says otherwise."""
+    """Where the tensors contradict the configuration, as words in brackets."""
     try:
         found = infer_config(shapes, config.eps)
     except CheckpointError:

@@ -21,7 +21,7 @@ _OUR_BLOCK = "encoder.stages.{s}.blocks.{b}."
 def _rows(
     stage: str, block: str, table: Mapping[str, str | tuple[str, ...]], *extra: Row
 ) -> tuple[Row, ...]:
-    """A table as rows. ``@`` begins a name in a block, ``/`` one in a stage, on either side."""
+    """A table as rows. On both sides ``@`` stands for the block and ``/`` for the stage."""
 
     def full(name: str, in_block: str, in_stage: str) -> str:
         if name[0] == "@":
@@ -44,7 +44,7 @@ _DECODER = {
     "decoder.fuse": "decode_head.linear_fuse",
     "decoder.norm": "decode_head.batch_norm",
     "decoder.classifier": "decode_head.classifier",
-    # The decoder that only OpenMMLab has, as this package stores it
+    # Of OpenMMLab's decoder, which transformers does not have, as this package stores it
     "decoder.stage_norms.{s}": "decode_head.stage_norms.{s}",
     "head": "classifier",
 }
@@ -109,7 +109,7 @@ HUB_IN_MEMORY = Format(
 
 
 def _original_encoder(prefix: str) -> dict[str, str | tuple[str, ...]]:
-    """The encoder's names in the original code, which others took over."""
+    """Names of the encoder in the original code, which other codebases share."""
     return {
         "/merging.projection": prefix + "patch_embed{n}.proj",
         "/merging.norm": prefix + "patch_embed{n}.norm",
@@ -129,7 +129,7 @@ def _original_encoder(prefix: str) -> dict[str, str | tuple[str, ...]]:
 
 
 def _split_key_value(block: str) -> Row:
-    """Keys and values stored apart, as some forks do."""
+    """Keys and values stored separately, as some forks do."""
     return Row(
         (_OUR_BLOCK + "attention.key_value",),
         (block + "attn.k", block + "attn.v"),
@@ -234,19 +234,18 @@ FORMATS = (HUB, HUB_IN_MEMORY, NVLABS, SMP, OPENMMLAB, OURS)
 
 
 def recognize(names: Iterable[str]) -> tuple[Format, dict[str, str], list[str]] | None:
-    """The format of a file's tensors, from their names alone.
+    """Recognize the format of a file from the names of its tensors.
 
-    It is the one whose table knows the most of them, once what wrappers put before the names
-    (``module.``, ``model.``, ...) and the absent prefix of an encoder alone are allowed for. Of
-    several copies of the same tensors, such as a model and its moving average, the plain one is
-    taken.
+    It is the format whose table has the most of these names. Prefixes of wrappers (``module.``,
+    ``model.``, ...) are removed, and an encoder alone may lack the format's prefix. Of several
+    copies of a model, such as its moving average, the model itself is taken.
 
     Args:
         names: Of the tensors in a file.
 
     Returns:
-        The format; its name -> the name in the file, for the tensors of the model; and the names
-        that lie outside the model's wrapper. None if no format knows an encoder here.
+        The format; the names of the model's tensors, format -> file; and the other names in the
+        file. None if no format has an encoder of such names.
     """
     names = list(names)
     best: tuple[tuple[int, bool, int], Format, dict[str, str]] | None = None

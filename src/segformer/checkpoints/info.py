@@ -1,4 +1,4 @@
-"""What a model is, in numbers and for people to read; its weights stay unread."""
+"""Facts about a model, as numbers and as tables; its weights are not read."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Everything about a model that does not need its weights.
+    """Facts about a model that do not need its weights.
 
     Args:
         checkpoint: An opened model.
-        size: Height and width in pixels to count the work for; left out, that of the model's
-            preprocessing, for an image of 4:3 where it keeps the ratio.
+        size: Height and width in pixels to count MACs for. Default: the size that the model's
+            preprocessing gives, of an image of 640 x 480 where it keeps the aspect ratio.
 
     Raises:
         CheckpointError: The tensors do not fit the configuration.
@@ -38,11 +38,11 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
         )
     parameters = {part.removesuffix("."): _parameters(checkpoint, part) for part in parts}
     macs = count_macs(config, height, width)
-    work = {"encoder": macs.encoder}
+    counted = {"encoder": macs.encoder}
     if kind == "segmenter":
-        work |= {"decoder": macs.decoder, "decoder_folded": macs.decoder_folded}
+        counted |= {"decoder": macs.decoder, "decoder_folded": macs.decoder_folded}
     elif kind == "classifier":
-        work["head"] = config.hidden_sizes[-1] * config.num_classes
+        counted["head"] = config.hidden_sizes[-1] * config.num_classes
     classes = [
         {"id": i, "name": name, "color": list(color)}
         for i, (name, color) in enumerate(
@@ -61,7 +61,7 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
         "depths": list(config.depths),
         "channels": config.in_channels,
         "parameters": parameters,
-        "macs": {"height": height, "width": width, **work},
+        "macs": {"height": height, "width": width, **counted},
         "eps": asdict(config.eps),
         "preprocessing": asdict(preprocessing),
         "license": checkpoint.license,
@@ -71,7 +71,7 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
 
 
 def tables(description: dict[str, Any]) -> list[Table]:
-    """The same for a terminal: the facts, then the classes with their colors."""
+    """The description as tables for a terminal: the facts, then the classes with their colors."""
     d = description
     facts = Table(show_header=False, title=d["model"], title_justify="left", title_style="bold")
     facts.add_column(style="bold")
@@ -85,7 +85,7 @@ def tables(description: dict[str, Any]) -> list[Table]:
     total = sum(d["parameters"].values())
     parts = ", ".join(f"{part} {n / 1e6:.2f}" for part, n in d["parameters"].items())
     facts.add_row("parameters", f"{total / 1e6:.2f} M ({parts})")
-    facts.add_row("work", _work(d["macs"]))
+    facts.add_row("MACs", _macs(d["macs"]))
     if d["decoder"] is not None:
         facts.add_row("decoder", f"{d['decoder']}, {d['decoder_hidden_size']} wide")
     eps = d["eps"]
@@ -109,12 +109,12 @@ def tables(description: dict[str, Any]) -> list[Table]:
 
 
 def _parameters(checkpoint: Checkpoint, part: str) -> int:
-    """Values that training changes: BatchNorm's statistics are none."""
+    """Number of trainable values; the statistics of BatchNorm are not trained."""
     shapes = tensor_shapes(checkpoint.config, [part])
     return sum(math.prod(s) for name, s in shapes.items() if not name.endswith(_STATISTICS))
 
 
-def _work(macs: dict[str, int]) -> str:
+def _macs(macs: dict[str, int]) -> str:
     where = f"at {macs['width']} x {macs['height']} pixels"
     words = [f"encoder {macs['encoder'] / 1e9:.2f}"]
     total = macs["encoder"] + macs.get("decoder", 0) + macs.get("head", 0)
@@ -124,7 +124,7 @@ def _work(macs: dict[str, int]) -> str:
         total_folded = f"; {(macs['encoder'] + folded) / 1e9:.2f} as it runs here"
     else:
         total_folded = ""
-    return f"{total / 1e9:.2f} GMACs {where} ({', '.join(words)}){total_folded}"
+    return f"{total / 1e9:.2f} G {where} ({', '.join(words)}){total_folded}"
 
 
 def _input(channels: int, preprocessing: dict[str, Any]) -> str:
@@ -132,11 +132,11 @@ def _input(channels: int, preprocessing: dict[str, Any]) -> str:
     if isinstance(size, tuple):
         seen = f"resized to {size[1]} x {size[0]}"
     else:
-        seen = f"short side {size}" if size is not None else "own size"
+        seen = f"short side resized to {size}" if size is not None else "not resized"
     if multiple > 1:
-        seen += f", sides multiples of {multiple}"
+        seen += f", sides rounded to multiples of {multiple}"
     if preprocessing["crop"] is not None:
-        seen += f", middle {preprocessing['crop'][1]} x {preprocessing['crop'][0]}"
+        seen += f", center crop {preprocessing['crop'][1]} x {preprocessing['crop'][0]}"
     mean = ", ".join(f"{value:.4g}" for value in preprocessing["mean"])
     std = ", ".join(f"{value:.4g}" for value in preprocessing["std"])
     scale = f"values x {preprocessing['rescale']:.4g}"

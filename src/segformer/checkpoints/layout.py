@@ -1,7 +1,7 @@
-"""The Hub layout's JSON: a model's configuration, labels and preprocessing as transformers has it.
+"""The JSON files of the Hub layout: configuration, classes and preprocessing of a model.
 
-What transformers has no place for, names of a binary model's background, colors, eps, the
-decoder's kind, stands under a key of its own, ``segformer``, which transformers carries along.
+What transformers cannot store (the background's name of a binary model, colors, eps, the kind of
+decoder) is under the key ``segformer``, which transformers ignores and keeps.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ PREPROCESSING_FILE = "preprocessor_config.json"
 FOLDER_FILES = (WEIGHTS_FILE, CONFIG_FILE, PREPROCESSING_FILE)
 """What a folder in the Hub layout consists of."""
 
-_NONSENSE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
-"""What reading a JSON file of the wrong types can raise."""
+_INVALID = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+"""What values of the wrong type in a JSON file can raise."""
 
 _ARCHITECTURES = {
     "segmenter": "SegformerForSemanticSegmentation",
@@ -43,7 +43,7 @@ _ARCHITECTURES = {
 
 _MODEL_TYPE = "segformer"
 _OPENMMLAB_TYPE = "segformer-openmmlab"
-"""For a decoder that transformers does not have: it must not load such a folder in silence."""
+"""Of a decoder that transformers does not have: it must refuse such a folder."""
 
 
 @dataclass(frozen=True)
@@ -107,24 +107,24 @@ def config_to_hub(description: Description, dtype: torch.dtype) -> dict[str, Any
 
 
 def config_from_hub(entries: dict[str, Any], origin: object) -> tuple[SegFormerConfig, ClassSet]:
-    """The inverse of `config_to_hub`, and the reader of what transformers 4 and 5 write.
+    """Read ``config.json`` as `config_to_hub` and transformers 4 and 5 write it.
 
     Args:
         entries: Of ``config.json``.
-        origin: Where they come from, for messages.
+        origin: Path of the file, for messages.
 
     Raises:
-        CheckpointError: They are of another model, or nonsense.
+        CheckpointError: They describe another kind of model, or a value is invalid.
     """
     try:
         return _config_from_hub(entries)
-    except _NONSENSE as error:
+    except _INVALID as error:
         raise CheckpointError(f"{origin}: {_describe(error)}") from None
 
 
 def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, ClassSet]:
     if entries.get("model_type", _MODEL_TYPE) not in (_MODEL_TYPE, _OPENMMLAB_TYPE):
-        raise ValueError(f"a model of type {entries['model_type']!r}, not a SegFormer")
+        raise ValueError(f"a model of type {printable(entries['model_type'])!r}, not a SegFormer")
     fixed = {"patch_sizes": PATCH_KERNELS, "strides": PATCH_STRIDES, "hidden_act": "gelu"}
     for name, value in fixed.items():
         found = entries.get(name, value)
@@ -140,7 +140,7 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, ClassSet
     if "id2label" in entries:
         names_by_id = distinct({int(k): str(v) for k, v in entries["id2label"].items()})
         classes = ClassSet.from_names(names_by_id, ignore_index=-1)
-    else:  # transformers writes none for its default of two classes
+    else:  # transformers omits it for its default of two classes
         classes = ClassSet.numbered(entries.get("num_labels", 2))
     num_classes = len(classes)
     if num_classes == 1:
@@ -154,7 +154,9 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, ClassSet
         raise ValueError(f"{len(classes)} classes, but {len(names)} names of classes")
     names = tuple(distinct(dict(enumerate(names))).values())
     if 0 <= ignore_index < len(names):
-        ignore_index = -1  # a class of that number: the field's default ids run out at 255
+        ignore_index = (
+            -1
+        )  # a class has this id: 255 is ignored by default, also by models of 300 classes
     classes = replace(
         classes, names=names, palette=palette or classes.palette, ignore_index=ignore_index
     )
@@ -218,14 +220,14 @@ def preprocessing_to_hub(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def preprocessing_from_hub(entries: dict[str, Any], origin: object) -> Preprocessing:
-    """The inverse of `preprocessing_to_hub`, for files of every age.
+    """Read ``preprocessor_config.json`` as `preprocessing_to_hub` and transformers write it.
 
     Raises:
-        CheckpointError: Nonsense.
+        CheckpointError: A value is invalid.
     """
     try:
         return _preprocessing_from_hub(entries)
-    except _NONSENSE as error:
+    except _INVALID as error:
         raise CheckpointError(f"{origin}: {_describe(error)}") from None
 
 
@@ -262,7 +264,7 @@ def _preprocessing_from_hub(entries: dict[str, Any]) -> Preprocessing:
 
 def _describe(error: Exception) -> str:
     if isinstance(error, KeyError):
-        return f"there is no {error}"
+        return f"{error} is missing"
     return str(error) if isinstance(error, ValueError) else f"a value of the wrong type ({error})"
 
 
@@ -270,12 +272,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """The entries of a JSON file.
 
     Raises:
-        CheckpointError: It cannot be read, or holds no object.
+        CheckpointError: It cannot be read, or is not a JSON object.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
     if not isinstance(entries, dict):
-        raise CheckpointError(f"{path}: must be a JSON object")
+        raise CheckpointError(f"{path}: is not a JSON object")
     return entries

@@ -26,12 +26,12 @@ _SPLIT_NAME = re.compile(rf"(.*?[._]|)({'|'.join(_LEAVES)})")
 
 @dataclass(frozen=True)
 class Row:
-    """One module's names, or those of a few that some format stores together.
+    """Names of one module, or of several that one of the sides stores as one tensor.
 
     Attributes:
-        ours: Names here; one that ends in ``key_value`` counts for two of the others.
-        theirs: Names there, of equal counts. A name that ends in ``_`` takes no dot.
-        pointwise: A linear here is a 1x1 convolution there.
+        ours: Names in this package; ``key_value`` holds two tensors of the other sizes.
+        theirs: Names in the format, of equal sizes. A name that ends in ``_`` takes no dot.
+        pointwise: A linear in this package is a 1x1 convolution in the format.
     """
 
     ours: tuple[str, ...]
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Match:
-    """Tensors that are the same ones, by their names here and there."""
+    """The same tensors, by their names in this package and in the format."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -50,17 +50,16 @@ class Match:
 
 @dataclass(frozen=True)
 class Format:
-    """One codebase's names.
+    """A checkpoint format: the tensor names of one codebase.
 
     Attributes:
-        name: As the command line calls it.
-        title: As people call it.
-        encoder: What its full models put before the names of the encoder; files of an encoder
-            alone lack it.
-        eps: Of its LayerNorms, where no configuration says otherwise.
+        name: On the command line.
+        title: In messages.
+        encoder: Prefix of the encoder's names in whole models; files of an encoder alone lack it.
+        eps: Epsilons of its LayerNorms where no configuration states them.
         rows: The table. A second row for the same modules is read but never written.
         decoders: Which decoders its models have; see `SegFormerConfig`.
-        unused: Patterns of tensors that its files hold and its inference does not use.
+        unused: Patterns of names that its files hold and inference does not use.
     """
 
     name: str
@@ -72,10 +71,10 @@ class Format:
     unused: tuple[str, ...] = ()
 
     def from_ours(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename, cut and join tensors as they are stored there.
+        """Rename, split and join tensors of this package into those of the format.
 
         Raises:
-            ValueError: A tensor has no name there.
+            ValueError: A tensor has no name in the format.
         """
         renamed: dict[str, Tensor] = {}
         for match in self._matches(tensors, here=True):
@@ -93,17 +92,20 @@ class Format:
     def to_ours(
         self, names: Collection[str], read: Callable[[str], Tensor], part: str = ""
     ) -> Iterator[tuple[str, Tensor]]:
-        """Read, rename, cut and join tensors as they are stored here, a few at a time.
+        """Read, rename, split and join tensors of the format into those of this package.
 
-        A tensor of which a piece is missing is left out, and so is a name that is in no row.
+        Names that are in no row are skipped, and so are rows of which a tensor is missing.
 
         Args:
-            names: What there is, by the names there.
-            read: Fetches a tensor by its name there; called once for each.
-            part: What the names here must begin with, such as ``encoder.``.
+            names: The tensors there are, by their names in the format.
+            read: Reads a tensor by its name in the format; called once for each.
+            part: Only tensors whose names in this package begin with this, such as ``encoder.``.
+
+        Yields:
+            Name in this package and tensor, a few at a time.
 
         Raises:
-            ValueError: Pieces that do not fit together.
+            ValueError: The shapes of tensors to be joined do not match.
         """
         for match in self._matches(names, here=False):
             if not match.ours[0].startswith(part) or any(n not in names for n in match.theirs):
@@ -121,12 +123,12 @@ class Format:
                 ) from None
 
     def unknown(self, names: Iterable[str]) -> list[str]:
-        """Names there that are in no row and that its inference would use."""
+        """Names that are neither in a row nor known to be unused."""
         unused = re.compile("|".join(self.unused) or r"(?!)")
         return [n for n in self._unknown(names, here=False) if not unused.match(n)]
 
     def knows(self, name: str) -> bool:
-        """Whether a name there is in a row."""
+        """Whether a name of the format is in a row."""
         return self._find(name, here=False) is not None
 
     def _matches(self, names: Iterable[str], *, here: bool) -> Iterator[Match]:
@@ -158,7 +160,7 @@ class Format:
 
     @cached_property
     def _index(self) -> tuple[dict[str, list[tuple[re.Pattern[str], Row]]], ...]:
-        """Rows by the shape of a name, theirs and ours: a model has a thousand names."""
+        """Rows by names without numbers, theirs and ours: a model has a thousand names to find."""
         indices: tuple[dict[str, list[tuple[re.Pattern[str], Row]]], ...] = ({}, {})
         for row in self.rows:
             for index, names in zip(indices, (row.theirs, row.ours), strict=True):
@@ -173,7 +175,7 @@ def _with_separator(name: str) -> str:
 
 
 def _shape_of(module: str) -> str:
-    """A name with its numbers blanked out."""
+    """A name with its numbers replaced by #."""
     return re.sub(r"\d+", "#", module)
 
 
@@ -182,7 +184,7 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def _stage_numbers(found: Mapping[str, str]) -> dict[str, int]:
-    """Every way of counting the stage, from the one that a name used."""
+    """The stage in every way of counting, from the one that a name uses."""
     numbers = {key: int(value) for key, value in found.items()}
     if "n" in numbers:
         numbers["s"] = numbers["n"] - 1
@@ -194,7 +196,7 @@ def _stage_numbers(found: Mapping[str, str]) -> dict[str, int]:
 
 
 def _recut(stack: list[Tensor], counts: list[int]) -> list[Tensor]:
-    """Tensors stacked along the first axis, cut again into parts of these counts."""
+    """Tensors joined along the first axis and split again in these proportions."""
     if len(stack) == len(counts):
         return stack
     joined = _joined(stack)
@@ -202,18 +204,18 @@ def _recut(stack: list[Tensor], counts: list[int]) -> list[Tensor]:
         return [joined]
     unit, rest = divmod(joined.shape[0], sum(counts))
     if rest:
-        raise ValueError("the first axis cannot be cut evenly")
+        raise ValueError("the first axis cannot be split evenly")
     sizes = [unit * count for count in counts]
     return [part.clone() for part in torch.split(joined, sizes)]
 
 
 def _joined(stack: list[Tensor]) -> Tensor:
-    """Tensors one behind the other along the first axis."""
+    """Tensors concatenated along the first axis."""
     if len(stack) == 1:
         return stack[0]
     if not stack[0].is_meta:
         return torch.cat(stack)
-    # Of shapes alone, torch.cat would import PyTorch's compiler, which takes a second
+    # On the meta device torch.cat would import PyTorch's compiler, which takes a second
     rest = stack[0].shape[1:]
     if any(tensor.shape[1:] != rest for tensor in stack):
         raise ValueError(f"{[tuple(tensor.shape) for tensor in stack]} cannot be joined")

@@ -59,6 +59,24 @@ def load_classifier(
     return assemble(SegFormerClassifier, checkpoint, classes, num_classes, in_channels)
 
 
+def load_any(
+    source: str | Path, **options: Unpack[hub.HubOptions]
+) -> SegFormer | SegFormerClassifier:
+    """Load a segmentation or a classification model, whichever the checkpoint holds.
+
+    Args:
+        source: As for `SegFormer.from_pretrained`.
+        **options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+
+    Raises:
+        CheckpointError: As for `SegFormer.from_pretrained`; an encoder alone is neither.
+    """
+    checkpoint = open_checkpoint(source, **options)
+    if checkpoint.kind == "classifier":
+        return assemble(SegFormerClassifier, checkpoint)
+    return assemble(SegFormer, checkpoint)
+
+
 def load_encoder(
     source: str | Path,
     *,
