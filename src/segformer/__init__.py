@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from segformer.prediction.config import PredictConfig as PredictConfig
     from segformer.prediction.prediction import Prediction as Prediction
     from segformer.prediction.predictor import Predictor as Predictor
+    from segformer.training.config import ClassificationTrainConfig as ClassificationTrainConfig
+    from segformer.training.config import SegmentationTrainConfig as SegmentationTrainConfig
+    from segformer.training.run import resume as resume
+    from segformer.training.run import train as train
 
 _ROOMS = {
+    "ClassificationTrainConfig": "segformer.training.config",
     "ClassPredictor": "segformer.prediction.classifier",
     "ClassSet": "segformer.classes",
     "MixTransformer": "segformer.model.encoder",
@@ -36,7 +41,10 @@ _ROOMS = {
     "SegFormer": "segformer.model.segformer",
     "SegFormerClassifier": "segformer.model.segformer",
     "SegFormerConfig": "segformer.config",
+    "SegmentationTrainConfig": "segformer.training.config",
     "evaluate": "segformer.evaluation.scoring",
+    "resume": "segformer.training.run",
+    "train": "segformer.training.run",
 }
 
 __all__ = [*_ROOMS, "__version__"]  # noqa: PLE0604

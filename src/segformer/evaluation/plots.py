@@ -72,7 +72,11 @@ def class_sheet(
     for place, result in enumerate(results, 1):
         assert result.source is not None
         axes = figure.add_subplot(-(-len(results) // columns), columns, place)
-        image = read_image(result.source, predictor.model.config.in_channels)
+        image = read_image(
+            result.source,
+            predictor.model.config.in_channels,
+            as_8_bit=predictor.preprocessing.expects_8_bit,
+        )
         shown = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, 0]
         axes.imshow(resize(shown, (160, 160)) if shown.ndim == 3 else shown, cmap="gray")
         axes.set_axis_off()

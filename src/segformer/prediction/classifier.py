@@ -154,7 +154,12 @@ class ClassPredictor:
 
     def _view(self, source: ImageSource) -> NDArray[np.float32]:
         """Read an image and make it the input of the model: (h, w, C), normalized."""
-        image = read_image(source, self.model.config.in_channels)
+        image = read_image(
+            source,
+            self.model.config.in_channels,
+            as_8_bit=self.preprocessing.expects_8_bit,
+            value_range=self.config.value_range,
+        )
         seen = resize(
             image,
             self.preprocessing.target_size(*image.shape[:2]),

@@ -27,6 +27,7 @@ class PredictOptions(TypedDict, total=False):
         scales: Ratios.
         flip: Also run the mirror image.
         confidence: Keep probabilities.
+        value_range: Low and high.
         device: cpu, cuda, cuda:1, mps.
         precision: float32 or bfloat16.
         batch_size: Images or windows.
@@ -40,6 +41,7 @@ class PredictOptions(TypedDict, total=False):
     scales: Sequence[float] | float
     flip: bool
     confidence: bool
+    value_range: tuple[float, float] | None
     device: str | None
     precision: Literal["float32", "bfloat16"]
     batch_size: int | None
@@ -60,6 +62,8 @@ class PredictConfig:
         scales: Ratios at which to run the image; the probabilities are averaged.
         flip: Also run the mirror image at each scale.
         confidence: Keep the probability of each pixel's class.
+        value_range: Stored values that mean black and white, for a model of 8-bit images on images
+            of 16 bits or floats. Default: what the file says, else the whole range of its type.
         device: Where to run: cpu, cuda, cuda:1, mps. Default: the best there is.
         precision: bfloat16 is faster where the hardware supports it; logits differ in the third
             digit.
@@ -80,6 +84,7 @@ class PredictConfig:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     confidence: bool = False
+    value_range: tuple[float, float] | None = None
     device: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int | None = None

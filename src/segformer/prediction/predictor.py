@@ -195,7 +195,12 @@ class Predictor:
         return self._run([self._runnable(image, self.config.scales[0])], None)[0]
 
     def _prepare(self, source: ImageSource) -> _Prepared:
-        image = read_image(source, self.model.config.in_channels)
+        image = read_image(
+            source,
+            self.model.config.in_channels,
+            as_8_bit=self.preprocessing.expects_8_bit,
+            value_range=self.config.value_range,
+        )
         views = [self._runnable(image, scale) for scale in self.config.scales]
         return _Prepared(source, image, views)
 
