@@ -70,7 +70,7 @@ def test_predict(tmp_path: Path, tiny_model: SegFormer, capsys: pytest.CaptureFi
     assert "2 of 2 images segmented" in capsys.readouterr().out
     assert np.asarray(Image.open(tmp_path / "out/a.png")).shape == (40, 50)
     words.insert(3, str(tmp_path / "c.jpg"))
-    assert main(words) == 1
+    assert main([*words, "--overwrite"]) == 3
     captured = capsys.readouterr()
     assert "2 of 3 images segmented" in captured.out
     assert "c.jpg: not an image in a known format" in captured.err

@@ -1,4 +1,4 @@
-"""Progress that a person can follow: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar in a terminal, log messages elsewhere."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _LINE_EVERY_S = 15.0
 class ProgressBar:
     """Counts towards a total, with a rate and the time left.
 
-    In a terminal it is a bar; in a log file or pipe a plain line every 15 seconds, and nothing
-    for work of under two seconds.
+    In a terminal it is a bar; in a log file or pipe a log message every 15 seconds, and none for
+    work of less than two seconds. It is shown if messages of level INFO are.
 
     Args:
         description: What is being done.
         total: How many units there are.
         unit: Name of a unit, for the rate.
-        start: Units already done, as in a resumed run.
-        scale: Rate units per unit: images per training step, say.
+        start: Units that are done already, as in a resumed run.
+        scale: Rate units per unit, such as images per training step.
     """
 
     def __init__(
@@ -46,13 +46,15 @@ class ProgressBar:
     ):
         self.description, self.total, self.unit = description, total, unit
         self.start, self.done, self.scale = start, start, scale
+        self.fraction = 0.0
         self.note = ""
+        self._logged: int | None = None
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
     def __enter__(self) -> ProgressBar:
         self._began = self._last_line = time.monotonic()
-        if console.is_terminal:
+        if console.is_terminal and logger.isEnabledFor(logging.INFO):
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -77,29 +79,47 @@ class ProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and time.monotonic() - self._began > 2:
-            self._print_line()
+        elif kind is None and time.monotonic() - self._began > 2 and self._logged != self.done:
+            self._log()
 
     @property
     def rate(self) -> float:
         """Rate units per second since the bar began."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
-        return (self.done - self.start) * self.scale / elapsed
+        return (self.done + self.fraction - self.start) * self.scale / elapsed
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Count ``count`` more units; ``note`` replaces the words beside the bar."""
+        """Count ``count`` more units; ``note`` replaces the text beside the bar."""
         self.done += count
+        self.fraction = 0.0
         if note is not None:
             self.note = note
+        self._show()
+
+    def within(self, fraction: float, note: str) -> None:
+        """Show how far the current unit is, 0..1, with a text beside the bar."""
+        self.fraction, self.note = fraction, note
+        self._show()
+
+    def _show(self) -> None:
         if self._bar is not None:
-            words = f"{self.note}  {self.rate:.1f} {self.unit}/s".strip()
-            self._bar.update(self._task, completed=self.done, note=words)
+            text = f"{self.note}  {self._rate_text()}".strip()
+            self._bar.update(self._task, completed=self.done + self.fraction, note=text)
         elif time.monotonic() - self._last_line > _LINE_EVERY_S:
-            self._print_line()
+            self._log()
+
+    def _rate_text(self) -> str:
+        """Units per second, or seconds per unit of slow work."""
+        rate = self.rate
+        return (
+            f"{1 / rate:.1f} s/{self.unit.removesuffix('s')}"
+            if 0 < rate < 0.1
+            else (f"{rate:.1f} {self.unit}/s")
+        )
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Take the bar off the screen while something else is shown; its time does not count."""
+        """Hide the bar while something else is shown; this time does not count."""
         stopped = time.monotonic()
         if self._bar is not None:
             self._bar.stop()
@@ -108,12 +128,14 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.start()
 
-    def _print_line(self) -> None:
-        self._last_line = time.monotonic()
-        left = (self.total - self.done) * self.scale / self.rate if self.rate else 0
+    def _log(self) -> None:
+        self._last_line, self._logged = time.monotonic(), self.done
+        rate = self.rate
+        remaining = (self.total - self.done - self.fraction) * self.scale
+        left = f", {_clock(remaining / rate)} left" if rate else ""
+        note = f", {self.note}" if self.note else ""
         logger.info(
-            f"{self.description}: {self.done}/{self.total}, {self.rate:.1f} {self.unit}/s, "
-            f"{_clock(left)} left{', ' + self.note if self.note else ''}"
+            f"{self.description}: {self.done}/{self.total}, {self._rate_text()}{left}{note}"
         )
 
 

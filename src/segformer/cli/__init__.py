@@ -9,10 +9,12 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from segformer.cli.terminal import (
+    EVERY_COMMAND,
     FAILED,
     INTERRUPTED,
     USAGE,
     log_to_terminal,
+    printable,
     take_log_level,
 )
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return import_module(f"segformer.cli.{name}").run(words)
     except (ValueError, OSError, MemoryError) as error:
-        print(f"segformer {name}: {error}", file=sys.stderr)
+        print(printable(f"segformer {name}: {error}"), file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print(f"segformer {name}: interrupted", file=sys.stderr)
@@ -86,5 +88,7 @@ def _help() -> str:
         "usage: segformer COMMAND ...\n\n"
         "SegFormer semantic segmentation: pretrained models, training, evaluation, prediction.\n\n"
         f"commands:\n{rows}\n\n"
-        "segformer COMMAND --help tells more; segformer --version prints the version."
+        f"{EVERY_COMMAND}\n\n"
+        "segformer COMMAND --help shows the options of a command; segformer --version prints the "
+        "version."
     )

@@ -5,14 +5,19 @@ not the strings of PEP 563.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segformer.cli.terminal import FAILED, parse
+from segformer.cli.terminal import FAILED, PARTIAL, parse, printable
 
 if TYPE_CHECKING:
-    from segformer.prediction.config import PredictConfig
+    from segformer.checkpoints.opening import Checkpoint
+    from segformer.prediction.outputs import Job
+
+_SHOWN = 10
+"""Images, up to which there is a line for each."""
 
 
 def run(words: list[str]) -> int:
@@ -23,73 +28,133 @@ def run(words: list[str]) -> int:
 
     @dataclass
     class Predict:
-        """Segment images: class ids as PNG, overlays with a legend, and a summary.
+        """Segment images: label maps as PNG, overlays with a legend, and a summary.
 
         Example: segformer predict holiday/ --model runs/mine/best --out masks
 
+        For each image there are NAME.png (class ids) and NAME_overlay.jpg, with --confidence also
+        NAME_confidence.png (8-bit: 255 is a probability of 1); summary.json lists the files and
+        the class fractions. With a classifier there is classes.json: the five most probable
+        classes of each image. Unreadable images are skipped and listed.
+
         Attributes:
             images: Files, folders, or patterns such as 'photos/*.jpg'.
-            model: Folder, file or Hub id of a model; left out, the one that ships inside (human
-                parsing). A classifier tells the five most probable classes.
+            model: Folder, file or Hub id of a model. Default: the human parsing model that ships
+                with the package.
             out: Folder for the results.
-            overlay: Write overlays beside the ids.
+            overlay: Write overlays.
+            overwrite: Replace files that exist. An image that is read is never replaced.
+            skip_existing: Keep files that exist, and skip images that have all their results.
         """
 
         images: tyro.conf.Positional[tuple[str, ...]]
         model: str | None = None
         out: Path = Path("predictions")
         overlay: bool = True
+        overwrite: bool = False
+        skip_existing: bool = False
         config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
 
     options = parse(Predict, "predict", words)
     if not options.images:
-        raise ValueError("which images? name files, folders or patterns")
+        raise ValueError("no images given; name files, folders or patterns")
 
-    from segformer.checkpoints.opening import open_checkpoint
-    from segformer.prediction.batch import find_images, predict_files
+    from segformer.checkpoints.opening import SHIPPED, open_checkpoint
+    from segformer.prediction.batch import find_images
+
+    jobs = find_images(options.images, out=options.out)
+    checkpoint = open_checkpoint(SHIPPED if options.model is None else options.model)
+    if checkpoint.kind == "classifier":
+        given = {"--overlay", "--no-overlay", "--skip-existing"}.intersection(words)
+        if given:
+            raise ValueError(
+                f"the model is a classifier, which gives one class per image: {min(given)} cannot "
+                "be used with it"
+            )
+        return _classify(options, jobs, checkpoint)
+    return _segment(options, jobs, checkpoint)
+
+
+def _segment(options: Any, jobs: "Sequence[Job]", checkpoint: "Checkpoint") -> int:
+    from segformer.model.pretrained import assemble
+    from segformer.model.segformer import SegFormer
+    from segformer.prediction.batch import predict_files
+    from segformer.prediction.outputs import plan_outputs
     from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar
 
-    jobs = find_images(options.images)
-    if options.model is not None and open_checkpoint(options.model).kind == "classifier":
-        return _classify([job.image for job in jobs], options.model, options.out, options.config)
-    predictor = Predictor(options.model, options.config)
+    policy = {
+        "overlay": options.overlay,
+        "overwrite": options.overwrite,
+        "skip_existing": options.skip_existing,
+    }
+    # Before the model is built, as a refusal should not take time
+    plan_outputs(jobs, options.out, confidence=options.config.confidence, **policy)
+    predictor = Predictor(assemble(SegFormer, checkpoint), options.config)
     with ProgressBar("predicting", len(jobs), "images") as bar:
         result = predict_files(
-            predictor, jobs, options.out, overlay=options.overlay, on_image=bar.advance
+            predictor,
+            jobs,
+            options.out,
+            **policy,
+            on_image=bar.advance,
+            on_windows=lambda done, count: bar.within(done / count, f"window {done}/{count}"),
         )
-    if len(result.images) <= 10:
+    if len(result.images) <= _SHOWN:
         for row in result.images:
-            largest = ", ".join(
-                f"{n} {fraction:.0%}" for n, fraction in list(row["class_fractions"].items())[:5]
-            )
-            print(f"{row['image']}: {largest}")
-    print(f"{len(result.images)} of {len(jobs)} images segmented into {options.out}")
-    if result.failed:
-        print(f"{len(result.failed)} failed:", file=sys.stderr)
-        for failure in result.failed:
-            print(f"  {failure['error']}", file=sys.stderr)
-        return FAILED
-    return 0
+            _print_best(row["image"], row.get("class_fractions", {}))
+    skipped = f", {result.skipped} of them earlier" if result.skipped else ""
+    print(f"{len(result.images)} of {len(jobs)} images segmented into {options.out}{skipped}")
+    errors = [failure["error"] for failure in result.failed]
+    return _exit_code(errors, done=len(result.images))
 
 
-def _classify(images: list[Path], model: str, out: Path, config: "PredictConfig") -> int:
-    from segformer.files import write_json
-    from segformer.prediction.classifier import ClassPredictor
+def _classify(options: Any, jobs: "Sequence[Job]", checkpoint: "Checkpoint") -> int:
+    from segformer.files import check_replaceable, write_json
+    from segformer.image import ImageSource
+    from segformer.model.pretrained import assemble
+    from segformer.model.segformer import SegFormerClassifier
+    from segformer.prediction.classifier import ClassPredictor, check_classifier_options
     from segformer.progress import ProgressBar
 
-    failed: list[str] = []
+    check_classifier_options(options.config)
+    written = options.out / "classes.json"
+    check_replaceable([written], overwrite=options.overwrite)
+    predictor = ClassPredictor(assemble(SegFormerClassifier, checkpoint), options.config)
     rows: list[dict[str, Any]] = []
-    predictor = ClassPredictor(model, device=config.device, precision=config.precision)
-    with ProgressBar("classifying", len(images), "images") as bar:
-        for result in predictor.stream(images, on_error=lambda _, e: failed.append(str(e))):
-            rows.append({"image": str(result.source), "classes": result.top(5)})
+    failed: list[dict[str, str]] = []
+    content = {"model": options.model, "finished": False, "images": rows, "failed": failed}
+    write_json(written, content)  # fails here, not after the work, if it cannot be written
+
+    with ProgressBar("classifying", len(jobs), "images") as bar:
+
+        def fail(source: ImageSource, error: Exception) -> None:
+            failed.append({"image": str(source), "error": str(error)})
             bar.advance()
-    for row in rows[:10]:
-        best = ", ".join(f"{name} {fraction:.0%}" for name, fraction in row["classes"].items())
-        print(f"{row['image']}: {best}")
-    write_json(out / "classes.json", {"model": model, "images": rows, "failed": failed})
-    print(f"{len(rows)} of {len(images)} images classified into {out / 'classes.json'}")
-    for sentence in failed:
-        print(f"  {sentence}", file=sys.stderr)
-    return FAILED if failed else 0
+
+        try:
+            for result in predictor.stream([job.image for job in jobs], on_error=fail):
+                rows.append({"image": str(result.source), "classes": result.top(5)})
+                bar.advance()
+            content["finished"] = True
+        finally:
+            write_json(written, content)
+    for row in rows[:_SHOWN]:
+        _print_best(row["image"], row["classes"])
+    print(f"{len(rows)} of {len(jobs)} images classified into {written}")
+    return _exit_code([failure["error"] for failure in failed], done=len(rows))
+
+
+def _print_best(image: str, classes: dict[str, float]) -> None:
+    best = ", ".join(f"{name} {fraction:.0%}" for name, fraction in list(classes.items())[:5])
+    print(printable(f"{image}: {best}" if best else image))
+
+
+def _exit_code(errors: list[str], *, done: int) -> int:
+    """List the errors; the code tells whether all or only some of the images failed."""
+    if not errors:
+        return 0
+    print(f"{len(errors)} failed:", file=sys.stderr)
+    for error in errors:
+        print(printable(f"  {error}"), file=sys.stderr)
+    return PARTIAL if done else FAILED

@@ -1,10 +1,19 @@
 """What every command needs of the terminal: parsing, tables, messages, exit codes."""
 
 import logging
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
-"""Exit codes beside 0: something failed; wrong usage; Ctrl-C."""
+FAILED, USAGE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
+"""Exit codes other than 0: an error; wrong usage; some of the inputs failed; Ctrl-C."""
+
+EVERY_COMMAND = """\
+options of every command:
+  --quiet    show warnings and errors only, no progress
+  --verbose  show more messages
+
+exit codes: 0 success, 1 error, 2 wrong usage, 3 some inputs failed and the others are done,
+130 interrupted (Ctrl-C)"""
 
 T = TypeVar("T")
 
@@ -13,11 +22,62 @@ def parse(command: type[T], name: str, words: list[str]) -> T:
     """Options of a command as its dataclass; wrong words exit with code 2."""
     import tyro
 
-    return tyro.cli(command, prog=f"segformer {name}", args=words)
+    try:
+        return tyro.cli(
+            command, prog=f"segformer {name}", args=end_number_lists(words, number_lists(command))
+        )
+    except SystemExit as stop:
+        if not stop.code:  # after the help
+            print(EVERY_COMMAND)
+        raise
+
+
+def number_lists(command: type) -> set[str]:
+    """Options of a dataclass, and of those in it, that take any number of numbers."""
+    found = set()
+    hints = get_type_hints(command)
+    for field in fields(command):
+        kind = hints[field.name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            found |= number_lists(kind)
+        for option in (kind, *get_args(kind)):
+            if get_origin(option) is tuple and get_args(option) in ((int, ...), (float, ...)):
+                found.add("--" + field.name.replace("_", "-"))
+    return found
+
+
+def end_number_lists(words: list[str], options: set[str]) -> list[str]:
+    """The words, with such options and their numbers moved to the end.
+
+    So in ``--scales 0.75 1 photo.jpg`` the file is not taken for a third number.
+    """
+    end = words.index("--") if "--" in words else len(words)
+    kept: list[str] = []
+    moved: list[str] = []
+    taking = False
+    for word in words[:end]:
+        taking = word.replace("_", "-") in options or (taking and _is_number(word))
+        (moved if taking else kept).append(word)
+    return [*kept, *moved, *words[end:]]
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def printable(text: str) -> str:
+    """Text from files, such as names, for a terminal: control characters are escaped."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
-    """The value of ``option``, whose file gives the others their defaults, and the rest."""
+    """The value of an option, or None, and the words without it."""
     for i, word in enumerate(words):
         if word == option and i + 1 < len(words):
             return words[i + 1], words[:i] + words[i + 2 :]
@@ -29,30 +89,37 @@ def take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
 def show(table: Any) -> None:
     """Print a rich table on standard output."""
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
-    Console(markup=False).print(table)  # names of classes may hold brackets
+    console = Console(markup=False)  # names of classes may contain brackets
+    segments = [
+        segment if segment.control else Segment(printable(segment.text), segment.style)
+        for segment in console.render(table)
+    ]
+    console.print(Segments(segments), end="")
 
 
 def take_log_level(words: list[str]) -> tuple[list[str], int]:
-    """The words without --quiet and --verbose, and the level of messages they ask for."""
+    """The words without --quiet and --verbose, and the log level they stand for."""
     levels = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
     asked = [levels[word] for word in words if word in levels]
     return [word for word in words if word not in levels], asked[-1] if asked else logging.INFO
 
 
 class TerminalHandler(logging.Handler):
-    """Messages on standard error, each as one line however narrow the terminal."""
+    """Messages on standard error; long ones are not wrapped."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
         from segformer.progress import console
 
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        console.print(level + record.getMessage(), highlight=False, markup=False, soft_wrap=True)
+        text = level + printable(record.getMessage())
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def log_to_terminal(level: int) -> None:
-    """Show the package's messages of a level and above."""
+    """Show messages and progress of the package from a level on."""
     logger = logging.getLogger("segformer")
     logger.setLevel(level)
     if not any(isinstance(handler, TerminalHandler) for handler in logger.handlers):

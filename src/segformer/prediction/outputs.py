@@ -72,7 +72,7 @@ def plan_outputs(
 
     Args:
         jobs: Images and the names of their results.
-        out: Output folder; created.
+        out: Output folder; it need not exist.
         overlay: Overlays are written.
         confidence: Confidences are written.
         overwrite: Existing files may be replaced; images that are read never are.
@@ -113,9 +113,7 @@ def plan_outputs(
         }
         for job, paths in outputs.items()
     }
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out):
-        pass  # raises where the folder cannot be written to
+    _check_writable(out)
     return Plan(out, outputs, missing, previous)
 
 
@@ -172,3 +170,13 @@ def _check_inputs(paths: Iterable[Path], images: Iterable[Path]) -> None:
     for path in paths:
         if path.resolve() in read:
             raise OutputExists(f"{path} is one of the images to predict; choose another --out")
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise an OSError if no file can be written into a folder, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise type(error)(f"cannot write into {existing}: {error.strerror}") from None
