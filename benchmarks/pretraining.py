@@ -1,6 +1,6 @@
 """What pre-training as a classifier gains: the paper's path from classification to segmentation.
 
-    python benchmarks/pretraining.py parsing --recipe recipes/camvid-b0.yaml
+    python benchmarks/pretraining.py parsing --recipe src/segformer/recipes/camvid-b0.yaml
 
 Cuts square patches out of the training images of a segmentation data set, one folder per class of
 the pixel in the middle, and trains a classifier on them. Then trains two segmentation models with
@@ -22,7 +22,7 @@ import numpy as np
 from segformer.data.class_folders import open_class_folders
 from segformer.data.dataset import Dataset, open_dataset
 from segformer.files import write_json
-from segformer.training.config import TrainConfig
+from segformer.training.config import ClassificationTrainConfig, TrainConfig
 from segformer.training.run import train
 
 PATCH, HELD_OUT = 96, 10
@@ -44,8 +44,7 @@ def main() -> None:
     if not patches.exists():
         counts = cut_patches(training, patches, options.patches)
         print("patches: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    classifier = TrainConfig(
-        task="classify",
+    classifier = ClassificationTrainConfig(
         epochs=options.epochs,
         batch_size=64,
         crop_size=PATCH,

@@ -1,6 +1,6 @@
 """The same minutes of training: this package, and a plain loop around transformers' own model.
 
-    python benchmarks/training.py camvid --recipe recipes/camvid-b0.yaml
+    python benchmarks/training.py camvid --recipe src/segformer/recipes/camvid-b0.yaml
 
 Trains with the recipe and notes the minutes; then trains transformers' model of the same variant
 for as many minutes on the same crops in the same order, with the same batch, optimizer, rate and
@@ -29,7 +29,7 @@ from segformer.data.check import check_split
 from segformer.data.dataset import Dataset, open_dataset
 from segformer.data.loader import DrawSampler, TrainingCrops, crop_loader
 from segformer.evaluation.evaluate import evaluate
-from segformer.training.config import TrainConfig
+from segformer.training.config import SegmentationTrainConfig, TrainConfig
 from segformer.training.folder import RunFolder
 from segformer.training.optimization import lr_factor
 from segformer.training.preparation import augmentation, build_model, resolve
@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     options = parser.parse_args()
     training = open_dataset(options.dataset, "train")
-    config = resolve(TrainConfig.from_yaml(options.recipe), check_split(training))
+    recipe = TrainConfig.from_yaml(options.recipe)
+    assert isinstance(recipe, SegmentationTrainConfig)
+    config = resolve(recipe, check_split(training))
     torch.manual_seed(config.seed)
     if options.minutes is not None:
         print_row("transformers", **train_peer(training, config, options))
@@ -65,14 +67,14 @@ def main() -> None:
     subprocess.run(words, check=True)
 
 
-def peer_model(config: TrainConfig, training: Dataset) -> Any:
+def peer_model(config: SegmentationTrainConfig, training: Dataset) -> Any:
     """Transformers' model with the weights that ours starts from."""
     with tempfile.TemporaryDirectory() as folder:
         build_model(config, training).save_pretrained(folder)
         return transformers.SegformerForSemanticSegmentation.from_pretrained(folder)
 
 
-def check_equal(config: TrainConfig, training: Dataset) -> None:
+def check_equal(config: SegmentationTrainConfig, training: Dataset) -> None:
     """Both compute the same from the same weights."""
     pixels = torch.randn(1, 3, config.crop_size, config.crop_size)
     with torch.no_grad():
@@ -84,7 +86,7 @@ def check_equal(config: TrainConfig, training: Dataset) -> None:
 
 
 def train_peer(
-    training: Dataset, config: TrainConfig, options: argparse.Namespace
+    training: Dataset, config: SegmentationTrainConfig, options: argparse.Namespace
 ) -> dict[str, Any]:
     """A plain loop, until the minutes are over; the schedule is laid out by its measured speed."""
     assert config.lr is not None and config.num_workers is not None and config.max_steps is not None
@@ -94,7 +96,7 @@ def train_peer(
     crops = TrainingCrops(
         training,
         augmentation(config, training.classes),
-        SegFormer.from_variant(config.variant).preprocessing,
+        SegFormer.from_variant(config.variant or "b0").preprocessing,
         config.seed,
         config.cache,
     )

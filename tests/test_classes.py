@@ -54,3 +54,31 @@ def test_colors_are_distinct() -> None:
 
 def test_binary_has_a_background() -> None:
     assert ClassSet.numbered(1).names == ("background", "foreground")
+
+
+def test_mapping_of_large_values_needs_no_large_table() -> None:
+    no_data = 2**31 - 1
+    classes = ClassSet(("a", "b"), mapping={no_data: 255, -(2**31): 255, 5: 1})
+    values = np.array([[0, 5, no_data, -(2**31), 1000]], np.int32)
+    assert classes.to_class_ids(values).tolist() == [[0, 1, 255, 255, 1000]]
+    assert classes.to_class_ids(np.array([0, 5], np.uint8)).tolist() == [0, 1]
+    large = np.array([2**32 - 1, 5], np.uint32)
+    assert classes.to_class_ids(large).tolist() == [2**32 - 1, 1]
+
+
+def test_names_from_files_are_printable() -> None:
+    classes = ClassSet.from_names(["\x1b[2Jroad", "side\twalk", "été 道"])
+    assert classes.names == ("?[2Jroad", "side walk", "été 道")
+
+
+def test_of() -> None:
+    classes = ClassSet(("a", "b"))
+    assert ClassSet.of(classes) is classes
+    assert ClassSet.of(["a", "b"]) == ClassSet.of(("a", "b")) == classes
+    assert ClassSet.of({1: "b", 0: "a"}) == classes
+    with pytest.raises(TypeError, match="a list of names or {id: name}, not int"):
+        ClassSet.of(3)
+    with pytest.raises(ValueError, match="not the word 'ab'"):
+        ClassSet.of("ab")
+    with pytest.raises(ValueError, match="class ids must be numbers"):
+        ClassSet.of({"a": "b"})

@@ -81,7 +81,7 @@ def test_errors_are_one_sentence_without_a_stack() -> None:
     for words, message in (
         (("predict", "x.jpg", "--model", "nowhere"), "nowhere: no such model"),
         (("predict", "x.jpg", "--window", "10", "--stride", "20"), "leaves gaps"),
-        (("evaluate", "nowhere"), "nowhere: no such data set"),
+        (("evaluate", "nowhere", "--model", "human-parsing-b0"), "nowhere: no such data set"),
         (("train", "nowhere"), "nowhere: no such data set"),
         (("train", "--resume", "nowhere"), "nowhere: there is no run to resume"),
         (("predict", "x.jpg", "--out", __file__), "test_cli.py"),

@@ -1,17 +1,29 @@
 import io
+import logging
 import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
+from mangled import mangled_files
 from segformer import Preprocessing
-from segformer.image import UnreadableImage, read_image, read_mask, resize
+from segformer.image import (
+    UnreadableImage,
+    exif_orientation,
+    read_image,
+    read_mask,
+    read_mask_or_colors,
+    resize,
+    turn_upright,
+)
 
 
 @pytest.fixture
@@ -245,3 +257,215 @@ def test_a_file_like_jpeg_in_memory(rgb: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG")
     assert read_image(buffer.getvalue()).shape == (30, 40, 3)
+
+
+class TestStoredValues:
+    """Files of more than 8 bits and their own values."""
+
+    @pytest.mark.parametrize("compression", [None, "zlib"])
+    @pytest.mark.parametrize("channels", [1, 2, 3, 5])
+    @pytest.mark.parametrize("dtype", ["int16", "uint16", "int32", "float32", "float64"])
+    def test_tiff(self, tmp_path: Path, dtype: str, channels: int, compression: str | None) -> None:
+        values = np.random.default_rng(0).integers(0, 9999, (20, 30, channels)).astype(dtype)
+        path = tmp_path / "a.tif"
+        tifffile.imwrite(
+            path,
+            values if channels > 1 else values[:, :, 0],
+            compression=compression,
+            photometric="rgb" if channels == 3 else "minisblack",
+            planarconfig="contig" if channels > 1 else None,
+        )
+        for source in (path, path.read_bytes()):
+            image = read_image(source, channels, as_8_bit=False)
+            assert image.dtype == dtype
+            assert np.array_equal(image, values)
+
+    @pytest.mark.parametrize("dtype", ["uint8", "int16"])
+    def test_a_page_for_each_row_or_channel(self, tmp_path: Path, dtype: str) -> None:
+        values = np.random.default_rng(0).integers(0, 99, (20, 30, 13)).astype(dtype)
+        for stored in (values, np.moveaxis(values, -1, 0)):
+            tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack")
+            assert np.array_equal(read_image(tmp_path / "a.tif", 13), values)
+            with pytest.raises(UnreadableImage, match="takes 3 channels, this has 13"):
+                read_image(tmp_path / "a.tif")
+
+    def test_two_bands_are_not_gray(self, tmp_path: Path) -> None:
+        for dtype in (np.uint8, np.uint16):
+            two = np.zeros((20, 30, 2), dtype)
+            path = tmp_path / "a.tif"
+            tifffile.imwrite(path, two, photometric="minisblack", planarconfig="contig")
+            for channels in (1, 3):
+                with pytest.raises(UnreadableImage, match="this has 2"):
+                    read_image(path, channels)
+            assert read_image(path, 2).shape == (20, 30, 2)
+
+    def test_lzw(self, tmp_path: Path) -> None:
+        deep = (np.arange(1200).reshape(30, 40) * 54).astype(np.uint16)
+        path = saved(Image.fromarray(deep), tmp_path / "a.tif", compression="tiff_lzw")
+        assert np.array_equal(read_image(path, 1, as_8_bit=False)[:, :, 0], deep)
+        rgb16 = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), dtype=np.uint16)
+        cv2.imwrite(str(tmp_path / "c.tif"), rgb16[:, :, ::-1])
+        with tifffile.TiffFile(tmp_path / "c.tif") as file:
+            assert file.pages.first.compression == tifffile.COMPRESSION.LZW
+        assert np.array_equal(read_image(tmp_path / "c.tif", as_8_bit=False), rgb16)
+        floats = np.linspace(-25, 3, 1200, dtype=np.float32).reshape(30, 40)
+        path = saved(Image.fromarray(floats), tmp_path / "b.tif", compression="tiff_lzw")
+        assert np.array_equal(read_image(path, 1, as_8_bit=False)[:, :, 0], floats)
+
+    @pytest.mark.parametrize("channels", [3, 4])
+    def test_deep_png_is_not_cut_to_its_high_bytes(self, tmp_path: Path, channels: int) -> None:
+        deep = np.random.default_rng(0).integers(0, 65536, (20, 30, channels), dtype=np.uint16)
+        order = [2, 1, 0, 3][:channels]
+        cv2.imwrite(str(tmp_path / "a.png"), deep[:, :, order])
+        image = read_image(tmp_path / "a.png", as_8_bit=False)
+        assert np.array_equal(image, deep[:, :, :3])
+        assert np.array_equal(read_image(tmp_path / "a.png"), np.rint(deep[:, :, :3] / 257))
+
+    def test_gray_becomes_three_channels_and_color_one(self, tmp_path: Path) -> None:
+        deep = np.full((4, 6), 4000, np.uint16)
+        tifffile.imwrite(tmp_path / "a.tif", deep)
+        image = read_image(tmp_path / "a.tif", as_8_bit=False)
+        assert image.shape == (4, 6, 3)
+        assert (image == 4000).all()
+        color = np.full((4, 6, 3), (1000, 2000, 3000), np.uint16)
+        gray = read_image(color, 1, as_8_bit=False)
+        assert gray.dtype == np.uint16
+        assert (gray == (299 + 1174 + 342)).all()
+
+    def test_a_tiff_turned_by_its_tag(self, tmp_path: Path) -> None:
+        values = np.arange(600, dtype=np.float32).reshape(20, 30)
+        tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(274, 3, 1, 6, True)])
+        assert exif_orientation(tmp_path / "a.tif") == 6
+        image = read_image(tmp_path / "a.tif", 1, as_8_bit=False)
+        assert np.array_equal(image[:, :, 0], np.rot90(values, -1))
+
+
+class TestScalingTo8Bits:
+    """What a model of 8-bit images gets from deeper ones."""
+
+    def expected(self, values: np.ndarray, low: float, high: float) -> np.ndarray:
+        return np.rint((values.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
+
+    @pytest.mark.parametrize("tag", [281, 341])
+    def test_a_tiff_that_declares_12_bits(self, tmp_path: Path, tag: int) -> None:
+        values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+        tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(tag, 3, 1, 4095, True)])
+        image = read_image(tmp_path / "a.tif", 1)[:, :, 0]
+        assert np.array_equal(image, self.expected(values, 0, 4095))
+        assert len(np.unique(image)) == 256
+
+    @pytest.mark.parametrize(("unscaled", "highest"), [(True, 4095), (False, 65535)])
+    def test_a_png_that_declares_12_bits(
+        self, tmp_path: Path, unscaled: bool, highest: int
+    ) -> None:
+        values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+        if not unscaled:
+            values = values << 4 | values >> 8
+        data = saved(Image.fromarray(values), tmp_path / "a.png").read_bytes()
+        body = b"sBIT" + bytes([12])
+        chunk = struct.pack(">I", 1) + body + struct.pack(">I", zlib.crc32(body))
+        image = read_image(data[:33] + chunk + data[33:], 1)[:, :, 0]
+        assert np.array_equal(image, self.expected(values, 0, highest))
+
+    def test_white_is_zero(self, tmp_path: Path) -> None:
+        values = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
+        tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite")
+        assert np.array_equal(
+            read_image(tmp_path / "a.tif", 1)[:, :, 0], 255 - self.expected(values, 0, 65535)
+        )
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            np.linspace(-25, 0, 600, dtype=np.float32),
+            np.linspace(0, 10_000, 600, dtype=np.float32),
+            np.linspace(-1000, 3000, 600).astype(np.int16),
+        ],
+        ids=["decibels", "reflectance", "CT"],
+    )
+    def test_an_unknown_range_is_asked_for(self, tmp_path: Path, values: np.ndarray) -> None:
+        values = values.reshape(20, 30)
+        low, high = float(values.min()), float(values.max())
+        tifffile.imwrite(tmp_path / "a.tif", values)
+        np.save(tmp_path / "a.npy", values)
+        for file in ("a.tif", "a.npy"):
+            with pytest.raises(UnreadableImage, match="expects 8 bits .* set value_range"):
+                read_image(tmp_path / file)
+            image = read_image(tmp_path / file, value_range=(low, high))
+            assert image.dtype == np.uint8
+            assert np.array_equal(image[:, :, 0], self.expected(values, low, high))
+            assert np.array_equal(read_image(tmp_path / file, 1, as_8_bit=False)[:, :, 0], values)
+        with pytest.raises(UnreadableImage, match=r"must be \(low, high\)"):
+            read_image(tmp_path / "a.tif", value_range=(5, 5))
+
+    def test_8_bits_are_left_alone(self, rgb: np.ndarray) -> None:
+        assert np.array_equal(read_image(rgb, value_range=(0, 100)), rgb)
+        assert np.array_equal(read_image(rgb.astype(np.int64)), rgb)
+
+
+class TestAnyBytes:
+    def test_mangled_files(self, tmp_path: Path) -> None:
+        outcomes = {"read": 0, "refused": 0}
+        for name, data in mangled_files(600, seed=1):
+            path = tmp_path / name
+            path.write_bytes(data)
+            for read in (read_image, read_mask_or_colors):
+                try:
+                    read(path)
+                    outcomes["read"] += 1
+                except (UnreadableImage, MemoryError, OSError):
+                    outcomes["refused"] += 1
+        assert min(outcomes.values()) > 100
+
+    def test_small_files_that_announce_huge_images(self, tmp_path: Path) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (100_000, 100_000, 3)}
+        with (tmp_path / "a.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(bytes(100))
+        with pytest.raises(UnreadableImage, match="the file is shorter"):
+            read_image(tmp_path / "a.npy")
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, np.zeros((8, 8), np.float32))
+        data = buffer.getvalue()
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            offsets = [file.pages.first.tags[tag].valueoffset for tag in (256, 257, 278)]
+        for side in (12_000, 100_000):
+            huge = bytearray(data)
+            for offset in offsets:
+                huge[offset : offset + 4] = struct.pack("<I", side)
+            for read in (read_image, read_mask):
+                with pytest.raises(UnreadableImage):
+                    read(bytes(huge))
+
+    @pytest.mark.parametrize("source", [None, [[1, 2]], 7, {"a": 1}])
+    def test_other_types(self, source: object) -> None:
+        with pytest.raises(TypeError, match="an image must be a path, encoded bytes, a PIL image"):
+            read_image(source)
+
+    def test_a_tensor_comes_with_advice(self) -> None:
+        with pytest.raises(TypeError, match=r"not Tensor; convert a tensor .*permute\(1, 2, 0\)"):
+            read_image(torch.zeros(3, 4, 4))
+
+    def test_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(UnreadableImage, match="a folder, not an image"):
+            read_image(tmp_path)
+
+
+def test_tifffile_is_quiet_only_while_this_package_reads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(40))
+    with caplog.at_level(logging.DEBUG, logger="tifffile"):
+        with pytest.raises(UnreadableImage):
+            read_image(tmp_path / "a.tif")
+        assert not caplog.records
+        logging.getLogger("tifffile").warning("of another program's making")
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turning_is_pillow_s(rgb: np.ndarray, orientation: int) -> None:
+    image = Image.fromarray(rgb)
+    image.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(turn_upright(rgb, orientation), expected)

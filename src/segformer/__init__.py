@@ -17,24 +17,38 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from segformer.classes import ClassSet as ClassSet
     from segformer.config import SegFormerConfig as SegFormerConfig
+    from segformer.evaluation.metrics import Scores as Scores
+    from segformer.evaluation.scoring import evaluate as evaluate
     from segformer.image import Preprocessing as Preprocessing
     from segformer.model.encoder import MixTransformer as MixTransformer
     from segformer.model.segformer import SegFormer as SegFormer
     from segformer.model.segformer import SegFormerClassifier as SegFormerClassifier
     from segformer.prediction.classifier import ClassPredictor as ClassPredictor
+    from segformer.prediction.config import PredictConfig as PredictConfig
     from segformer.prediction.prediction import Prediction as Prediction
     from segformer.prediction.predictor import Predictor as Predictor
+    from segformer.training.config import ClassificationTrainConfig as ClassificationTrainConfig
+    from segformer.training.config import SegmentationTrainConfig as SegmentationTrainConfig
+    from segformer.training.run import resume as resume
+    from segformer.training.run import train as train
 
 _ROOMS = {
+    "ClassificationTrainConfig": "segformer.training.config",
     "ClassPredictor": "segformer.prediction.classifier",
     "ClassSet": "segformer.classes",
     "MixTransformer": "segformer.model.encoder",
+    "PredictConfig": "segformer.prediction.config",
     "Prediction": "segformer.prediction.prediction",
     "Predictor": "segformer.prediction.predictor",
     "Preprocessing": "segformer.image",
+    "Scores": "segformer.evaluation.metrics",
     "SegFormer": "segformer.model.segformer",
     "SegFormerClassifier": "segformer.model.segformer",
     "SegFormerConfig": "segformer.config",
+    "SegmentationTrainConfig": "segformer.training.config",
+    "evaluate": "segformer.evaluation.scoring",
+    "resume": "segformer.training.run",
+    "train": "segformer.training.run",
 }
 
 __all__ = [*_ROOMS, "__version__"]  # noqa: PLE0604

@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BACKGROUND = (40, 40, 40)
-"""Color of a class 0 called background: it steps back behind the others."""
+"""Color of a class 0 called background: darker than the others."""
+
+_TABLE_VALUES = range(-(1 << 15), 1 << 16)
+"""Mask values that are mapped by a table; others are searched for."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,13 @@ class ClassSet:
 
     Attributes:
         names: Name of each class; the position is the class id.
-        palette: One (red, green, blue), 0..255, for each class. Left out: distinct colors.
-        ignore_index: Class id that means "not labeled"; such pixels count nowhere.
+        palette: One (red, green, blue), 0..255, for each class. Default: distinct colors.
+        ignore_index: Class id of unlabeled pixels, which are never trained on or scored.
         mapping: Value in a mask file -> class id, for values that are not class ids themselves.
 
     Raises:
-        ValueError: No names, one name twice, too few colors or none that are colors, an
-            ``ignore_index`` that is a class, or a mapping to a class that is not there.
+        ValueError: There are no names, repeated names, too few or invalid colors, an
+            ``ignore_index`` that is a class, or a mapping to a class that does not exist.
     """
 
     names: tuple[str, ...]
@@ -37,7 +40,7 @@ class ClassSet:
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(str(name) for name in self.names))
         if not self.names:
-            raise ValueError("a label set needs at least one class")
+            raise ValueError("a class set needs at least one class")
         if not self.palette:
             palette = default_palette(len(self.names))
             if self.names[0].lower() == "background":
@@ -56,7 +59,11 @@ class ClassSet:
                 f"ignore_index {self.ignore_index} is also the class "
                 f"{self.names[self.ignore_index]!r}; choose a value that no class has"
             )
+        if not -(1 << 31) <= self.ignore_index < 1 << 31:
+            raise ValueError(f"ignore_index {self.ignore_index} does not fit into 32 bits")
         for value, class_id in self.mapping.items():
+            if not -(1 << 63) <= value < 1 << 63:
+                raise ValueError(f"label_mapping: the value {value} does not fit into 64 bits")
             if class_id != self.ignore_index and not 0 <= class_id < len(self.names):
                 raise ValueError(
                     f"label_mapping sends the value {value} to class {class_id}, but classes are "
@@ -68,11 +75,28 @@ class ClassSet:
 
     @classmethod
     def numbered(cls, num_classes: int) -> ClassSet:
-        """Classes without names of their own; a binary model (1) has a background too."""
+        """Classes called "class 0", "class 1", ...; one class: background and foreground."""
         if num_classes == 1:
             return cls(("background", "foreground"))
         ignore_index = 255 if num_classes <= 255 else 65535
         return cls(tuple(f"class {i}" for i in range(num_classes)), ignore_index=ignore_index)
+
+    @classmethod
+    def of(cls, value: ClassSet | Mapping[int, str] | Sequence[str]) -> ClassSet:
+        """A class set from what callers pass: one already, a list of names, or ``{id: name}``.
+
+        Raises:
+            ValueError: The names or ids cannot be used.
+            TypeError: ``value`` is something else.
+        """
+        if isinstance(value, ClassSet):
+            return value
+        if isinstance(value, (Mapping, Sequence)):
+            return cls.from_names(value)
+        raise TypeError(
+            "classes must be a ClassSet, a list of names or {id: name}, "
+            f"not {type(value).__name__}"
+        )
 
     @classmethod
     def from_names(
@@ -80,8 +104,10 @@ class ClassSet:
     ) -> ClassSet:
         """From a list, or from ``{id: name}`` with ids 0, 1, 2, ... without a gap.
 
+        Control characters in names are replaced (`printable`).
+
         Raises:
-            ValueError: An id is missing, or a name is no word.
+            ValueError: An id is missing, or a name is not a string or number.
         """
         if isinstance(names, str):
             raise ValueError(f"class names must be a list or {{id: name}}, not the word {names!r}")
@@ -90,23 +116,33 @@ class ClassSet:
             if not isinstance(name, (str, int, float)) or isinstance(name, bool):
                 raise ValueError(f"a class name must be a word, not {name!r} (quote yes and no)")
         if isinstance(names, Mapping):
-            ids = sorted(int(key) for key in names)
+            try:
+                ids = sorted(int(key) for key in names)
+            except (TypeError, ValueError):
+                raise ValueError(f"class ids must be numbers, not {list(names)[:5]}") from None
             if ids != list(range(len(ids))):
                 missing = sorted(set(range(max(ids, default=0) + 1)) - set(ids))
                 raise ValueError(f"class ids must be 0, 1, 2, ...; there is no name for {missing}")
             by_id = {int(key): name for key, name in names.items()}
             names = [by_id[i] for i in ids]
-        return cls(tuple(names), ignore_index=ignore_index)
+        shown = tuple(printable(str(name)) for name in names)
+        return cls(shown, ignore_index=ignore_index)
 
     def to_class_ids(self, values: NDArray[np.integer]) -> NDArray[np.integer]:
         """Apply the mapping to the values of a mask file, (H, W).
 
         Returns:
-            Class ids, (H, W); ids that are neither a class nor ``ignore_index`` are left for
-            `unknown_values` to find. The input itself where there is no mapping.
+            Class ids, (H, W). Values without a mapping are unchanged, also those that are no
+            class (see `unknown_values`). The input itself where there is no mapping.
         """
         if not self.mapping:
             return values
+        if values.dtype.itemsize > 2 or not all(value in _TABLE_VALUES for value in self.mapping):
+            keys = np.array(sorted(self.mapping), np.int64)
+            ids = np.array([self.mapping[int(key)] for key in keys], np.int64)
+            wide = values.astype(np.int64)
+            nearest = np.searchsorted(keys, wide).clip(max=len(keys) - 1)
+            return np.where(keys[nearest] == wide, ids[nearest], wide)
         highest = max(int(values.max(initial=0)), *self.mapping, *self.mapping.values())
         lowest = min(int(values.min(initial=0)), *self.mapping)
         table = np.arange(lowest, highest + 1, dtype=np.int32)
@@ -131,6 +167,15 @@ class ClassSet:
     def colors(self) -> NDArray[np.uint8]:
         """The palette as a (K, 3) array."""
         return np.asarray(self.palette[: len(self)], dtype=np.uint8)
+
+
+def printable(name: str) -> str:
+    """A name from a file without what a terminal would take for a command.
+
+    White space becomes a space, other characters that cannot be printed become "?".
+    """
+    shown = (c if c.isprintable() else " " if c.isspace() else "?" for c in name)
+    return "".join(shown).strip()
 
 
 def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:

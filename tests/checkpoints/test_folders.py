@@ -156,13 +156,8 @@ def test_preprocessing_of_every_age(
 
 class TestErrors:
     def test_no_such_folder(self) -> None:
-        with pytest.raises(CheckpointError, match="nowhere: no such model: neither a folder"):
+        with pytest.raises(CheckpointError, match="nowhere: no such model: it is neither a folder"):
             SegFormer.from_pretrained("nowhere")
-
-    def test_a_run_folder(self, tmp_path: Path, tiny_model: SegFormer) -> None:
-        tiny_model.save_pretrained(tmp_path / "best")
-        with pytest.raises(CheckpointError, match=r"did you mean .*best\?"):
-            SegFormer.from_pretrained(tmp_path)
 
     def test_truncated_weights(self, tmp_path: Path, tiny_model: SegFormer) -> None:
         tiny_model.save_pretrained(tmp_path)

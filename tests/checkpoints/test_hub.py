@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from huggingface_hub import constants
@@ -16,6 +17,7 @@ from checkpoints.hub_server import HubServer, Repository
 from segformer import SegFormer
 from segformer.checkpoints.card import model_card
 from segformer.checkpoints.layout import Description
+from segformer.checkpoints.opening import open_checkpoint
 from segformer.checkpoints.tensors import CheckpointError
 
 NAME = "somebody/shapes-b0"
@@ -89,7 +91,7 @@ def test_revisions_are_pinned(
     hub.requests.clear()
     SegFormer.from_pretrained(NAME, revision=first)
     assert not any(line.startswith("GET") for line in hub.requests)
-    with pytest.raises(CheckpointError, match=f"{NAME}: there is no revision 'v9' of this model"):
+    with pytest.raises(CheckpointError, match=f"{NAME}: this model has no revision 'v9'"):
         SegFormer.from_pretrained(NAME, revision="v9")
 
 
@@ -126,7 +128,7 @@ def test_what_is_not_there(hub: HubServer, published: Repository) -> None:
         SegFormer.from_pretrained("somebody/empty")
     hub.repositories["somebody/two"] = Repository()
     hub.repositories["somebody/two"].commit({"a.pth": b"", "b.pth": b""})
-    with pytest.raises(CheckpointError, match=r"which of its files is the model\?.*a.pth, b.pth"):
+    with pytest.raises(CheckpointError, match=r"several files of weights; .*a.pth, b.pth"):
         SegFormer.from_pretrained("somebody/two")
 
 
@@ -140,6 +142,64 @@ def test_a_single_file_of_weights(hub: HubServer, tiny_model: SegFormer, tmp_pat
     assert same(SegFormer.from_pretrained("somebody/old"), tiny_model)
 
 
+def test_weights_in_a_subfolder(hub: HubServer, tiny_model: SegFormer, tmp_path: Path) -> None:
+    files = files_of(tiny_model, tmp_path / "model")
+    repository = hub.repositories["somebody/deep"] = Repository()
+    card = {"README.md": b"---\nlicense: mit\n---\n", "a/b/.cache.pth": b""}
+    repository.commit({**{f"a/b/{name}": content for name, content in files.items()}, **card})
+    opened = open_checkpoint("somebody/deep")
+    assert (opened.config, opened.classes) == (tiny_model.config, tiny_model.classes)
+    assert same(SegFormer.from_pretrained("somebody/deep"), tiny_model)
+    with pytest.raises(CheckpointError, match="no revision 'v9'"):
+        SegFormer.from_pretrained("somebody/deep", revision="v9")
+
+
+def test_shards(hub: HubServer, tiny_model: SegFormer, tmp_path: Path) -> None:
+    files = files_of(tiny_model, tmp_path / "model")
+    tensors = safetensors.torch.load(files.pop("model.safetensors"))
+    names = list(tensors)
+    parts = {"1.safetensors": names[::2], "2.safetensors": names[1::2]}
+    index: dict[str, dict[str, str]] = {"weight_map": {}}
+    for file, part in parts.items():
+        files[file] = safetensors.torch.save({name: tensors[name] for name in part})
+        index["weight_map"] |= dict.fromkeys(part, file)
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    repository = hub.repositories["somebody/large"] = Repository()
+    repository.commit(files)
+    assert same(SegFormer.from_pretrained("somebody/large"), tiny_model)
+    index["weight_map"][names[0]] = "../../secret"
+    repository.commit({"model.safetensors.index.json": json.dumps(index).encode()})
+    with pytest.raises(CheckpointError, match=r"'../../secret' is not a file name"):
+        SegFormer.from_pretrained("somebody/large")
+
+
+def test_a_local_folder_of_the_owner_hides_no_model(
+    hub: HubServer,
+    published: Repository,
+    tiny_model: SegFormer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "somebody").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert same(SegFormer.from_pretrained(NAME), tiny_model)
+    with pytest.raises(CheckpointError, match=r"other.pth: no such model: it is neither a folder"):
+        SegFormer.from_pretrained("somebody/other.pth")  # a typing error, not a Hub id
+
+
+def test_errors_of_the_http_client(
+    hub: HubServer, published: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.errors import HTTPError
+
+    def fail(*_: object, **__: object) -> None:
+        raise HTTPError("the connection was reset\x1b[2J")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(CheckpointError, match=r"the download failed: the connection was reset\?"):
+        SegFormer.from_pretrained(NAME)
+
+
 def test_a_corrupt_file(hub: HubServer, published: Repository) -> None:
     published.commit({"model.safetensors": b"\x10\0\0\0\0\0\0\0{not json at all"})
     with pytest.raises(CheckpointError, match=r"model.safetensors: its safetensors header cannot"):
@@ -151,7 +211,7 @@ def test_no_network(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
     with pytest.raises(CheckpointError, match=r"the Hub cannot be reached .*Check the connection"):
         SegFormer.from_pretrained(NAME)
-    with pytest.raises(CheckpointError, match="not in the cache .* and local_files_only forbids"):
+    with pytest.raises(CheckpointError, match="nor in the cache .* and local_files_only forbids"):
         SegFormer.from_pretrained(NAME, local_files_only=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE forbids"):

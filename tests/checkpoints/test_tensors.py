@@ -31,7 +31,7 @@ def header(text: bytes, length: int | None = None) -> bytes:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a Git LFS pointer"),
         (header(b'{"a": 1}', 1 << 60), "announces a header of 1,152,921,504,606,846,976 bytes"),
         (header(b"{" + b"[" * 100_000), "its safetensors header cannot be read"),
-        (header(b'{"a": {"dtype": "F99", "shape": [], "data_offsets": [0, 0]}}'), "F99"),
+        (header(b'{"a": {"dtype": "F32", "shape": [1.5e999], "data_offsets": [0, 0]}}'), "header"),
         (header(b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}'), "damaged"),
         (header(b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}'), "damaged"),
         (
@@ -169,7 +169,7 @@ FIRST = "backbone.patch_embed1.proj.weight"
         (FIRST, torch.zeros(8, 3, 7, 7).to(torch.float8_e4m3fn), "float8_e4m3fn, not floating"),
         (FIRST, torch.zeros(8, 3, 7, 7).to_sparse(), "sparse, quantized or without values"),
         (FIRST, torch.zeros(8, 3, 7, 7, device="meta"), "sparse, quantized or without values"),
-        (FIRST, torch.zeros(1).expand(8, 10**9, 7, 7), "with values for less"),
+        (FIRST, torch.zeros(1).expand(8, 10**9, 7, 7), "but values for less"),
         (FIRST, torch.zeros(8, 70_000, 1, 1), "more than 65536 classes or channels"),
         (FIRST, torch.tensor(1.0), "the encoder is incomplete"),
         (FIRST, torch.zeros(0, 3, 7, 7), "shapes that no SegFormer has"),
@@ -178,7 +178,7 @@ FIRST = "backbone.patch_embed1.proj.weight"
         (
             "decode_head.linear_pred.weight",
             torch.zeros(1).expand(10**9, 16, 1, 1),
-            "with values for less",
+            "but values for less",
         ),
         ("decode_head.linear_fuse.bn.running_var", -torch.ones(16), "or negative variances"),
         ("backbone.block1.999999999.norm1.weight", torch.zeros(8), "has 5 blocks in all"),
@@ -221,10 +221,10 @@ def test_tensors_that_lie_over_each_other(tmp_path: Path) -> None:
     entry = '{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
     text = f'{{"a": {entry}, "b": {entry}}}'.encode()
     (tmp_path / "x").write_bytes(header(text) + bytes(8))
-    with pytest.raises(CheckpointError, match="lie over each other"):
+    with pytest.raises(CheckpointError, match="its tensors overlap"):
         open_tensors(tmp_path / "x")
     (tmp_path / "x").write_bytes(header(f'{{"a": {entry}, "a": {entry}}}'.encode()) + bytes(8))
-    with pytest.raises(CheckpointError, match="a name stands there twice"):
+    with pytest.raises(CheckpointError, match="a name occurs twice"):
         open_tensors(tmp_path / "x")
 
 

@@ -110,3 +110,40 @@ def test_a_broken_image_costs_only_itself(caplog: pytest.LogCaptureFixture, tmp_
     assert int(class_id) == 0
     assert caplog.text.count("skipped") == 1
     assert "00.png" in caplog.text
+
+
+def test_half_of_the_operations_are_applied() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    plain = ClassAugmentation(32, min_area=1, hflip_prob=0, random_erasing_prob=0, rand_augment=0)
+    once = ClassAugmentation(32, min_area=1, hflip_prob=0, random_erasing_prob=0, rand_augment=1)
+    changed = 0
+    for seed in range(400):
+        first, second = (
+            augmentation(image, np.random.default_rng(seed), Preprocessing())
+            for augmentation in (plain, once)
+        )
+        changed += not np.array_equal(first, second)
+    # Autocontrast and equalization leave noise over the whole range as it is
+    assert 0.35 < changed / 400 < 0.58
+
+
+def test_shear_and_translation_move_one_axis() -> None:
+    """Each of the 15 operations on stripes, which show movements across them only."""
+    rng_of = [np.random.default_rng(seed) for seed in range(300)]
+    across = np.zeros((60, 60, 3), np.uint8)
+    across[::2] = 255
+    gray = np.array((124, 116, 104))
+    kinds = set()
+    for rng in rng_of:
+        result = random_operation(across, rng)
+        filled = (result == gray).all(2)
+        rows, columns = filled.all(1).sum(), filled.all(0).sum()
+        assert not (rows and columns)
+        kinds.add("y" if rows > 5 else "x" if columns > 5 else "")
+    assert kinds == {"x", "y", ""}
+
+
+def test_folder_names_are_printable(tmp_path: Path) -> None:
+    root = draw_classes(tmp_path / "colors")
+    (root / "train" / "red").rename(root / "train" / "\x1b[31mred")
+    assert open_class_folders(root).classes.names[0] == "?[31mred"

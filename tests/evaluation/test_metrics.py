@@ -25,14 +25,14 @@ def test_by_hand() -> None:
     assert np.isnan(scores.accuracy[2:]).all()
     assert scores.mean_accuracy == pytest.approx(7 / 12)
     assert scores.dice[:3].tolist() == pytest.approx([4 / 5, 1 / 2, 0])
-    assert scores.frequency.tolist() == pytest.approx([3 / 5, 2 / 5, 0, 0])
+    assert scores.class_fractions.tolist() == pytest.approx([3 / 5, 2 / 5, 0, 0])
     assert scores.pixel_accuracy == pytest.approx(3 / 5)
     assert scores.as_dict()["classes"]["d"] == {
-        "iou": None, "accuracy": None, "dice": None, "frequency": 0.0,
+        "iou": None, "accuracy": None, "dice": None, "fraction": 0.0,
     }  # fmt: skip
 
 
-def test_a_image_without_labels_changes_nothing() -> None:
+def test_an_image_without_labels_changes_nothing() -> None:
     matrix = ConfusionMatrix(FOUR)
     matrix.update(np.full((3, 3), 255), np.zeros((3, 3), int))
     assert matrix.counts.sum() == 0
@@ -40,6 +40,7 @@ def test_a_image_without_labels_changes_nothing() -> None:
     assert np.isnan(scores.miou)
     assert np.isnan(scores.pixel_accuracy)
     assert scores.as_dict()["miou"] is None
+    assert scores.warnings == ("no pixel of this split is labeled; there is nothing to score",)
 
 
 @settings(deadline=None, max_examples=40)
@@ -64,9 +65,11 @@ def test_agrees_with_torchmetrics(seed: int, classes: int) -> None:
 
 def test_wrong_input() -> None:
     matrix = ConfusionMatrix(FOUR)
-    with pytest.raises(ValueError, match="a mask of"):
+    with pytest.raises(ValueError, match="the mask has shape"):
         matrix.update(np.zeros((2, 3), int), np.zeros((3, 2), int))
-    with pytest.raises(ValueError, match="the mask has ids from 0 to 151; K is 4"):
+    with pytest.raises(
+        ValueError, match="the mask has class ids from 0 to 151, the classes are 0..3"
+    ):
         matrix.update(np.array([0, 151]), np.array([0, 0]))
 
 
@@ -75,3 +78,40 @@ def test_counts_do_not_overflow() -> None:
     matrix.counts[0, 0] = 2**40
     matrix.update(np.zeros(10, np.uint8), np.zeros(10, np.uint8))
     assert matrix.counts[0, 0] == 2**40 + 10
+
+
+def test_a_single_class_is_warned_of() -> None:
+    """100 % of the only class that occurs is not the score of a model."""
+    matrix = ConfusionMatrix(ClassSet(("background", "polyp")))
+    matrix.update(np.zeros((4, 4), int), np.zeros((4, 4), int))
+    scores = matrix.scores()
+    assert scores.miou == 1
+    assert scores.absent_classes == ("polyp",)
+    (warning,) = scores.warnings
+    assert "only one class occurs in this split, 'background'" in warning
+    assert scores.as_dict()["warnings"] == [warning]
+    assert scores.as_dict()["absent_classes"] == ["polyp"]
+    matrix.update(np.ones(1, int), np.ones(1, int))
+    assert matrix.scores().warnings == ()
+    assert matrix.scores().absent_classes == ()
+
+
+def test_a_class_that_is_predicted_but_never_occurs_lowers_the_mean() -> None:
+    """As in mmsegmentation: the union is not empty, so the IoU is 0."""
+    matrix = ConfusionMatrix(FOUR)
+    matrix.update(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2]))
+    scores = matrix.scores()
+    assert scores.iou[2] == 0
+    assert scores.miou == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert scores.absent_classes == ("c", "d")
+
+
+def test_few_values_of_many_classes_are_counted_without_a_full_histogram(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One image of ImageNet is one value among a million cells."""
+    monkeypatch.setattr(np, "bincount", None)
+    matrix = ConfusionMatrix(ClassSet.numbered(1000))
+    for truth, predicted in ((3, 7), (3, 7), (999, 0)):
+        matrix.update(np.array([truth]), np.array([predicted]))
+    assert (matrix.counts[3, 7], matrix.counts[999, 0], matrix.counts.sum()) == (2, 1, 3)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from PIL import Image
 
 from segformer import ClassSet, Prediction
+from segformer.files import OutputExists
 
 PEOPLE = ClassSet(("background", "hair", "skin"), palette=((0, 0, 0), (255, 0, 0), (0, 255, 0)))
 
@@ -31,7 +33,7 @@ def test_mask_by_name(prediction: Prediction) -> None:
 def test_overlay_blends_colors_and_draws_edges(prediction: Prediction) -> None:
     image = np.asarray(prediction.overlay(opacity=0.5, legend=False))
     assert image.shape == (40, 60, 3)
-    assert image[5, 5].tolist() == [177, 50, 50]
+    assert image[5, 5].tolist() == [178, 50, 50]
     assert image[9, 5].max() < 70  # the edge below the hair
     assert np.array_equal(np.asarray(prediction.overlay(opacity=0, legend=False)), prediction.image)
 
@@ -75,13 +77,62 @@ def test_sixteen_bits_above_256_classes(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(path)), label_map)
 
 
-def test_ids_never_replace_the_image(tmp_path: Path) -> None:
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+@pytest.mark.parametrize(
+    ("file", "name"), [("a.png", "a"), ("a_overlay.jpg", "a"), ("b_confidence.png", "b")]
+)
+def test_no_result_replaces_the_image(tmp_path: Path, file: str, name: str) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / file)
+    before = (tmp_path / file).read_bytes()
     prediction = Prediction(
-        np.zeros((4, 4), np.uint8), PEOPLE, np.zeros((4, 4, 3), np.uint8), tmp_path / "a.png"
+        np.zeros((4, 4), np.uint8),
+        PEOPLE,
+        np.zeros((4, 4, 3), np.uint8),
+        tmp_path / file,
+        np.ones((4, 4), np.float32),
     )
-    with pytest.raises(ValueError, match="would replace the image"):
-        prediction.save(tmp_path)
+    with pytest.raises(ValueError, match=f"{file}: would replace the image"):
+        prediction.save(tmp_path, name=name)
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    assert (tmp_path / file).read_bytes() == before
+
+
+def test_files_are_replaced_unless_refused(prediction: Prediction, tmp_path: Path) -> None:
+    prediction.save(tmp_path, overlay=False)
+    prediction.save(tmp_path, overlay=False)
+    with pytest.raises(OutputExists, match=r"me\.png already exists"):
+        prediction.save(tmp_path, overwrite=False)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_confidence_is_saved_as_gray_levels(prediction: Prediction, tmp_path: Path) -> None:
+    confidence = np.linspace(0, 1, 2400, dtype=np.float32).reshape(40, 60)
+    written = replace(prediction, confidence=confidence).save(tmp_path, overlay=False)
+    assert [path.name for path in written] == ["me.png", "me_confidence.png"]
+    with Image.open(written[1]) as image:
+        assert image.mode == "L"
+        np.testing.assert_allclose(np.asarray(image) / 255, confidence, atol=0.5 / 255 + 1e-6)
+
+
+def test_predictions_are_compared_and_hashed_by_identity(prediction: Prediction) -> None:
+    other = replace(prediction)
+    assert prediction == prediction  # noqa: PLR0124
+    assert prediction != other
+    assert len({prediction, other}) == 2
+
+
+def test_an_overlay_is_the_blend_of_image_and_colors(prediction: Prediction) -> None:
+    """Against the plain formula in floats, whatever the opacity."""
+    rng = np.random.default_rng(0)
+    label_map = np.kron(rng.integers(0, 3, (8, 10)), np.ones((5, 5), int)).astype(np.uint8)
+    image = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    for opacity in (0.1, 0.55, 1.0):
+        shown = Prediction(label_map, PEOPLE, image).overlay(opacity=opacity, legend=False)
+        expected = (1 - opacity) * image + opacity * PEOPLE.colors()[label_map]
+        edges = np.zeros(label_map.shape, bool)
+        edges[:, :-1] |= label_map[:, :-1] != label_map[:, 1:]
+        edges[:-1] |= label_map[:-1] != label_map[1:]
+        expected[edges] *= 0.35
+        np.testing.assert_allclose(np.asarray(shown, int), expected.astype(int), atol=1)
 
 
 def test_class_fractions_of_more_classes_than_a_byte_counts() -> None:

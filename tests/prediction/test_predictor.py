@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from torch.nn import functional as F
 from conftest import TINY, randomize
 from segformer import ClassSet, Predictor, Preprocessing, SegFormer, SegFormerConfig
 from segformer.image import UnreadableImage
-from segformer.prediction.config import PredictConfig
+from segformer.prediction.config import PredictConfig, PredictOptions
+from segformer.prediction.runtime import TorchRuntime
 
 
 @pytest.mark.parametrize(
@@ -120,8 +123,20 @@ def test_binary_model(tiny_config: SegFormerConfig) -> None:
     config = SegFormerConfig(**{**vars(tiny_config), "num_classes": 1})
     model = randomize(SegFormer(config, ClassSet(("land", "water")))).eval()
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    prediction = Predictor(model, size=(64, 64), device="cpu")(image)
-    assert set(prediction.class_fractions) <= {"land", "water"}
+    model.preprocessing = Preprocessing(size=(64, 64))
+    predictor = Predictor(model, confidence=True, device="cpu")
+    bias = model.decoder.classifier.get_parameter("bias")
+    with torch.no_grad():
+        bias -= predictor.logits(image).median()  # so that both classes occur
+        logits = model(torch.from_numpy(predictor._view(image, 1.0)).permute(2, 0, 1)[None])
+    full = F.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False)[0, 0]
+    prediction = predictor(image)
+    water = (full.sigmoid() > 0.5).numpy()
+    assert 0.2 < water.mean() < 0.8
+    assert (prediction.mask("water") == water).mean() > 0.999
+    assert prediction.mask("land").sum() == (~prediction.mask("water")).sum()
+    certainty = torch.maximum(full.sigmoid(), 1 - full.sigmoid()).numpy()
+    np.testing.assert_allclose(prediction.confidence, certainty, atol=1e-5)
 
 
 def test_stream_keeps_order_and_reports_broken_files(tmp_path: Path, tiny_model: SegFormer) -> None:
@@ -142,7 +157,7 @@ def test_stream_keeps_order_and_reports_broken_files(tmp_path: Path, tiny_model:
 def test_stream_reads_no_further_ahead_than_it_must(tiny_model: SegFormer) -> None:
     taken = []
 
-    def endless():
+    def endless() -> Iterator[np.ndarray]:
         while True:
             taken.append(1)
             yield np.zeros((32, 32, 3), np.uint8)
@@ -157,7 +172,7 @@ def test_stream_reads_no_further_ahead_than_it_must(tiny_model: SegFormer) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": (64, 64), "short_side": 64}, "a size or a short side, not both"),
+        ({"size": (64, 64), "short_side": 64}, "size or short_side, not both"),
         ({"short_side": 8}, "8 pixels is below 32"),
         ({"stride": 64}, "a stride needs a window"),
         ({"window": 64, "stride": 96}, "leaves gaps"),
@@ -197,13 +212,130 @@ def test_batches_change_nothing(options: dict[str, Any]) -> None:
 
 def test_a_batch_that_does_not_fit_is_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor(SegFormer(TINY).eval(), short_side=64, batch_size=4)
-    run = predictor.runtime.run
+    run, sizes = TorchRuntime.__call__, []
 
-    def small_memory(pixels: torch.Tensor) -> torch.Tensor:
+    def small_memory(runtime: TorchRuntime, pixels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels))
         if len(pixels) > 1:
-            raise RuntimeError("out of memory")
-        return run(pixels)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return run(runtime, pixels)
 
-    monkeypatch.setattr(predictor.runtime, "run", small_memory)
+    monkeypatch.setattr(TorchRuntime, "__call__", small_memory)
     images = [np.full((70, 80, 3), i, np.uint8) for i in range(3)]
     assert len(list(predictor.stream(images))) == 3
+    assert sizes == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({}, "run it in windows, such as window=1024"),
+        ({"window": 1024, "batch_size": 4}, "run fewer windows at once"),
+        ({"window": 1024, "flip": True}, "without confidence, flip and scales"),
+        ({"window": 1024}, "smaller windows, such as window=512"),
+        ({"window": 512}, "$"),
+    ],
+)
+def test_the_advice_when_memory_runs_out_fits_the_options(
+    tiny_model: SegFormer, monkeypatch: pytest.MonkeyPatch, options: dict, advice: str
+) -> None:
+    def exhausted(runtime: TorchRuntime, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.empty(1 << 60, dtype=torch.uint8)  # the allocator's own error
+
+    monkeypatch.setattr(TorchRuntime, "__call__", exhausted)
+    with pytest.raises(MemoryError, match=f"80 x 70 pixels do not fit into memory(; .*)?{advice}"):
+        Predictor(tiny_model, device="cpu", **options)(np.zeros((70, 80, 3), np.uint8))
+
+
+def test_errors_that_mention_memory_are_not_taken_for_exhausted_memory(
+    tiny_model: SegFormer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(runtime: TorchRuntime, pixels: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(TorchRuntime, "__call__", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        Predictor(tiny_model, device="cpu")(np.zeros((70, 80, 3), np.uint8))
+
+
+def test_one_number_is_a_square_or_one_scale() -> None:
+    config = PredictConfig(size=512, scales=0.5)  # type: ignore[arg-type]
+    assert config.size == (512, 512)
+    assert config.scales == (0.5,)
+    assert PredictConfig(size=[64, 96], scales=[1, np.float32(0.5)]).scales == (1.0, 0.5)  # type: ignore[arg-type]
+    assert PredictConfig(short_side=np.int64(64)).short_side == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": "512"}, "size must be a whole number of pixels, not '512'"),
+        ({"size": (64, 64, 3)}, "size must be height and width"),
+        ({"short_side": 64.5}, "short_side must be a whole number of pixels, not 64.5"),
+        ({"window": True}, "window must be a whole number"),
+        ({"batch_size": "8"}, "batch_size must be a whole number of images"),
+        ({"scales": "1"}, "scales must be a ratio or several"),
+        ({"scales": None}, "scales must be a ratio or several"),
+        ({"scales": (1, float("nan"))}, "scales must be ratios"),
+        ({"flip": 1}, "flip must be True or False, not 1"),
+        ({"device": 3.5}, "no device 3.5"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused_in_words(
+    tiny_model: SegFormer, options: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Predictor(tiny_model, **options)
+
+
+def test_keyword_options_are_the_fields_of_the_config() -> None:
+    """So that editors complete them and type checkers know them."""
+    assert PredictOptions.__annotations__.keys() == PredictConfig.__dataclass_fields__.keys()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("options", [{}, {"scales": (0.5, 1.25), "flip": True}])
+def test_windows_are_normalized_like_whole_images(
+    tiny_config: SegFormerConfig, kind: type, options: dict
+) -> None:
+    """One window over all of the image gives what the model gives for the image."""
+    channels = 3 if kind is np.uint8 else 4
+    config = SegFormerConfig(**{**vars(tiny_config), "in_channels": channels})
+    model = randomize(SegFormer(config)).eval()
+    values = np.random.default_rng(0).integers(0, 255, (61, 96, channels)).astype(kind)
+    model.preprocessing = replace(model.preprocessing, size=None)
+    padded = np.pad(values, ((0, 3), (0, 0), (0, 0)), mode="edge")
+    whole = Predictor(model, device="cpu").logits(padded)
+    windowed = Predictor(model, device="cpu", window=256).logits(values)
+    torch.testing.assert_close(windowed, whole, rtol=0, atol=1e-5)
+    predictors = [Predictor(model, device="cpu", **options, window=w) for w in (None, 256)]
+    first, second = (predictor(padded).label_map for predictor in predictors)
+    assert (first == second).mean() > 0.95
+
+
+def test_windows_are_counted(tiny_model: SegFormer) -> None:
+    predictor = Predictor(
+        tiny_model, window=64, stride=48, scales=(1, 0.5), flip=True, device="cpu"
+    )
+    seen: list[tuple[int, int]] = []
+    image = np.zeros((90, 150, 3), np.uint8)
+    list(predictor.stream([image], on_windows=lambda done, count: seen.append((done, count))))
+    assert seen == [(i + 1, 16) for i in range(16)]  # 2 x 3 at full size, 1 x 2 at half, mirrored
+
+
+def test_large_images_are_not_read_ahead(
+    tiny_model: SegFormer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segformer.prediction.predictor._LARGE_IMAGE", 1000)
+    taken = []
+
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            taken.append(1)
+            yield np.zeros((40, 40, 3), np.uint8)
+
+    stream = Predictor(tiny_model, window=32, device="cpu").stream(endless(), readers=4)
+    for _ in range(8):
+        next(stream)
+    stream.close()
+    assert len(taken) <= 8 + 2

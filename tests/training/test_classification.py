@@ -16,18 +16,19 @@ from segformer import SegFormer, SegFormerClassifier
 from segformer.cli import main
 from segformer.data.dataset import open_dataset
 from segformer.prediction.classifier import ClassPredictor
-from segformer.training.config import TrainConfig
-from segformer.training.run import TrainingStopped, resume, train
+from segformer.training.config import ClassificationTrainConfig, SegmentationTrainConfig
+from segformer.training.run import resume, train
+from segformer.training.stopping import TrainingStopped
 
 
-def config(**changes: object) -> TrainConfig:
+def config(**changes: object) -> ClassificationTrainConfig:
     entries = {
-        "task": "classify", "variant": "tiny", "crop_size": 32, "batch_size": 6, "max_steps": 60,
+        "variant": "tiny", "crop_size": 32, "batch_size": 6, "max_steps": 60,
         "lr": 4e-3, "rand_augment": 0, "min_area": 0.5, "mixup_alpha": 0.2, "cutmix_alpha": 0.2,
         "random_erasing_prob": 0.1, "drop_path": 0.0, "ema_decay": 0.9, "num_workers": 0,
         "val_every": 10, "precision": "float32",
     }  # fmt: skip
-    return TrainConfig(**{**entries, **changes})
+    return ClassificationTrainConfig(**{**entries, **changes})
 
 
 def test_classify_then_segment(
@@ -61,7 +62,7 @@ def test_classify_then_segment(
     assert "6 of 6 images classified" in capsys.readouterr().out
 
     shapes = draw_dataset(tmp_path / "shapes")
-    start = TrainConfig(
+    start = SegmentationTrainConfig(
         pretrained=str(run / "best"),
         crop_size=32,
         short_side=48,
@@ -84,23 +85,25 @@ def test_a_resumed_classifier_ends_the_same(
         max_steps=8, checkpoint_every=3, mixup_alpha=0.8, cutmix_alpha=1.0, rand_augment=2
     )
     train(colors, tmp_path / "whole", recipe)
-    from segformer.training import run as module
+    from segformer.training import loop as module
 
-    step = module._Run._step
+    step = module.TrainingLoop._step
 
     def stop_at_5(self: object, batches: object) -> float:
         if self.state.step == 5:
             raise TrainingStopped
         return step(self, batches)
 
-    monkeypatch.setattr(module._Run, "_step", stop_at_5)
+    monkeypatch.setattr(module.TrainingLoop, "_step", stop_at_5)
     with pytest.raises(TrainingStopped):
         train(colors, tmp_path / "cut", recipe)
-    monkeypatch.setattr(module._Run, "_step", step)
-    (colors / "train" / "blue").rename(colors / "train" / "zinc")
+    monkeypatch.setattr(module.TrainingLoop, "_step", step)
+    for split in ("train", "val"):
+        (colors / split / "blue").rename(colors / split / "zinc")
     with pytest.raises(ValueError, match="other classes than when the run began: green, red, zinc"):
         resume(tmp_path / "cut")
-    (colors / "train" / "zinc").rename(colors / "train" / "blue")
+    for split in ("train", "val"):
+        (colors / split / "zinc").rename(colors / split / "blue")
     resume(tmp_path / "cut")
     files = [tmp_path / name / "last" / "model.safetensors" for name in ("whole", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()

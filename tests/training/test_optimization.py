@@ -10,7 +10,7 @@ from segformer.training.optimization import lr_factor, moving_average, parameter
 def test_groups_are_the_paper_s(tiny_model: SegFormer) -> None:
     groups = {g["name"]: g for g in parameter_groups(tiny_model, 6e-5, 0.01, 10)}
     assert (groups["encoder"]["lr"], groups["encoder"]["weight_decay"]) == (6e-5, 0.01)
-    assert groups["encoder norms"]["weight_decay"] == 0
+    assert groups["encoder without decay"]["weight_decay"] == 0
     assert groups["head"]["lr"] == pytest.approx(6e-4)
     assert groups["head"]["weight_decay"] == 0.01
     grouped = [id(p) for g in groups.values() for p in g["params"]]
@@ -20,7 +20,20 @@ def test_groups_are_the_paper_s(tiny_model: SegFormer) -> None:
         for name, p in tiny_model.named_parameters()
         if name.startswith("encoder.") and "norm" in name
     }
-    assert {id(p) for p in groups["encoder norms"]["params"]} == norms
+    assert {id(p) for p in groups["encoder without decay"]["params"]} == norms
+
+
+def test_norms_and_biases_can_all_go_without_decay(tiny_model: SegFormer) -> None:
+    groups = parameter_groups(tiny_model, 1e-3, 0.05, 1, decay_norm_and_bias=False)
+    decays = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    assert len(decays) == len(list(tiny_model.parameters()))
+    assert all(decays[id(p)] == (0.05 if p.ndim > 1 else 0) for p in tiny_model.parameters())
+
+
+def test_schedules_end_at_the_lowest_rate() -> None:
+    for schedule in ("poly", "cosine"):
+        rates = [lr_factor(step, 100, 0, schedule, min_factor=0.01) for step in (0, 50, 100)]
+        assert rates == pytest.approx([1, 0.505, 0.01])
 
 
 def test_frozen_parameters_are_left_out(tiny_model: SegFormer) -> None:

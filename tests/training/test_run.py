@@ -20,8 +20,9 @@ from PIL import Image
 from conftest import draw_dataset
 from segformer import SegFormer
 from segformer.data.dataset import DatasetError
-from segformer.training.config import TrainConfig
-from segformer.training.run import TrainingStopped, resume, train
+from segformer.training.config import SegmentationTrainConfig
+from segformer.training.run import resume, train
+from segformer.training.stopping import TrainingStopped
 
 QUICK = {
     "crop_size": 32,
@@ -34,8 +35,8 @@ QUICK = {
 }
 
 
-def config(**changes: object) -> TrainConfig:
-    return TrainConfig(**{"variant": "tiny", **QUICK, **changes})
+def config(**changes: object) -> SegmentationTrainConfig:
+    return SegmentationTrainConfig(**{"variant": "tiny", **QUICK, **changes})
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
@@ -74,7 +75,7 @@ def test_it_learns_and_leaves_the_run_folder(tmp_path: Path, tiny_variant: str) 
     recipe = yaml.safe_load((run / "config.yaml").read_text())
     assert recipe["warmup_steps"] == 7
     assert Path(recipe["dataset"]) == dataset.resolve()
-    with pytest.raises(ValueError, match="go on with --resume"):
+    with pytest.raises(ValueError, match="continue it with --resume"):
         train(dataset, run, config())
 
 
@@ -122,9 +123,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(dataset, whole, config())
 
-    from segformer.training import run as module
+    from segformer.training import loop as module
 
-    step = module._Run._step
+    step = module.TrainingLoop._step
 
     def interrupted(self: object, batches: object) -> float:
         loss = step(self, batches)
@@ -132,10 +133,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
             signal.raise_signal(signal.SIGINT)
         return loss
 
-    monkeypatch.setattr(module._Run, "_step", interrupted)
+    monkeypatch.setattr(module.TrainingLoop, "_step", interrupted)
     with pytest.raises(TrainingStopped, match=r"after step 5 of 12; .* train --resume .*stopped"):
         train(dataset, stopped, config())
-    monkeypatch.setattr(module._Run, "_step", step)
+    monkeypatch.setattr(module.TrainingLoop, "_step", step)
     resume(stopped)
     assert rows_of(stopped) == rows_of(whole)
     assert (stopped / "last/model.safetensors").read_bytes() == (
@@ -216,7 +217,7 @@ def test_what_cannot_be_built_leaves_no_run(tmp_path: Path, small_dataset: Path)
         {"background_replace_prob": 1, "background_class": 9},
     ):
         with pytest.raises(ValueError):
-            train(small_dataset, tmp_path / "run", TrainConfig(**{**QUICK, **wrong}))
+            train(small_dataset, tmp_path / "run", SegmentationTrainConfig(**{**QUICK, **wrong}))
     assert not (tmp_path / "run").exists()
 
 
@@ -225,7 +226,7 @@ def test_resuming_needs_no_model_that_it_started_from(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_model.save_pretrained("start")
-    train(small_dataset, tmp_path / "run", config(pretrained="start", max_steps=2))
+    train(small_dataset, tmp_path / "run", config(variant=None, pretrained="start", max_steps=2))
     shutil.rmtree("start")
     monkeypatch.chdir(small_dataset)
     resume(tmp_path / "run")
@@ -234,7 +235,7 @@ def test_resuming_needs_no_model_that_it_started_from(
 @pytest.mark.parametrize("text", ["a: [", "word", "epochs: 3", "dataset: x\nepochs: 0"])
 def test_a_broken_record_of_a_run(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"config.yaml: not the recipe of a run"):
+    with pytest.raises(ValueError, match=r"config.yaml: not the configuration of a run"):
         resume(tmp_path)
 
 
@@ -276,5 +277,5 @@ def test_more_channels(tmp_path: Path, tiny_variant: str) -> None:
 
 def test_a_loss_that_explodes_says_what_to_do(tmp_path: Path, tiny_variant: str) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
-    with pytest.raises(ValueError, match=r"the loss is nan at step .* try a smaller --lr"):
+    with pytest.raises(ValueError, match=r"the loss is nan at step .* use a smaller --lr"):
         train(dataset, tmp_path / "run", config(lr=1e30, max_grad_norm=0, warmup_steps=0))

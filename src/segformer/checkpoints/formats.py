@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterable, Mapping
 
 from segformer.checkpoints.naming import Format, Row
-from segformer.config import OPENMMLAB_EPS, ORIGINAL_EPS, TRANSFORMERS_EPS
+from segformer.config import DECODERS, OPENMMLAB_EPS, ORIGINAL_EPS, TRANSFORMERS_EPS, NormEps
 
+_OUR_STAGE = "encoder.stages.{s}."
 _OUR_BLOCK = "encoder.stages.{s}.blocks.{b}."
 
 
@@ -32,7 +33,7 @@ def _rows(
         names = (theirs,) if isinstance(theirs, str) else theirs
         rows.append(
             Row(
-                (full(ours, _OUR_BLOCK, "encoder.stages.{s}."),),
+                (full(ours, _OUR_BLOCK, _OUR_STAGE),),
                 tuple(full(name, block, stage) for name in names),
             )
         )
@@ -207,11 +208,29 @@ OPENMMLAB = Format(
         Row((_OUR_BLOCK + "ffn.contract",), (_MMSEG_BLOCK + "ffn.layers.4",), pointwise=True),
         Row(("decoder.projections.{s}",), ("decode_head.convs.{s}.conv",), pointwise=True),
     ),
-    decoder="openmmlab",
+    decoders=("openmmlab",),
     unused=(r"auxiliary_head\.", r"data_preprocessor\."),
 )
 
-FORMATS = (HUB, HUB_IN_MEMORY, NVLABS, SMP, OPENMMLAB)
+_OUR_NAMES = (
+    *("/merging.projection", "/merging.norm"),
+    *("@attention_norm", "@attention.query", "@attention.key_value", "@attention.output"),
+    *("@attention.reduction", "@attention.reduction_norm"),
+    *("@ffn_norm", "@ffn.expand", "@ffn.depthwise", "@ffn.contract", "/norm"),
+    *("decoder.projections.{s}", "decoder.stage_norms.{s}"),
+    *("decoder.fuse", "decoder.norm", "decoder.classifier", "head"),
+)
+OURS = Format(
+    "segformer",
+    "segformer (this package)",
+    "encoder.",
+    NormEps(),
+    _rows(_OUR_STAGE, _OUR_BLOCK, {name: name for name in _OUR_NAMES}),
+    decoders=DECODERS,
+)
+"""The names in this package, as ``model.state_dict()`` gives them."""
+
+FORMATS = (HUB, HUB_IN_MEMORY, NVLABS, SMP, OPENMMLAB, OURS)
 
 
 def recognize(names: Iterable[str]) -> tuple[Format, dict[str, str], list[str]] | None:

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: fetching a model, and publishing one with its card."""
+"""The Hugging Face Hub: downloading a model, and publishing one with its card."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict
 
 from segformer.checkpoints.layout import CONFIG_FILE, PREPROCESSING_FILE, WEIGHTS_FILE, read_json
-from segformer.checkpoints.tensors import WEIGHT_SUFFIXES, CheckpointError
+from segformer.checkpoints.tensors import WEIGHT_SUFFIXES, CheckpointError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 _MODEL_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_FILE_NAME = re.compile(r"\w[\w.-]*")
 _WEIGHTS = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", "pytorch_model.bin")
 _INDEX_OF_BIN = "pytorch_model.bin.index.json"
 _CARD = "README.md"
@@ -57,7 +58,7 @@ class UploadOptions(TypedDict, total=False):
 
 
 def is_model_id(source: str) -> bool:
-    """Whether a name could be a model's on the Hub: OWNER/NAME, or OWNER/NAME@REVISION."""
+    """Whether a name can be a Hub id: OWNER/NAME, or OWNER/NAME@REVISION."""
     found = _MODEL_ID.fullmatch(source)
     return found is not None and source[0] != "." and ".." not in source and len(source) < 250
 
@@ -70,36 +71,37 @@ def download(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Fetch a model into the Hub's cache, with progress; what is there is not fetched again.
+    """Download a model into the Hub's cache, with progress; cached files are used as they are.
 
-    A download that was interrupted goes on where it stopped. All files are of one revision.
+    An interrupted download continues where it stopped. All files are of one revision.
 
     Args:
         model_id: OWNER/NAME, or OWNER/NAME@REVISION.
-        revision: Branch, tag or commit; a commit is never looked up again once it is cached.
-        token: Of the Hub, for private models; left out, the one that ``hf auth login`` stored.
-        cache_dir: Left out, the cache of all Hub tools (``HF_HOME``).
+        revision: Branch, tag or commit. A cached commit is never looked up again.
+        token: Of the Hub, for private models. Default: the one that ``hf auth login`` stored.
+        cache_dir: Default: the cache of all Hub tools (``HF_HOME``).
         local_files_only: Use the cache alone, as ``HF_HUB_OFFLINE=1`` does for everything.
 
     Returns:
-        The folder of the model in the cache, or its file of weights if that is all there is.
+        The folder of the model in the cache, or its file of weights if it has nothing else.
 
     Raises:
-        CheckpointError: There is no such model, it is not for this token, or there is no network;
-            the message says what to do.
+        CheckpointError: There is no such model, the token does not give access to it, or there is
+            no network; the message says what to do.
     """
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         EntryNotFoundError,
         HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
     )
 
     found = _MODEL_ID.fullmatch(model_id)
     if found is None:
-        raise CheckpointError(f"{model_id!r} is no model's name on the Hub: OWNER/NAME")
+        raise CheckpointError(f"{model_id!r} is not a Hub id, which has the form OWNER/NAME")
     name, pinned = found["name"], revision or found["revision"]
 
     cache_alone = local_files_only
@@ -125,53 +127,66 @@ def download(
         except EntryNotFoundError:
             return None
 
-    def fetch_weights() -> Path | None:
+    def fetch_weights() -> tuple[str, Path] | None:
         nonlocal cache_alone
         unreachable = None
         for filename in (*_WEIGHTS, _INDEX_OF_BIN):
             try:
                 path = fetch_if_there(filename, pinned)
             except LocalEntryNotFoundError as error:  # not cached; another kind may be
-                unreachable, cache_alone = unreachable or error, True  # it was tried often enough
+                unreachable, cache_alone = unreachable or error, True  # the Hub did not answer
                 continue
             if path is not None:
-                return path
+                return filename, path
         if unreachable is not None:
             raise unreachable
         files = HfApi(token=token).list_repo_files(name, revision=pinned)
-        candidates = [file for file in files if Path(file).suffix in WEIGHT_SUFFIXES]
+        candidates = [
+            file
+            for file in files
+            if Path(file).suffix in WEIGHT_SUFFIXES and not Path(file).name.startswith(".")
+        ]
         if len(candidates) > 1:
             raise CheckpointError(
-                f"{model_id}: which of its files is the model? Fetch one with 'hf download {name} "
-                f"FILE' and give its path: {', '.join(candidates[:6])}"
+                f"{model_id}: holds several files of weights; download one of them with "
+                f"'hf download {name} FILE' and give its path: "
+                f"{', '.join(map(printable, candidates[:6]))}"
             )
-        return fetch(candidates[0], pinned) if candidates else None
+        return (candidates[0], fetch(candidates[0], pinned)) if candidates else None
 
     try:
-        weights = fetch_weights()
-        if weights is None:
+        fetched = fetch_weights()
+        if fetched is None:
             raise CheckpointError(f"{model_id}: there are no weights of PyTorch in this model")
+        filename, weights = fetched
+        inside = PurePosixPath(filename).parent  # some models lie in a subfolder
         folder = weights.parent
-        commit = folder.name  # the cache names a snapshot's folder after its commit
-        for filename in (CONFIG_FILE, PREPROCESSING_FILE, _CARD):
-            with suppress(LocalEntryNotFoundError):  # offline, and never there
-                fetch_if_there(filename, commit)
+        snapshot = weights.parents[len(inside.parts)]
+        commit = snapshot.name  # the cache names the folder of a snapshot after its commit
+        beside = [str(inside / file) for file in (CONFIG_FILE, PREPROCESSING_FILE)]
+        for file in (*beside, _CARD):
+            with suppress(LocalEntryNotFoundError):  # offline, and not in the cache
+                fetch_if_there(file, commit)
         if weights.name.endswith(".index.json"):
             shards = read_json(weights).get("weight_map")
-            for shard in sorted({*shards.values()} if isinstance(shards, dict) else ()):
-                fetch(Path(str(shard)).name, commit)
+            names = {str(shard) for shard in shards.values()} if isinstance(shards, dict) else ()
+            for shard in sorted(names):
+                if not _FILE_NAME.fullmatch(shard):
+                    raise CheckpointError(f"{weights}: {printable(shard)!r} is not a file name")
+                fetch(str(inside / shard), commit)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise CheckpointError(_not_reached(model_id, error, local_files_only)) from None
     except HFValidationError as error:
-        raise CheckpointError(f"{model_id!r} is no model's name on the Hub: {error}") from None
+        raise CheckpointError(f"{model_id!r} is not a Hub id: {error}") from None
     except HfHubHTTPError as error:
         raise CheckpointError(_refused(model_id, pinned, error)) from None
-    except OSError as error:
+    except (HTTPError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         raise CheckpointError(
-            f"{model_id}: the download failed: {' '.join(str(error).split())}; "
-            "try again, it goes on where it stopped"
+            f"{model_id}: the download failed: {printable(reason)}; try again, it continues where "
+            "it stopped"
         ) from None
-    stated = license(folder)
+    stated = license(snapshot)
     if stated:
         logger.info(f"{model_id}: license {stated}")
     return (
@@ -193,15 +208,15 @@ def upload(
 
     Args:
         folder_writer: Called with a folder; writes the model into it.
-        model_id: OWNER/NAME; made if it is not there.
+        model_id: OWNER/NAME; created if missing.
         card: Text of ``README.md``.
         private: Make a new repository private.
-        token: With the right to write; left out, the one that ``hf auth login`` stored.
+        token: With the right to write. Default: the one that ``hf auth login`` stored.
         revision: Branch to commit to.
         message: Of the commit.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
         CheckpointError: The Hub refused, or there is no network.
@@ -238,13 +253,15 @@ def license(folder: Path) -> str | None:
         return None
     if not text.startswith("---"):
         return None
-    # Line by line: YAML from strangers can unfold to any size
+    # Line by line: YAML of unknown origin can expand to any size
     front = dict(re.findall(r"^(license\w*):[ \t]*['\"]?([^\s'\"\[\]&*]+)", text, re.MULTILINE))
     stated = front.get("license")
     if stated == "other":
         stated = front.get("license_name", stated)
     link = front.get("license_link")
-    return f"{stated} ({link})" if stated and link else stated
+    if stated is None:
+        return None
+    return printable(f"{stated} ({link})" if link else stated)
 
 
 def _not_reached(model_id: str, error: Exception, local_files_only: bool) -> str:
@@ -253,8 +270,9 @@ def _not_reached(model_id: str, error: Exception, local_files_only: bool) -> str
     if local_files_only or constants.HF_HUB_OFFLINE:
         switch = "local_files_only" if local_files_only else "HF_HUB_OFFLINE"
         return (
-            f"{model_id}: not in the cache ({constants.HF_HUB_CACHE}), and {switch} forbids to "
-            "fetch it. Load it once with a connection, or give the path of a copy"
+            f"{model_id}: neither a folder here nor in the cache ({constants.HF_HUB_CACHE}), and "
+            f"{switch} forbids downloads. Load it once with a connection, or give the path of a "
+            "copy"
         )
     cause = error.__cause__ or error
     reason = " ".join(str(cause).split())[:160]
@@ -275,19 +293,20 @@ def _refused(model_id: str, revision: str | None, error: HfHubHTTPError) -> str:
     words = error.server_message or " ".join(str(error).split())[:200]
     if isinstance(error, GatedRepoError):
         return (
-            f"{model_id}: its owner grants access on request: ask for it on the model's page, "
+            f"{model_id}: its owner grants access on request: ask for access on the model's page, "
             "then log in with 'hf auth login'"
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"{model_id}: there is no revision {revision!r} of this model"
+        return f"{model_id}: this model has no revision {revision!r}"
     if status in (401, 403):
         return (
-            f"{model_id}: the Hub refuses ({status}: {words}). It is private, does not exist, or "
-            "the token is not valid for it: log in with 'hf auth login', or pass token=..."
+            f"{model_id}: the Hub refuses ({status}: {printable(words)}). The model is private, "
+            "does not exist, or the token is not valid for it: log in with 'hf auth login', or "
+            "pass token=..."
         )
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         return (
-            f"{model_id}: no such model, neither a folder here nor on the Hub (404); if it is "
+            f"{model_id}: no such model, neither a folder here nor on the Hub (404). If it is "
             "private, log in with 'hf auth login', or pass token=..."
         )
-    return f"{model_id}: the Hub answers {status}: {words}; try again later"
+    return f"{model_id}: the Hub answers {status}: {printable(words)}; try again later"

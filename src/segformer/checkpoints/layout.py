@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from segformer.checkpoints.tensors import CheckpointError
+from segformer.checkpoints.tensors import CheckpointError, printable
 from segformer.classes import ClassSet
 from segformer.config import (
     LARGEST_WIDTH,
@@ -29,6 +29,8 @@ from segformer.image import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessi
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PREPROCESSING_FILE = "preprocessor_config.json"
+FOLDER_FILES = (WEIGHTS_FILE, CONFIG_FILE, PREPROCESSING_FILE)
+"""What a folder in the Hub layout consists of."""
 
 _NONSENSE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """What reading a JSON file of the wrong types can raise."""
@@ -143,11 +145,14 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, ClassSet
     num_classes = len(classes)
     if num_classes == 1:
         classes = ClassSet(("background", *classes.names))
-    names = tuple(own.get("names", classes.names))
+    names = own.get("names", classes.names)
     palette = tuple((int(r), int(g), int(b)) for r, g, b in own.get("palette", ()))
     ignore_index = entries.get("semantic_loss_ignore_index", 255)
     if not isinstance(ignore_index, int) or not all(isinstance(name, str) for name in names):
-        raise ValueError("class names must be words, and the ignored one a number")
+        raise ValueError("class names must be strings, and the ignored class an integer")
+    if len(names) != len(classes):
+        raise ValueError(f"{len(classes)} classes, but {len(names)} names of classes")
+    names = tuple(distinct(dict(enumerate(names))).values())
     if 0 <= ignore_index < len(names):
         ignore_index = -1  # a class of that number: the field's default ids run out at 255
     classes = replace(
@@ -171,11 +176,14 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, ClassSet
 
 
 def distinct(names: dict[int, str]) -> dict[int, str]:
-    """Published models give some name to two classes; the second becomes "name (2)"."""
+    """Printable names, each once: published models give two classes the same name.
+
+    The second becomes "name (2)".
+    """
     seen: Counter[str] = Counter()
     distinct = {}
     for class_id, written in sorted(names.items()):
-        name = "".join(c if c.isprintable() else "?" for c in written)  # no terminal codes
+        name = printable(written)
         seen[name] += 1
         distinct[class_id] = name if seen[name] == 1 else f"{name} ({seen[name]})"
     return distinct

@@ -59,7 +59,7 @@ class Format:
             alone lack it.
         eps: Of its LayerNorms, where no configuration says otherwise.
         rows: The table. A second row for the same modules is read but never written.
-        decoder: Which decoder its models have; see `SegFormerConfig`.
+        decoders: Which decoders its models have; see `SegFormerConfig`.
         unused: Patterns of tensors that its files hold and its inference does not use.
     """
 
@@ -68,7 +68,7 @@ class Format:
     encoder: str
     eps: NormEps
     rows: tuple[Row, ...]
-    decoder: str = "original"
+    decoders: tuple[str, ...] = ("original",)
     unused: tuple[str, ...] = ()
 
     def from_ours(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from segformer.checkpoints.tensors import (
     Shards,
     TensorFile,
     open_tensors,
+    printable,
 )
 from segformer.classes import ClassSet
 from segformer.config import SegFormerConfig
@@ -52,7 +54,8 @@ class Checkpoint:
     Attributes:
         origin: The source it was opened from, for messages.
         path: File of the weights (of several, the first).
-        files: All files it was read from.
+        files: All files of its weights.
+        folder: Folder that describes it with JSON files, or None for a file of weights alone.
         format: Checkpoint format of its tensors' names.
         shapes: Shapes of the tensors, by the names in this package.
         config: Configuration, as its files state it or inferred from the shapes.
@@ -66,6 +69,7 @@ class Checkpoint:
     origin: str
     path: Path
     files: tuple[Path, ...]
+    folder: Path | None
     format: Format
     shapes: dict[str, tuple[int, ...]]
     config: SegFormerConfig
@@ -159,9 +163,10 @@ def open_checkpoint(source: str | Path, **options: Unpack[hub.HubOptions]) -> Ch
         raise TypeError(f"unexpected option {', '.join(unexpected)}; the options are {known}")
     path, origin = find(source, **options), str(source)
     file = _open_weights(path)
+    folder = _describing_folder(path)
     recognized = recognize(file.stored)
     if recognized is None:
-        some = ", ".join(list(file.stored)[:3])
+        some = ", ".join(map(printable, islice(file.stored, 3)))
         raise CheckpointError(
             f"{file.path}: not a SegFormer: none of its {len(file.stored)} tensors is the first "
             f"convolution of the encoder (their names: {some}, ...)"
@@ -179,9 +184,9 @@ def open_checkpoint(source: str | Path, **options: Unpack[hub.HubOptions]) -> Ch
     shapes = {name: tuple(tensor.shape) for name, tensor in unread.items()}
     unknown = format.unknown(names)
     unused = [name for name in names if not format.knows(name) and name not in unknown]
-    entries, preprocessing_entries = _described(path, file)
+    entries, preprocessing_entries = _described(folder, file)
     if entries is not None:
-        described = path / layout.CONFIG_FILE if path.is_dir() else file.path
+        described = folder / layout.CONFIG_FILE if folder else file.path
         config, classes = layout.config_from_hub(entries, described)
     else:
         try:
@@ -190,7 +195,7 @@ def open_checkpoint(source: str | Path, **options: Unpack[hub.HubOptions]) -> Ch
             raise CheckpointError(f"{file.path}: {error}") from None
         classes = _classes_of_training_code(file.metadata, config.num_classes)
     if preprocessing_entries is not None:
-        described = path / layout.PREPROCESSING_FILE if path.is_dir() else file.path
+        described = folder / layout.PREPROCESSING_FILE if folder else file.path
         preprocessing = layout.preprocessing_from_hub(preprocessing_entries, described)
     else:
         preprocessing = Preprocessing.for_channels(config.in_channels)
@@ -200,14 +205,15 @@ def open_checkpoint(source: str | Path, **options: Unpack[hub.HubOptions]) -> Ch
         origin=origin,
         path=file.path,
         files=file.files,
+        folder=folder,
         format=format,
         shapes=shapes,
         config=config,
         classes=classes,
         preprocessing=preprocessing,
-        unknown=unknown,
-        unused=unused + outside,
-        license=hub.license(path) if path.is_dir() else None,
+        unknown=[printable(name) for name in unknown],
+        unused=[printable(name) for name in (*unused, *outside)],
+        license=hub.license(folder) if folder else None,
         _names=names,
         _file=file,
     )
@@ -216,21 +222,36 @@ def open_checkpoint(source: str | Path, **options: Unpack[hub.HubOptions]) -> Ch
 def find(source: str | Path, **options: Unpack[hub.HubOptions]) -> Path:
     """The folder or file of a model; downloads it if it is not here.
 
+    Of the folder of a training run, it is the folder of the run's best model.
+
     Raises:
         CheckpointError: There is no such model.
     """
     path = Path(source)
     with suppress(OSError):  # a name too long for the file system does not exist either
-        if path.is_dir() or path.is_file():
+        if path.is_dir():
+            return _inside_run(path)
+        if path.is_file():
             return path
     if str(source) == SHIPPED:
         return ASSETS / SHIPPED
-    if hub.is_model_id(str(source)) and not path.parent.exists():
+    file_name = path.suffix in WEIGHT_SUFFIXES and path.parent.exists()
+    if hub.is_model_id(str(source)) and not file_name:
         return hub.download(str(source), **options)
     raise CheckpointError(
-        f"{source}: no such model: neither a folder nor a file; the model that ships inside is "
-        f"called {SHIPPED!r}, and models on the Hub OWNER/NAME"
+        f"{source}: no such model: it is neither a folder nor a file. The model that ships inside "
+        f"is called {SHIPPED!r}, and models on the Hub OWNER/NAME"
     )
+
+
+def _inside_run(folder: Path) -> Path:
+    """The folder itself, or that of the model to use from the folder of a training run."""
+    if not any((folder / name).is_file() for name in (layout.CONFIG_FILE, *_WEIGHT_FILES)):
+        for name in ("best", "last"):  # there is no best model without validation
+            if (folder / name / layout.CONFIG_FILE).is_file():
+                logger.info(f"{folder}: the folder of a training run; using {folder / name}")
+                return folder / name
+    return folder
 
 
 def _take(file: TensorFile, names: Mapping[str, str], name: str) -> Tensor:
@@ -239,6 +260,8 @@ def _take(file: TensorFile, names: Mapping[str, str], name: str) -> Tensor:
 
 def _shape_alone(file: TensorFile, names: Mapping[str, str], name: str) -> Tensor:
     stored = file.stored[names[name]]
+    if stored.dtype is None:
+        raise ValueError(f"{name}: stored in a type that PyTorch does not have")
     return torch.empty(stored.shape, dtype=stored.dtype, device="meta")
 
 
@@ -251,29 +274,55 @@ def _open_weights(path: Path) -> TensorFile:
             return open_tensors(path / name)
         index = path / f"{name}.index.json"
         if index.is_file():
-            try:
-                shards = sorted(
-                    {str(shard) for shard in layout.read_json(index)["weight_map"].values()}
-                )
-            except (KeyError, AttributeError):
-                shards = []
-            if not shards:
-                raise CheckpointError(f"{index}: there is no weight_map")
-            return Shards(open_tensors(path / Path(shard).name) for shard in shards)
-    files = sorted(file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
-    files = [file for file in files if file.suffix != ".ckpt"] or files
+            return _open_shards(index)
+    files = _weight_files(path)
     if len(files) == 1:
         return open_tensors(files[0])
     if files:
         names = ", ".join(file.name for file in files[:6])
-        raise CheckpointError(f"{path}: which of its files is the model? name one: {names}")
-    inside = [name for name in ("best", "last") if (path / name / layout.CONFIG_FILE).is_file()]
-    hint = f"; did you mean {path / inside[0]}?" if inside else ""
-    raise CheckpointError(f"{path}: there is no {layout.WEIGHTS_FILE} in this folder{hint}")
+        raise CheckpointError(
+            f"{path}: holds several files of weights; give the path of one of them: {names}"
+        )
+    raise CheckpointError(f"{path}: there is no {layout.WEIGHTS_FILE} in this folder")
 
 
-def _described(path: Path, file: TensorFile) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Configuration and preprocessing, from the folder's files or from inside the file."""
+def _open_shards(index: Path) -> Shards:
+    """The files that an index names; all lie beside it."""
+    weight_map = layout.read_json(index).get("weight_map")
+    names = {str(name) for name in weight_map.values()} if isinstance(weight_map, dict) else set()
+    if not names:
+        raise CheckpointError(f"{index}: there is no weight_map")
+    missing = sorted(names - {path.name for path in index.parent.iterdir()})
+    if missing:
+        raise CheckpointError(f"{index}: {printable(missing[0])} is not in this folder")
+    return Shards(open_tensors(index.parent / name) for name in sorted(names))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Files of weights in a folder. Hidden ones are left by writers that were killed."""
+    try:
+        files = sorted(
+            file
+            for file in folder.iterdir()
+            if file.suffix.lower() in WEIGHT_SUFFIXES and not file.name.startswith(".")
+        )
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error.strerror or error}") from None
+    return [file for file in files if file.suffix != ".ckpt"] or files
+
+
+def _describing_folder(path: Path) -> Path | None:
+    """The folder whose JSON files describe a model, if any: its own, or that its file lies in."""
+    if path.is_dir():
+        return path
+    in_layout = path.name in _WEIGHT_FILES and (path.parent / layout.CONFIG_FILE).is_file()
+    return path.parent if in_layout else None
+
+
+def _described(
+    folder: Path | None, file: TensorFile
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Configuration and preprocessing, from a folder's files or from inside the file of weights."""
     own = file.metadata.get("segformer")
     if isinstance(own, str):
         try:
@@ -285,18 +334,17 @@ def _described(path: Path, file: TensorFile) -> tuple[dict[str, Any] | None, dic
     except (TypeError, ValueError, RecursionError):  # not written by this package
         own = {}
     config, preprocessing = own.get("config"), own.get("preprocessing")
-    if path.is_dir():
-        if (path / layout.CONFIG_FILE).is_file():
-            entries = layout.read_json(path / layout.CONFIG_FILE)
-            if "_model_class" not in entries:
-                config = entries
-            elif entries["_model_class"] != "Segformer":
-                raise CheckpointError(
-                    f"{path}: a {entries['_model_class']} of segmentation_models.pytorch, "
-                    "not a Segformer"
-                )
-        if (path / layout.PREPROCESSING_FILE).is_file():
-            preprocessing = layout.read_json(path / layout.PREPROCESSING_FILE)
+    if folder is not None and (folder / layout.CONFIG_FILE).is_file():
+        entries = layout.read_json(folder / layout.CONFIG_FILE)
+        if "_model_class" not in entries:
+            config = entries
+        elif entries["_model_class"] != "Segformer":
+            name = printable(str(entries["_model_class"]))
+            raise CheckpointError(
+                f"{folder}: a {name} of segmentation_models.pytorch, not a Segformer"
+            )
+    if folder is not None and (folder / layout.PREPROCESSING_FILE).is_file():
+        preprocessing = layout.read_json(folder / layout.PREPROCESSING_FILE)
     return config, preprocessing
 
 

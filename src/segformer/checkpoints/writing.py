@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from segformer.checkpoints import hub, layout
-from segformer.checkpoints.formats import FORMATS, HUB
+from segformer.checkpoints.formats import FORMATS, HUB, OURS
 from segformer.checkpoints.layout import Description
 from segformer.checkpoints.opening import Checkpoint, open_checkpoint
 from segformer.checkpoints.tensors import WEIGHT_SUFFIXES
-from segformer.files import whole_file, write_json
+from segformer.files import check_replaceable, whole_file, write_json
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -30,6 +30,7 @@ def convert(
     format: str,
     *,
     dtype: torch.dtype | None = None,
+    overwrite: bool = False,
     **options: Unpack[hub.HubOptions],
 ) -> Checkpoint:
     """Write a model's weights in another checkpoint format, bit for bit.
@@ -38,8 +39,9 @@ def convert(
         source: As for `open_checkpoint`.
         destination: A file (``.pth``, ``.pt``, ``.bin`` or ``.safetensors``); for "hf" and "smp"
             also a folder, which then gets the configuration that those codebases read.
-        format: "hf", "nvlabs", "mmseg" or "smp".
+        format: "hf", "nvlabs", "mmseg", "smp", or "segformer" (the names in this package).
         dtype: Of the stored weights. Default: as they are.
+        overwrite: Replace files at the destination. The source itself is never replaced.
         **options: For the Hub; see `segformer.checkpoints.hub.download`.
 
     Returns:
@@ -47,34 +49,54 @@ def convert(
 
     Raises:
         CheckpointError: The source cannot be read.
-        ValueError: That codebase has no such model.
+        OutputExists: A file at the destination would be replaced.
+        ValueError: The destination is the source, or that codebase has no such model.
     """
     known = {entry.name: entry for entry in FORMATS}
     if format not in known:
         raise ValueError(f"no format {format!r}; the formats are {', '.join(known)}")
     target, destination = known[format], Path(destination)
     checkpoint = open_checkpoint(source, **options)
-    checkpoint.check(checkpoint.parts)
-    config = checkpoint.config
-    if checkpoint.kind == "segmenter" and config.decoder != target.decoder:
+    config, kind = checkpoint.config, checkpoint.kind
+    if kind == "segmenter" and config.decoder not in target.decoders:
         raise ValueError(
-            f"{source}: {target.title} has no decoder of this kind ({config.decoder}); its own is "
-            f"{target.decoder}. SegFormer.save_pretrained writes it for this package"
+            f"{source}: {target.title} has no decoder of this kind ({config.decoder}); it has "
+            f"{', '.join(target.decoders)}. SegFormer.save_pretrained stores it for this package"
         )
+    as_file = destination.suffix.lower() in WEIGHT_SUFFIXES
+    if as_file and destination.is_dir():
+        raise ValueError(f"{destination}: is a folder; give the name of a file")
+    if not as_file and target is not HUB and (target.name != "smp" or kind != "segmenter"):
+        raise ValueError(
+            f"{destination}: {target.title} stores a {kind} in a file; give a name that ends in "
+            ".pth"
+        )
+    outputs = [destination] if as_file else [destination / name for name in layout.FOLDER_FILES]
+    _check_destination(checkpoint, destination, outputs)
+    check_replaceable(outputs, overwrite=overwrite)
+    checkpoint.check(checkpoint.parts)
     tensors = target.from_ours(dict(checkpoint.read()))
-    if checkpoint.kind == "encoder" or (checkpoint.kind == "classifier" and target is not HUB):
+    if kind == "encoder" or (kind == "classifier" and target not in (HUB, OURS)):
         tensors = {n.removeprefix(target.encoder): tensor for n, tensor in tensors.items()}
-    if destination.suffix.lower() in WEIGHT_SUFFIXES:
-        if destination.is_dir():
-            raise ValueError(f"{destination}: a folder is there; name a file")
-        write_file(destination, tensors, checkpoint.description, dtype)
-    elif target is HUB:
-        write_folder(destination, tensors, checkpoint.description, dtype)
-    elif target.name == "smp" and checkpoint.kind == "segmenter":
-        write_smp_folder(destination, tensors, checkpoint.description, dtype)
-    else:
-        raise ValueError(f"{destination}: {target.title} keeps its models in files; end it in .pth")
+    write = write_file if as_file else write_folder if target is HUB else write_smp_folder
+    write(destination, tensors, checkpoint.description, dtype)
     return checkpoint
+
+
+def _check_destination(checkpoint: Checkpoint, destination: Path, outputs: list[Path]) -> None:
+    """Refuse to write over the files of the model, also through links, or into its folder."""
+    read, inside = list(checkpoint.files), False
+    if checkpoint.folder is not None:
+        read += [checkpoint.folder / name for name in layout.FOLDER_FILES]
+        if Path(checkpoint.origin).is_dir():
+            inside = destination.resolve().is_relative_to(checkpoint.folder.resolve())
+    existing = [path for path in read if path.exists()]
+    written = [path for path in outputs if path.exists()]
+    if inside or any(output.samefile(path) for output in written for path in existing):
+        raise ValueError(
+            f"{destination}: is the model to be converted, or lies in its folder; choose another "
+            "destination"
+        )
 
 
 def write_folder(
@@ -97,7 +119,7 @@ def write_folder(
     stored = _stored(tensors, dtype)
     with _written(folder / layout.WEIGHTS_FILE) as partial_file:
         safetensors.torch.save_file(stored, partial_file, metadata={"format": "pt"})
-    kept = next(iter(stored.values())).dtype
+    kept = next(t.dtype for t in stored.values() if t.is_floating_point())  # not of a counter
     write_json(folder / layout.CONFIG_FILE, layout.config_to_hub(description, kept))
     preprocessing = layout.preprocessing_to_hub(description.preprocessing)
     write_json(folder / layout.PREPROCESSING_FILE, preprocessing)
@@ -122,7 +144,9 @@ def write_file(
                 "PALETTE": [list(color) for color in palette],
                 "segformer": own,
             }
-            torch.save({"meta": meta, "state_dict": stored}, partial_file)
+            # Through a handle: given a path, torch.save stores the temporary name in the file
+            with partial_file.open("wb") as file:
+                torch.save({"meta": meta, "state_dict": stored}, file)
 
 
 def write_smp_folder(

@@ -33,7 +33,7 @@ class Command:
 COMMANDS = {
     "predict": Command("segment images: files, folders, patterns"),
     "train": Command("train a model on your own masks", "train"),
-    "evaluate": Command("score a model on a data set with masks", "train"),
+    "evaluate": Command("score a model on a labeled data set"),
     "data": Command("check a data set before training on it"),
     "convert": Command("write a model's weights in another checkpoint format"),
     "info": Command("show what a model is: sizes, work, classes, origin"),

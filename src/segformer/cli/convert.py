@@ -18,22 +18,26 @@ def run(words: list[str]) -> int:
 
     @dataclass
     class Convert:
-        """Write a model's weights with another codebase's names, bit for bit.
+        """Write a model's weights in another checkpoint format, bit for bit.
+
+        Existing files are replaced only with --overwrite, and the source never.
 
         Example: segformer convert segformer.b0.512x512.ade.160k.pth b0-ade --format hf
 
         Attributes:
             source: Folder, file or Hub id of a model, in any format.
-            destination: File (.pth, .safetensors, ...), or for hf and smp a folder.
-            format: Whose names to write: transformers and the Hub, the original code, OpenMMLab
-                1.x, or segmentation_models.pytorch.
-            half: Store float16.
+            destination: File (.pth, .pt, .bin or .safetensors); for hf and smp also a folder.
+            format: hf: transformers and the Hub; nvlabs: the original code; mmseg: OpenMMLab 1.x;
+                smp: segmentation_models.pytorch; segformer: this package's state_dict.
+            half: Store the weights as float16.
+            overwrite: Replace files at the destination.
         """
 
         source: tyro.conf.Positional[str]
         destination: tyro.conf.Positional[Path]
-        format: Literal["hf", "nvlabs", "mmseg", "smp"]
+        format: Literal["hf", "nvlabs", "mmseg", "smp", "segformer"]
         half: bool = False
+        overwrite: bool = False
 
     options = parse(Convert, "convert", words)
 
@@ -46,10 +50,10 @@ def run(words: list[str]) -> int:
         options.destination,
         options.format,
         dtype=torch.float16 if options.half else None,
+        overwrite=options.overwrite,
     )
     print(f"{found.format.title} {found.kind} -> {options.destination} ({options.format})")
-    left_out = found.unused + found.unknown
-    if left_out:
-        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
-        print(f"left out: {', '.join(left_out[:5])}{more}", file=sys.stderr)
+    if found.unused:
+        more = f" and {len(found.unused) - 5} more" if len(found.unused) > 5 else ""
+        print(f"not converted: {', '.join(found.unused[:5])}{more}", file=sys.stderr)
     return 0

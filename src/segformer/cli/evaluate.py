@@ -5,82 +5,142 @@ not the strings of PEP 563.
 """
 
 import sys
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segformer.cli.terminal import FAILED, parse, show
+
+if TYPE_CHECKING:
+    from segformer.checkpoints.opening import Checkpoint
 
 
 def run(words: list[str]) -> int:
     """Run the command; returns the exit code."""
     import tyro
 
+    from segformer.evaluation.matching import MatchClasses
     from segformer.prediction.config import PredictConfig
 
     @dataclass
     class Evaluate:
-        """Score a model on a data set: IoU, accuracy and Dice per class, at the masks' own size.
+        """Score a model on a data set and write report.json and confusion.png.
 
-        A classifier is scored by top-1 and top-5.
+        A segmentation model is compared with masks, at the size of each mask: IoU, accuracy and
+        Dice per class. A classifier is compared with the folders of the images: top-1 and top-5
+        accuracy.
 
-        Example: segformer evaluate water/ --model runs/water/best
+        Example: segformer evaluate water/ --model runs/water/best --out evaluation
+
+        Unreadable images and masks are skipped and listed. Exit codes: 0, all images were scored;
+        1, an error, or some images were skipped (the report is then written without them);
+        2, wrong usage; 130, interrupted.
 
         Attributes:
             dataset: Folder with dataset.yaml, or with images/val and masks/val; for a classifier,
-                with val/CLASS/.
-            model: Folder, file or Hub id of a model; left out, the one that ships inside.
-            split: Which part of the data set.
+                folder with val/CLASS/.
+            model: Folder, file or Hub id of the model.
+            split: Split of the data set to evaluate.
             out: Folder for report.json and confusion.png.
+            overwrite: Replace these two files if they exist, instead of refusing to start.
+            match_classes: Match the model's classes with those of the data set by name (case is
+                ignored, the order may differ), or by position, where equal class ids mean the
+                same class whatever the names.
         """
 
         dataset: tyro.conf.Positional[Path]
-        model: str | None = None
+        model: str
         split: str = "val"
         out: Path = Path("evaluation")
+        overwrite: bool = False
+        match_classes: MatchClasses = "name"
         config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
 
     options = parse(Evaluate, "evaluate", words)
 
-    from dataclasses import asdict
+    from segformer.checkpoints.opening import open_checkpoint
+    from segformer.evaluation.evaluate import REPORT_FILES
+    from segformer.files import check_replaceable
 
-    from segformer.checkpoints.opening import SHIPPED, open_checkpoint
-    from segformer.data.dataset import open_dataset
-    from segformer.evaluation.evaluate import evaluate, score_table, write_report
-    from segformer.prediction.predictor import Predictor
-    from segformer.progress import ProgressBar
-
-    if options.model is not None and open_checkpoint(options.model).kind == "classifier":
-        return _evaluate_classifier(
-            options.dataset, options.model, options.split, options.out, options.config.device
-        )
-    dataset = open_dataset(options.dataset, options.split)
-    predictor = Predictor(options.model, options.config)
-    names = predictor.model.classes.names
-    if dataset.classes.names != names and len(dataset.classes) == len(names):
-        print(f"warning: the model calls its classes {', '.join(names)}", file=sys.stderr)
-    with ProgressBar("evaluating", len(dataset), "images") as bar:
-        matrix = evaluate(dataset, predictor, on_image=bar.advance)
-    protocol = {"model": options.model or SHIPPED, "protocol": asdict(options.config)}
-    written = write_report(matrix, options.out, dataset, protocol)
-    show(score_table(matrix.scores()))
+    check_replaceable([options.out / name for name in REPORT_FILES], overwrite=options.overwrite)
+    _check_writable(options.out)
+    checkpoint = open_checkpoint(options.model)
+    evaluate = _evaluate_classes if checkpoint.kind == "classifier" else _evaluate_masks
+    table, written, failed = evaluate(options, checkpoint)
+    show(table)
     print("written: " + ", ".join(str(path) for path in written))
+    if failed:
+        print(f"skipped images: {len(failed)}", file=sys.stderr)
+        for failure in failed:
+            print(f"  {failure}", file=sys.stderr)
+        return FAILED
     return 0
 
 
-def _evaluate_classifier(dataset: Path, model: str, split: str, out: Path, device: Any) -> int:
-    from segformer.data.class_folders import open_class_folders
-    from segformer.evaluation.classify import class_table, evaluate_classes, write_class_report
-    from segformer.prediction.classifier import ClassPredictor
+def _evaluate_masks(
+    options: Any, checkpoint: "Checkpoint"
+) -> tuple[Any, list[Path], Sequence[object]]:
+    from segformer.data.dataset import open_dataset
+    from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
+    from segformer.model.pretrained import assemble
+    from segformer.model.segformer import SegFormer
+    from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar
 
-    images = open_class_folders(dataset, split)
-    predictor = ClassPredictor(model, device=device)
-    with ProgressBar("evaluating", len(images), "images") as bar:
-        scores = evaluate_classes(images, predictor, on_image=bar.advance)
-    written = write_class_report(scores, out, images, {"model": model})
-    show(class_table(scores))
-    print("written: " + ", ".join(str(path) for path in written))
-    for sentence in scores.failed:
-        print(f"left out: {sentence}", file=sys.stderr)
-    return FAILED if scores.failed else 0
+    dataset = open_dataset(options.dataset, options.split)
+    predictor = Predictor(assemble(SegFormer, checkpoint), options.config)
+    failed: list[Failure] = []
+    with ProgressBar("evaluating", len(dataset), "images") as bar:
+        matrix = evaluate(
+            dataset,
+            predictor,
+            match_classes=options.match_classes,
+            on_image=bar.advance,
+            on_error=lambda source, error: failed.append(Failure(str(source), str(error))),
+        )
+    written = write_report(matrix, options.out, dataset, _protocol(options), failed)
+    return score_table(matrix.scores()), written, failed
+
+
+def _evaluate_classes(
+    options: Any, checkpoint: "Checkpoint"
+) -> tuple[Any, list[Path], Sequence[object]]:
+    from segformer.data.class_folders import open_class_folders
+    from segformer.evaluation.classify import class_table, evaluate_classes, write_class_report
+    from segformer.model.pretrained import assemble
+    from segformer.model.segformer import SegFormerClassifier
+    from segformer.prediction.classifier import ClassPredictor, check_classifier_options
+    from segformer.progress import ProgressBar
+
+    check_classifier_options(options.config)
+    dataset = open_class_folders(options.dataset, options.split)
+    predictor = ClassPredictor(assemble(SegFormerClassifier, checkpoint), options.config)
+    with ProgressBar("evaluating", len(dataset), "images") as bar:
+        scores = evaluate_classes(
+            dataset, predictor, match_classes=options.match_classes, on_image=bar.advance
+        )
+    written = write_class_report(scores, options.out, dataset, _protocol(options))
+    return class_table(scores), written, scores.failed
+
+
+def _protocol(options: Any) -> dict[str, object]:
+    """What the report says of the model and of how it saw the images."""
+    return {
+        "model": options.model,
+        "match_classes": options.match_classes,
+        "protocol": asdict(options.config),
+    }
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise an error if no file can be written into a folder, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out {folder}: cannot write into {existing}: {error.strerror}"
+        ) from None

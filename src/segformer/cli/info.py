@@ -15,13 +15,15 @@ def run(words: list[str]) -> int:
 
     @dataclass
     class Info:
-        """Tell what a model is: sizes, work, classes, normalization, format, license.
+        """Show what a model is: parameters, MACs, classes, expected input, format, license.
+
+        The weights are not read.
 
         Example: segformer info nvidia/segformer-b0-finetuned-ade-512-512 --size 1024 2048
 
         Attributes:
-            model: Folder, file or Hub id of a model; left out, the one that ships inside.
-            size: Height and width in pixels to count the work for; left out, the model's own.
+            model: Folder, file or Hub id of a model. Default: the one that ships inside.
+            size: Height and width in pixels to count MACs for. Default: the model's own.
             json: Print JSON.
         """
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segformer.classes import ClassSet
-from segformer.data.dataset import SPLITS, DatasetError
+from segformer.classes import ClassSet, printable
+from segformer.data.description import SPLITS
+from segformer.data.errors import DatasetError
+from segformer.data.pairing import visible_files
 from segformer.image import IMAGE_SUFFIXES, ImageArray, read_image
 
 
@@ -18,9 +20,11 @@ class ClassFolders:
     Attributes:
         root: Folder it came from.
         split: "train", "val" or another.
-        samples: ImageArray files and their class ids, sorted by class and name.
+        samples: Image files and their class ids, sorted by class and name.
         classes: Classes, named after their folders, sorted by name.
         channels: Channels of the images.
+        as_8_bit: Images of more than 8 bits are scaled to 0..255 when read; by default they keep
+            their stored values.
     """
 
     root: Path
@@ -28,6 +32,7 @@ class ClassFolders:
     samples: tuple[tuple[Path, int], ...]
     classes: ClassSet
     channels: int = 3
+    as_8_bit: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -42,15 +47,19 @@ class ClassFolders:
             UnreadableImage: The image cannot be read; the message names it.
         """
         path, class_id = self.samples[index]
-        return read_image(path, self.channels), class_id
+        return read_image(path, self.channels, as_8_bit=self.as_8_bit), class_id
 
     def with_channels(self, channels: int) -> ClassFolders:
         """The same data set, its images read with another number of channels."""
         return replace(self, channels=channels)
 
+    def with_8_bit(self, as_8_bit: bool) -> ClassFolders:
+        """The same data set, its images scaled to 0..255 or not."""
+        return replace(self, as_8_bit=as_8_bit)
+
 
 def class_splits(source: str | Path) -> list[str]:
-    """The splits that a folder has: those of "train", "val" and "test" that are there.
+    """The splits that a folder has: those of "train", "val" and "test" that exist.
 
     Raises:
         DatasetError: There is no such folder.
@@ -90,17 +99,16 @@ def open_class_folders(source: str | Path, split: str = "train") -> ClassFolders
     samples = [
         (file, class_id)
         for class_id, name in enumerate(names)
-        for file in sorted((root / split / name).rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and file.is_file()
-        and not any(part[0] == "." for part in file.relative_to(root / split / name).parts)
+        if (root / split / name).is_dir()
+        for file in visible_files(root / split / name, IMAGE_SUFFIXES)
     ]
     if not samples:
         raise DatasetError(f"{root / split}: there are no images in its folders")
     without = [name for i, name in enumerate(names) if i not in {c for _, c in samples}]
     if split == "train" and without:
         raise DatasetError(f"{root / split}: classes without images: {', '.join(without[:5])}")
-    return ClassFolders(root, split, tuple(samples), ClassSet(tuple(names), ignore_index=-1))
+    shown = tuple(printable(name) for name in names)
+    return ClassFolders(root, split, tuple(samples), ClassSet(shown, ignore_index=-1))
 
 
 def _folders(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The augmentation of classifiers: ImageNet's usual recipe, as DeiT and PVT train with.
+"""Augmentation for classifiers: the usual ImageNet recipe, that of DeiT and PVT.
 
 Random resized crop (Szegedy et al. 2015), flip, RandAugment (Cubuk et al. 2020), random erasing
 (Zhong et al. 2020) image by image; mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) over
@@ -31,7 +31,8 @@ class ClassAugmentation:
         crop_size: Side of the square that training sees, pixels.
         min_area: Smallest fraction of the image that a crop covers.
         hflip_prob: Probability of mirroring left and right.
-        rand_augment: How many random operations to chain (8-bit RGB only).
+        rand_augment: How many random operations to draw; each is applied with probability 0.5
+            (8-bit RGB only).
         random_erasing_prob: Probability of a rectangle of noise over up to a third of the crop.
     """
 
@@ -50,7 +51,8 @@ class ClassAugmentation:
             crop = crop[:, ::-1]
         if crop.dtype == np.uint8 and crop.shape[2] == 3:
             for _ in range(self.rand_augment):
-                crop = random_operation(crop, rng)
+                if rng.random() < 0.5:
+                    crop = random_operation(crop, rng)
         values = np.ascontiguousarray(preprocessing.normalize(crop))
         if rng.random() < self.random_erasing_prob:
             rows, columns = values.shape[:2]
@@ -71,7 +73,7 @@ class ClassAugmentation:
 def _random_box(
     height: int, width: int, area: tuple[float, float], ratio: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a box of a random fraction of the area; all of it at worst."""
+    """Top, left, height and width of a random box, or the whole image after ten failures."""
     for _ in range(10):
         pixels = height * width * rng.uniform(*area)
         aspect = math.exp(rng.uniform(math.log(ratio), math.log(1 / ratio)))
@@ -83,15 +85,19 @@ def _random_box(
     return 0, 0, height, width
 
 
-def random_operation(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One of RandAugment's operations on 8-bit RGB, its strength about 9 of 10, deviation 0.5.
+_OPERATIONS = 15
 
-    Enhancements go either way (timm's "inc1" policy, ``rand-m9-mstd0.5-inc1`` of DeiT's recipe).
+
+def random_operation(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Apply one of RandAugment's 15 operations to (H, W, 3) 8-bit RGB.
+
+    They are those of timm's ``rand-m9-mstd0.5-inc1``, DeiT's recipe: magnitude 9 of 10 with a
+    standard deviation of 0.5, and enhancements that go both ways.
     """
     strength = float(np.clip(rng.normal(0.9, 0.05), 0, 1))
     signed = strength if rng.random() < 0.5 else -strength
     pil = Image.fromarray(np.ascontiguousarray(image))
-    match int(rng.integers(14)):
+    match int(rng.integers(_OPERATIONS)):
         case 0:
             pil = ImageOps.autocontrast(pil)
         case 1:
@@ -118,12 +124,13 @@ def random_operation(image: NDArray[np.uint8], rng: np.random.Generator) -> NDAr
         case 10:
             pil = pil.rotate(30 * signed, Image.Resampling.BILINEAR, fillcolor=_GRAY)
         case 11:
-            pil = _sheared(pil, (1, 0.3 * signed, 0, 0, 1, 0))
+            pil = _transformed(pil, (1, 0.3 * signed, 0, 0, 1, 0))
         case 12:
-            pil = _sheared(pil, (1, 0, 0, 0.3 * signed, 1, 0))
+            pil = _transformed(pil, (1, 0, 0, 0.3 * signed, 1, 0))
         case 13:
-            shift = 0.45 * signed
-            pil = _sheared(pil, (1, 0, shift * pil.width, 0, 1, shift * pil.height))
+            pil = _transformed(pil, (1, 0, 0.45 * signed * pil.width, 0, 1, 0))
+        case 14:
+            pil = _transformed(pil, (1, 0, 0, 0, 1, 0.45 * signed * pil.height))
     return np.asarray(pil)
 
 
@@ -131,7 +138,7 @@ _GRAY = (124, 116, 104)
 """The mean color of ImageNet, 8 bits."""
 
 
-def _sheared(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+def _transformed(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
     return image.transform(
         image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=_GRAY
     )
@@ -142,8 +149,8 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mix each image of a batch with another, and their classes in the same proportion.
 
-    Where both are asked for, a batch takes either, with probability one half. Chance comes from
-    torch's generator.
+    With both, each batch uses one of them with probability 0.5. Random numbers come from torch's
+    generator.
 
     Args:
         pixels: (B, C, H, W).

@@ -1,39 +1,31 @@
-"""A data set: pairs of an image and a mask, and the classes that the masks speak of."""
+"""A data set: pairs of an image and a mask, and the classes of the masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from segformer.classes import ClassSet
-from segformer.image import IMAGE_SUFFIXES, MASK_SUFFIXES, ImageArray, read_image, read_mask
+from segformer.data.description import SPLITS, Description, read_description
+from segformer.data.errors import Color, DatasetError
+from segformer.data.masks import WHITE, read_values, to_class_ids, values_of
+from segformer.data.pairing import MaskNames, Sample, find_samples
+from segformer.image import (
+    LOSSY_SUFFIXES,
+    ImageArray,
+    exif_orientation,
+    read_image,
+    turn_upright,
+)
 
-SPLITS = ("train", "val", "test")
+__all__ = ["SPLITS", "Dataset", "DatasetError", "Sample", "open_dataset", "splits"]
 
-
-class DatasetError(ValueError):
-    """A data set that cannot be used; the message says what is wrong, where, and what to do."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image and its mask.
-
-    Attributes:
-        name: Path of the image inside its split's folder, for messages and reports.
-        image: File.
-        mask: File, or None where there is no mask.
-    """
-
-    name: str
-    image: Path
-    mask: Path | None
+_SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap height and width."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +39,12 @@ class Dataset:
         classes: Classes, ignore index and mapping of mask values.
         stray_masks: Masks that no image belongs to.
         channels: Channels of the images.
+        as_8_bit: Images of more than 8 bits are scaled to 0..255 when read; by default they keep
+            their stored values.
+        colors: Class id of each color, for RGB masks.
+        described: The classes come from a ``dataset.yaml``, not from the values of the masks.
+        allow_missing_classes: Classes need not occur in the training split.
+        notes: Sentences about what was decided from the masks, for the user to read.
     """
 
     root: Path
@@ -55,6 +53,11 @@ class Dataset:
     classes: ClassSet
     stray_masks: tuple[Path, ...] = field(default=(), repr=False)
     channels: int = 3
+    as_8_bit: bool = False
+    colors: Mapping[Color, int] = field(default_factory=dict, repr=False)
+    described: bool = True
+    allow_missing_classes: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -62,8 +65,16 @@ class Dataset:
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether any image has a mask; a test split may be without."""
+        return any(sample.mask is not None for sample in self.samples)
+
     def read(self, sample: Sample) -> tuple[ImageArray, NDArray[np.integer]]:
         """Image (H, W, channels) and class ids (H, W) of a sample.
+
+        Where the EXIF orientation turns an image by 90 degrees, and its mask has the size of
+        the image before turning, the mask is turned too.
 
         Raises:
             ValueError: A file cannot be read, there is no mask, sizes differ, or the mask has
@@ -71,18 +82,41 @@ class Dataset:
         """
         if sample.mask is None:
             raise DatasetError(f"{sample.image}: there is no mask for this image")
-        image = read_image(sample.image, self.channels)
-        class_ids = self.classes.to_class_ids(read_mask(sample.mask))
-        if image.shape[:2] != class_ids.shape:
-            raise DatasetError(_describe_sizes(sample, image.shape[:2], class_ids.shape))
-        unknown = self.classes.unknown_values(class_ids)
-        if unknown:
-            raise DatasetError(_describe_unknown(sample, unknown, self.classes))
-        return image, class_ids
+        image = read_image(sample.image, self.channels, as_8_bit=self.as_8_bit)
+        values = read_values(sample.mask)
+        height, width = image.shape[:2]
+        if height != width and values.shape[:2] == (width, height):
+            orientation = exif_orientation(sample.image)
+            if orientation in _SIDEWAYS and exif_orientation(sample.mask) == 1:
+                values = turn_upright(values, orientation)
+        if values.shape[:2] != (height, width):
+            raise DatasetError(_describe_sizes(sample, image.shape[:2], values.shape[:2]))
+        return image, to_class_ids(values, sample.mask, self.classes, self.colors)
 
     def with_channels(self, channels: int) -> Dataset:
         """The same data set, its images read with another number of channels."""
         return replace(self, channels=channels)
+
+    def with_8_bit(self, as_8_bit: bool) -> Dataset:
+        """The same data set, its images scaled to 0..255 or not."""
+        return replace(self, as_8_bit=as_8_bit)
+
+
+def orientation_is_unclear(sample: Sample, is_square: bool) -> bool:
+    """Whether an image is turned by EXIF and the size of its mask cannot tell if the mask is.
+
+    Such masks are taken as drawn on the upright image, which is what annotation tools show.
+
+    Args:
+        sample: Image and mask.
+        is_square: Height and width of the image are the same.
+    """
+    if sample.mask is None:
+        return False
+    orientation = exif_orientation(sample.image)
+    if orientation == 1 or exif_orientation(sample.mask) != 1:
+        return False
+    return is_square or orientation not in _SIDEWAYS
 
 
 def _describe_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
@@ -90,17 +124,6 @@ def _describe_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...
     return (
         f"{sample.mask}: the mask is {mask[1]} x {mask[0]} pixels, "
         f"its image {image[1]} x {image[0]}"
-    )
-
-
-def _describe_unknown(sample: Sample, unknown: dict[int, int], classes: ClassSet) -> str:
-    """The sentence for mask values that are no class."""
-    values = ", ".join(f"{value} ({count} pixels)" for value, count in sorted(unknown.items())[:8])
-    more = f" and {len(unknown) - 8} more values" if len(unknown) > 8 else ""
-    return (
-        f"{sample.mask}: values outside the classes: {values}{more}; classes are "
-        f"0..{len(classes) - 1} and {classes.ignore_index} for ignored pixels. "
-        "Name the classes, or map the values with label_mapping in dataset.yaml"
     )
 
 
@@ -118,10 +141,10 @@ def open_dataset(source: str | Path, split: str = "train") -> Dataset:
     path = Path(source)
     if not path.exists():
         raise DatasetError(f"{path}: no such data set")
-    description = path / "dataset.yaml" if path.is_dir() else path
-    if description.is_file():
-        return _from_yaml(description, split)
-    if (path / "images").is_dir() and (path / "masks").is_dir():
+    file = path / "dataset.yaml" if path.is_dir() else path
+    if file.is_file():
+        return _from_description(file, split)
+    if (path / "images").is_dir() and ((path / "masks").is_dir() or split == "test"):
         return _from_folders(path, split)
     raise DatasetError(
         f"{path}: not a data set: it needs a dataset.yaml, or images in images/train and "
@@ -130,116 +153,112 @@ def open_dataset(source: str | Path, split: str = "train") -> Dataset:
 
 
 def splits(source: str | Path) -> list[str]:
-    """The splits a data set has: those of "train", "val" and "test" that are there.
+    """The splits a data set has: those of "train", "val" and "test" that exist.
 
     Raises:
         DatasetError: It is no data set.
     """
     path = Path(source)
-    description = path / "dataset.yaml" if path.is_dir() else path
-    if description.is_file():
-        entries = _read_yaml(description)
-        return [split for split in SPLITS if entries.get(split)]
+    file = path / "dataset.yaml" if path.is_dir() else path
+    if file.is_file():
+        folders = read_description(file).folders
+        return [split for split in SPLITS if split in folders]
     if not (path / "images").is_dir():
-        open_dataset(path)  # says what is wrong
+        open_dataset(path)  # raises
     return [split for split in SPLITS if (path / "images" / split).is_dir()]
 
 
-def _from_yaml(file: Path, split: str) -> Dataset:
-    entries = _read_yaml(file)
-    known = {"path", "train", "val", "test", "masks_dir", "ignore_index", "names", "nc"}
-    unknown = set(entries) - known - {"label_mapping", "palette", "channels"}
-    if unknown:
-        raise DatasetError(f"{file}: unknown keys: {', '.join(sorted(map(str, unknown)))}")
-    if "names" not in entries:
-        raise DatasetError(f"{file}: there are no class names; add names: {{0: background, ...}}")
-    if not entries.get(split):
+def _from_description(file: Path, split: str) -> Dataset:
+    description = read_description(file)
+    if split not in description.folders:
         raise DatasetError(f"{file}: the data set has no split {split!r}")
-    root = file.parent / str(entries.get("path") or ".")
-    images = root / str(entries[split])
-    masks = _masks_folder(root, str(entries[split]), str(entries.get("masks_dir") or "masks"))
-    try:
-        classes = _labels(entries)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{file}: {error}") from None
-    if entries.get("nc", len(classes)) != len(classes):
-        raise DatasetError(f"{file}: nc is {entries['nc']}, but there are {len(classes)} names")
-    channels = entries.get("channels", 3)
-    if not isinstance(channels, int) or channels < 1:
-        raise DatasetError(f"{file}: channels must be a number of at least 1, not {channels!r}")
-    return _pair(file.parent, split, images, masks, classes, channels)
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{file}: not readable as YAML: {error}") from None
-    if not isinstance(entries, dict):
-        raise DatasetError(f"{file}: must be keys and values: path, train, val, masks_dir, names")
-    return entries
-
-
-def _labels(entries: dict[str, Any]) -> ClassSet:
-    classes = ClassSet.from_names(
-        entries["names"], ignore_index=int(entries.get("ignore_index", 255))
+    samples, stray = _samples(description, split)
+    classes, notes = description.classes, list[str]()
+    if len(classes) == 2 and not description.values_are_given and not description.colors:
+        training = samples
+        if split != "train" and "train" in description.folders:
+            training, _ = _samples(description, "train")
+        classes, notes = _black_and_white(classes, _masks_of(training))
+    return Dataset(
+        root=file.parent,
+        split=split,
+        samples=samples,
+        classes=classes,
+        stray_masks=stray,
+        channels=description.channels,
+        colors=description.colors,
+        allow_missing_classes=description.allow_missing_classes,
+        notes=(*notes, *_lossy_notes(classes, _masks_of(samples))),
     )
-    mapping = {int(k): int(v) for k, v in (entries.get("label_mapping") or {}).items()}
-    palette = tuple(tuple(int(v) for v in rgb) for rgb in entries.get("palette") or ())
-    return replace(classes, mapping=mapping, palette=palette or classes.palette)  # type: ignore[arg-type]
 
 
-def _masks_folder(root: Path, images: str, masks_dir: str) -> Path:
-    """images/train -> masks/train; a folder without images/ in its path -> masks/<folder>."""
-    parts = Path(images).parts
-    if "images" in parts:
-        at = len(parts) - 1 - parts[::-1].index("images")
-        parts = parts[at + 1 :] if at == 0 else (*parts[:at], masks_dir, *parts[at + 1 :])
-        return root / Path(*parts) if masks_dir in parts else root / masks_dir / Path(*parts)
-    return root / masks_dir / images
+def _samples(description: Description, split: str) -> tuple[tuple[Sample, ...], tuple[Path, ...]]:
+    return find_samples(description.folders[split], description.mask_names[split], split)
+
+
+def _masks_of(samples: tuple[Sample, ...]) -> list[Path]:
+    return [sample.mask for sample in samples if sample.mask is not None]
+
+
+def _black_and_white(classes: ClassSet, masks: list[Path]) -> tuple[ClassSet, list[str]]:
+    """Two classes whose masks hold only 0 and 255: the second class is the 255."""
+    found = values_of(masks, stop_at_others=True)
+    white = found & WHITE
+    if len(white) != 1 or found != white | {0}:
+        return classes, []
+    (value,) = white
+    note = (
+        f"masks hold only 0 and {value}: 0 is {classes.names[0]!r}, {value} is "
+        f"{classes.names[1]!r} (to ignore {value} instead, write ignore_index: {value} into "
+        "dataset.yaml)"
+    )
+    return replace(classes, mapping={value: 1}), [note]
+
+
+def _lossy_notes(classes: ClassSet, masks: list[Path]) -> list[str]:
+    lossy = sum(mask.suffix.lower() in LOSSY_SUFFIXES for mask in masks)
+    if not lossy or len(classes) != 2:
+        return []
+    dark, bright = classes.mapping.get(0, 0), classes.mapping.get(255, 1)
+    words = {**dict(enumerate(map(repr, classes.names))), classes.ignore_index: "ignored"}
+    return [
+        f"{lossy} masks are JPEG, which changes values: gray levels of 128 and more are "
+        f"{words[bright]}, darker ones {words[dark]}"
+    ]
 
 
 def _from_folders(root: Path, split: str) -> Dataset:
-    """Without a description the classes are what the masks of the training split hold."""
+    """Without a description, the classes are the values of the training masks."""
     if not (root / "images" / split).is_dir():
         raise DatasetError(f"{root}: the data set has no split {split!r}")
-    placeholder = ClassSet(("background",))
-    first = "train" if (root / "masks" / "train").is_dir() else split
-    train = _pair(root, first, root / "images" / first, root / "masks" / first, placeholder, 3)
-    highest = 0
-    for sample in train:
-        if sample.mask is not None:
-            try:
-                values = read_mask(sample.mask)
-            except ValueError:
-                continue  # `data check` names unreadable masks; here they only hold no classes
-            highest = max(highest, int(values[values != placeholder.ignore_index].max(initial=0)))
-    names = ("background", *(f"class {i}" for i in range(1, highest + 1)))
-    if highest > 254:
-        raise DatasetError(
-            f"{root}: masks hold values up to {highest}; describe the classes in a dataset.yaml"
-        )
-    return _pair(root, split, root / "images" / split, root / "masks" / split, ClassSet(names), 3)
 
+    def pair(name: str) -> tuple[tuple[Sample, ...], tuple[Path, ...]]:
+        names = MaskNames(root / "masks" / name, root=root)
+        return find_samples(root / "images" / name, names, name)
 
-def _pair(
-    root: Path, split: str, images: Path, masks: Path, classes: ClassSet, channels: int
-) -> Dataset:
-    if not images.is_dir():
-        raise DatasetError(f"{images}: there is no such folder of images")
-    if not masks.is_dir():
-        raise DatasetError(f"{masks}: there is no such folder of masks")
-    mask_of = {
-        file.relative_to(masks).with_suffix(""): file
-        for file in sorted(masks.rglob("*"))
-        if file.suffix.lower() in MASK_SUFFIXES and file.is_file()
-    }
-    samples = []
-    for file in sorted(images.rglob("*")):
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and file.name[0] != ".":
-            relative = file.relative_to(images)
-            mask = mask_of.pop(relative.with_suffix(""), None)
-            samples.append(Sample(relative.as_posix(), file, mask))
-    if not samples:
-        raise DatasetError(f"{images}: there are no images in this folder")
-    return Dataset(root, split, tuple(samples), classes, tuple(mask_of.values()), channels)
+    samples, stray = pair(split)
+    training = samples
+    if split != "train" and (root / "images/train").is_dir() and (root / "masks/train").is_dir():
+        training, _ = pair("train")
+    masks = _masks_of(training)
+    classes, notes = _black_and_white(ClassSet(("background", "foreground")), masks)
+    if not notes:
+        found = values_of(masks)
+        highest = max(found - {255}, default=0)
+        if highest > 254:
+            raise DatasetError(
+                f"{root}: masks hold values up to {highest}; describe the classes in a dataset.yaml"
+            )
+        lossy = any(mask.suffix.lower() in LOSSY_SUFFIXES for mask in masks)
+        if not lossy or highest > 1:
+            numbered = (f"class {i}" for i in range(1, highest + 1))
+            classes = ClassSet(("background", *numbered))
+    return Dataset(
+        root=root,
+        split=split,
+        samples=samples,
+        classes=classes,
+        stray_masks=stray,
+        described=False,
+        notes=(*notes, *_lossy_notes(classes, _masks_of(samples))),
+    )

@@ -1,13 +1,14 @@
-"""Training crops in an order that any step can be resumed at.
+"""Training crops in an order that can be resumed at any step.
 
-The stream of training images is a function of the seed alone: draw number d takes place
-``d mod n`` in the shuffled order of epoch ``d // n``, and its augmentation is seeded by d. A
-training that goes on at step s therefore sees what an uninterrupted one sees from step s.
+The sequence of training images depends on the seed alone: draw number d takes position
+``d mod n`` in the shuffled order of epoch ``d // n``, and its augmentation is seeded with d. So
+a training that is resumed at step s sees the same crops as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 Draw = tuple[int, int]
 """Index of a sample, and the number of the draw in the whole training."""
 
+_SECONDS_AFTER_SIGTERM = 3.0
+"""How long a worker lives on after SIGTERM."""
+
 
 class DrawSampler(Sampler[list[Draw]]):
     """Batches of draws from ``start_step`` to ``total_steps``.
@@ -40,10 +45,10 @@ class DrawSampler(Sampler[list[Draw]]):
         batch_size: Draws per batch.
         batches_per_step: Batches that make one optimizer step on one device.
         start_step: First optimizer step.
-        total_steps: One past the last.
-        seed: Of the order.
-        rank: Of this device among ``world``; each takes its own batches of a step.
-        world: Devices.
+        total_steps: Number after the last optimizer step.
+        seed: Seed of the order.
+        rank: Number of this device among ``world``; each takes its own batches of a step.
+        world: Number of devices.
     """
 
     def __init__(
@@ -80,15 +85,64 @@ class DrawSampler(Sampler[list[Draw]]):
                 yield batch
 
 
-class TrainingCrops(TorchDataset[tuple[Tensor, Tensor]]):
-    """Augmented crops by draw.
+class _Crops(TorchDataset[tuple[Tensor, Tensor]]):
+    """Crops by draw; samples that cannot be read are skipped.
+
+    One broken file among many does not end a training: it is logged once, and the next sample
+    takes its place.
+
+    Args:
+        size: Number of samples.
+        seed: Seed of the augmentation.
+    """
+
+    def __init__(self, size: int, seed: int):
+        self.size, self.seed = size, seed
+        self._unreadable: set[int] = set()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Normalized (C, crop, crop) float32 in channels_last memory, and its target.
+
+        Raises:
+            DatasetError: No sample can be read.
+        """
+        index, number = draw
+        rng = np.random.default_rng((self.seed, 1, number))
+        for _ in range(self.size):
+            try:
+                crop, target = self.crop(index, rng)
+            except (ValueError, OSError) as error:
+                if index not in self._unreadable:
+                    self._unreadable.add(index)
+                    name = "" if isinstance(error, UnreadableImage) else f"{self.name(index)}: "
+                    logger.warning(f"skipped: {name}{error}")
+                index = (index + 1) % self.size
+            else:
+                return torch.from_numpy(crop).permute(2, 0, 1), target
+        raise DatasetError(f"{self.name(0)}: neither this nor any other sample can be read")
+
+    def crop(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], Tensor]:
+        """Augmented crop (crop, crop, C) of a sample, and its target."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What to call a sample in a message."""
+        raise NotImplementedError
+
+
+class TrainingCrops(_Crops):
+    """Augmented crops of images and masks, by draw: pixels and class ids (crop, crop).
 
     Args:
         dataset: The training split.
         augmentation: What happens to each image.
-        preprocessing: Mean, deviation, rescaling.
-        seed: Of the augmentation.
-        cache: Keep what was decoded in memory.
+        preprocessing: Mean, standard deviation and rescaling; it also decides whether images are
+            read as 8 bits.
+        seed: Seed of the augmentation.
+        cache: Keep decoded images and masks in memory.
     """
 
     def __init__(
@@ -99,22 +153,22 @@ class TrainingCrops(TorchDataset[tuple[Tensor, Tensor]]):
         seed: int,
         cache: bool,
     ):
-        self.dataset, self.augmentation, self.preprocessing = dataset, augmentation, preprocessing
-        self.seed = seed
+        super().__init__(len(dataset), seed)
+        self.dataset = dataset.with_8_bit(preprocessing.expects_8_bit)
+        self.augmentation, self.preprocessing = augmentation, preprocessing
         self._cached: dict[int, Any] | None = {} if cache else None
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Normalized (C, crop, crop) float32 in channels_last memory, and ids (crop, crop)."""
-        index, number = draw
-        rng = np.random.default_rng((self.seed, 1, number))
+    def crop(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], Tensor]:
+        """Crop (crop, crop, C) and class ids (crop, crop)."""
         image, mask = self._read(index)
         crop, ids = self.augmentation(
             image, mask, rng, self.preprocessing, partial(self._read_any, rng)
         )
-        return torch.from_numpy(crop).permute(2, 0, 1), torch.from_numpy(ids)
+        return crop, torch.from_numpy(ids)
+
+    def name(self, index: int) -> str:
+        """File of the image."""
+        return str(self.dataset.samples[index].image)
 
     def _read_any(self, rng: np.random.Generator) -> Any:
         return self._read(int(rng.integers(len(self.dataset))))
@@ -127,17 +181,15 @@ class TrainingCrops(TorchDataset[tuple[Tensor, Tensor]]):
         return self._cached[index]
 
 
-class ClassCrops(TorchDataset[tuple[Tensor, Tensor]]):
-    """Augmented crops of a data set of classes, by draw.
-
-    An image that cannot be read is told of and replaced by the next: one broken file among a
-    million does not end a training.
+class ClassCrops(_Crops):
+    """Augmented crops of images in class folders, by draw: pixels and the class id ().
 
     Args:
         dataset: The training split.
         augmentation: What happens to each image.
-        preprocessing: Mean, deviation, rescaling.
-        seed: Of the augmentation.
+        preprocessing: Mean, standard deviation and rescaling; it also decides whether images are
+            read as 8 bits.
+        seed: Seed of the augmentation.
     """
 
     def __init__(
@@ -147,33 +199,18 @@ class ClassCrops(TorchDataset[tuple[Tensor, Tensor]]):
         preprocessing: Preprocessing,
         seed: int,
     ):
-        self.dataset, self.augmentation, self.preprocessing = dataset, augmentation, preprocessing
-        self.seed = seed
-        self._unreadable: set[int] = set()
+        super().__init__(len(dataset), seed)
+        self.dataset = dataset.with_8_bit(preprocessing.expects_8_bit)
+        self.augmentation, self.preprocessing = augmentation, preprocessing
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def crop(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], Tensor]:
+        """Crop (crop, crop, C) and class id ()."""
+        image, class_id = self.dataset.read(index)
+        return self.augmentation(image, rng, self.preprocessing), torch.tensor(class_id)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Normalized (C, crop, crop) float32 in channels_last memory, and the class id ()."""
-        index, number = draw
-        rng = np.random.default_rng((self.seed, 1, number))
-        for _ in range(len(self.dataset)):
-            try:
-                image, class_id = self.dataset.read(index)
-                crop = self.augmentation(image, rng, self.preprocessing)
-                break
-            except ValueError as error:
-                if index not in self._unreadable:
-                    self._unreadable.add(index)
-                    name = (
-                        "" if isinstance(error, UnreadableImage) else self.dataset.samples[index][0]
-                    )
-                    logger.warning(f"skipped: {f'{name}: ' if name else ''}{error}")
-                index = (index + 1) % len(self.dataset)
-        else:
-            raise DatasetError(f"{self.dataset.root}: none of its images can be read")
-        return torch.from_numpy(crop).permute(2, 0, 1), torch.tensor(class_id)
+    def name(self, index: int) -> str:
+        """File of the image."""
+        return str(self.dataset.samples[index][0])
 
 
 def crop_loader(
@@ -192,13 +229,19 @@ def crop_loader(
 
 
 def _start_worker(_: int) -> None:
-    """Workers are many, so each keeps to one core; stopping is their parent's to do.
+    """Keep each worker to one core, and let it end shortly after its parent.
 
-    Ctrl-C and many schedulers signal the whole group of processes. Workers end when the parent
-    tells them to, or is gone.
+    Ctrl-C signals the whole group of processes, and so do many schedulers with SIGTERM. The
+    parent then finishes its step and saves, for which it may still need its workers: they ignore
+    Ctrl-C and end some seconds after SIGTERM, which a parent that fails sends them too. PyTorch
+    ends workers whose parent was killed.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        signal.signal(
+            signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, _SECONDS_AFTER_SIGTERM)
+        )
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

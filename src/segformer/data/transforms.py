@@ -1,9 +1,8 @@
-"""The augmentation of an image and its mask together.
+"""Augmentation of an image together with its mask.
 
-The paper's six (section 4.1, as its released recipes spell them out): resize by a random ratio,
-crop with a limit on the largest class, flip, photometric distortion, normalize, pad. Two more
-for small data sets: crops aimed at rare classes, and people (or any foreground) on another
-background.
+The steps of the paper (section 4.1 and its released recipes): resize by a random ratio, crop with
+a limit on the largest class, flip, photometric distortion, normalize, pad. For small data sets
+also: crops centered on rare classes, other backgrounds, and other colors of classes.
 
 Legend: H W pixels, C channels.
 """
@@ -30,23 +29,24 @@ class Augmentation:
 
     Attributes:
         crop_size: Side of the square that training sees, pixels.
-        short_side: An image is first scaled so that its short side is at most this ...
-        long_side: ... and its long side at most this, ratio kept.
-        scale_min: Then by a random ratio, drawn between this ...
-        scale_max: ... and this.
-        log_scale: Draw the ratio evenly in its logarithm: as often half as twice.
+        short_side: Images are first scaled, keeping their ratio, until the short side has this
+            many pixels or the long side has ``long_side``.
+        long_side: Limit of the long side, pixels.
+        scale_min: Smallest random ratio of the scaling that follows.
+        scale_max: Largest random ratio.
+        log_scale: Draw the ratio log-uniformly: half the size is as likely as twice the size.
         cat_max_ratio: A crop in which one class has more than this fraction of the labeled
             pixels is drawn again, ten times at most; 1 takes any crop.
         rare_class_crop_prob: Probability of centering the crop on a pixel of a class drawn evenly
             among those in the image, so that small classes are seen as often as large ones.
-        hflip_prob: Probability of mirroring left and right.
+        hflip_prob: Probability of a horizontal flip.
         photometric: Brightness, contrast, saturation and hue distortion (8-bit RGB only).
-        background_replace_prob: Probability of replacing the background, along the mask, by a
-            plain, graded or noisy one or by another image of the data set.
-        background_class: Class id that the background replaces.
+        background_replace_prob: Probability of replacing the background, as the mask shows it,
+            by a plain color, a gradient, noise or another image of the data set.
+        background_class: Class id of the background that is replaced.
         class_color_jitter_prob: Probability of giving the class regions of a crop other colors
             (8-bit RGB only).
-        class_color_jitter: Which classes that spares.
+        class_color_jitter: Which classes keep their colors.
         grayscale_prob: Probability of a grayscale crop (8-bit RGB only).
         blur_prob: Probability of a slight blur (8-bit RGB only).
         ignore_index: Class id of padding.
@@ -83,9 +83,9 @@ class Augmentation:
         Args:
             image: (H, W, C).
             mask: (H, W) class ids.
-            rng: The only source of chance.
-            preprocessing: Supplies mean, deviation and rescaling.
-            another: Fetches another image and mask of the data set, for backgrounds.
+            rng: The only source of randomness.
+            preprocessing: Supplies mean, standard deviation and rescaling.
+            another: Returns another image and mask of the data set, for backgrounds.
 
         Returns:
             Normalized image (crop, crop, C), padded with 0, and class ids (crop, crop), padded
@@ -119,8 +119,8 @@ class Augmentation:
     ) -> tuple[ImageArray, Mask]:
         """Resize by a random ratio and cut a crop, at most ``crop_size`` each way.
 
-        The crop is cut from the image as stored and only then resized: the pixels that a
-        resize of the whole image would make and throw away are never made.
+        The crop is cut from the stored image and then resized, which is faster than resizing
+        the whole image.
         """
         height, width = mask.shape
         fit = min(self.long_side / max(height, width), self.short_side / min(height, width))
@@ -142,7 +142,7 @@ class Augmentation:
     def _place(
         self, mask: Mask, crop_h: int, crop_w: int, rng: np.random.Generator
     ) -> tuple[int, int]:
-        """Top and left of a crop: aimed at a class, or anywhere that is not all one class."""
+        """Top and left of a crop: around a class, or anywhere that is not all one class."""
         free_h, free_w = mask.shape[0] - crop_h, mask.shape[1] - crop_w
         if self.rare_class_crop_prob and rng.random() < self.rare_class_crop_prob:
             present = np.unique(mask)
@@ -157,7 +157,7 @@ class Augmentation:
             top, left = int(rng.integers(free_h + 1)), int(rng.integers(free_w + 1))
             if self.cat_max_ratio == 1:
                 break
-            # Every 4th pixel each way tells the fractions well enough
+            # Every 4th pixel in each direction is precise enough for the fractions
             crop = mask[top : top + crop_h : 4, left : left + crop_w : 4]
             labeled = crop[crop != self.ignore_index]
             counts = np.unique(labeled, return_counts=True)[1]
@@ -171,7 +171,7 @@ class Augmentation:
         another: Callable[[], tuple[ImageArray, Mask]] | None,
         rng: np.random.Generator,
     ) -> tuple[ImageArray, Mask]:
-        """A background of the image's shape, and its class ids."""
+        """A random background of the shape of the image, and its class ids."""
         height, width, channels = image.shape
         top = float(np.iinfo(image.dtype).max) if image.dtype.kind in "ui" else 1.0
         ids = np.full((height, width), self.background_class, np.int32)
@@ -198,9 +198,9 @@ class Augmentation:
 def set_before(
     image: ImageArray, mask: Mask, background: ImageArray, behind: Mask, replaced: int
 ) -> tuple[ImageArray, Mask]:
-    """Set what is not ``replaced`` in an image before a background of the same shape.
+    """Put the pixels of an image that are not ``replaced`` on a background of the same shape.
 
-    The seam is blended over about two pixels; the class ids change sharply in its middle.
+    Colors are blended over about two pixels, class ids are not.
     """
     foreground = mask != replaced
     blend = cv2.GaussianBlur(foreground.astype(np.float32), (3, 3), 0)[:, :, None]
@@ -209,11 +209,11 @@ def set_before(
 
 
 def distort(image: ImageArray, rng: np.random.Generator) -> ImageArray:
-    """Photometric distortion of 8-bit RGB, each part with probability one half.
+    """Photometric distortion of 8-bit RGB, each part with probability 0.5.
 
     Brightness by up to 32 of 255, contrast and saturation by 0.5 to 1.5, hue by up to 18 of
-    OpenCV's 180 steps; contrast at random before or after the other two (SSD's distortion with
-    mmsegmentation's figures, `PhotoMetricDistortion`).
+    OpenCV's 180 steps; contrast randomly before or after the other two (SSD's distortion with
+    the values of mmsegmentation's `PhotoMetricDistortion`).
     """
     contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
@@ -243,8 +243,8 @@ def _levels(factor: float, offset: float) -> NDArray[np.uint8]:
 def resize_quickly(image: ImageArray, size: tuple[int, int]) -> ImageArray:
     """(H, W, C) to (height, width): area averages when shrinking, bilinear when growing.
 
-    Quicker than `segformer.image.resize`, which has to match Pillow; training sees random ratios,
-    so here the filter need not be anybody's.
+    Faster than `segformer.image.resize`, which has to match Pillow's filter. Training uses random
+    ratios, so here the exact filter does not matter.
     """
     if image.shape[:2] == size:
         return image

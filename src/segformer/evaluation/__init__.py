@@ -1,1 +1,1 @@
-"""Evaluation: one confusion matrix and what is read off it."""
+"""Evaluation: scores of a model on a labeled data set."""

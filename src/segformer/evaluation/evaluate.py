@@ -1,73 +1,124 @@
-"""A data set and a predictor -> scores, a report, an image of the confusions."""
+"""Score a segmentation model on images with masks, and write a report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
 
-from segformer.data.class_folders import ClassFolders
 from segformer.data.dataset import Dataset, DatasetError
+from segformer.evaluation.confusion_plot import confusion_plot
+from segformer.evaluation.matching import MatchClasses
+from segformer.evaluation.matching import match_classes as find_match
 from segformer.evaluation.metrics import ConfusionMatrix, Scores
-from segformer.prediction.classifier import ClassPredictor
+from segformer.files import write_json
+from segformer.image import ImageSource
 from segformer.prediction.predictor import Predictor
+
+REPORT_FILES = ("report.json", "confusion.png")
+"""Files that a report consists of."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be evaluated.
+
+    Attributes:
+        image: Path of the image.
+        error: What is wrong with it or with its mask.
+    """
+
+    image: str
+    error: str
+
+    def __str__(self) -> str:
+        return self.error
 
 
 def evaluate(
     dataset: Dataset,
     predictor: Predictor,
     *,
+    match_classes: MatchClasses = "name",
     on_image: Callable[[], None] | None = None,
+    on_error: Callable[[ImageSource, Exception], None] | None = None,
 ) -> ConfusionMatrix:
-    """Compare predictions with masks, each at the mask's own resolution.
+    """Compare predictions with masks, each at the size of the mask.
 
     Args:
-        dataset: Its classes must be the model's.
-        predictor: With the protocol of the evaluation: size, windows, scales, flips.
-        on_image: Called after each image.
+        dataset: Images and masks. If the model was trained with reduced labels
+            (``do_reduce_labels``), class 0 of the masks is ignored; see `match_classes`.
+        predictor: The model and how it sees images: size, windows, scales, flips.
+        match_classes: Match the classes of model and data set by "name" or by "position".
+        on_image: Called after each image, scored or skipped.
+        on_error: Called with an image and the error if the image or its mask cannot be read; the
+            image is then skipped. Default: the error is raised.
 
     Returns:
-        The confusion matrix, from which `ConfusionMatrix.scores` reads everything.
+        The confusion matrix in the classes of the data set.
 
     Raises:
-        DatasetError: The classes differ in number, or an image or mask is broken.
+        ClassesDiffer: The classes cannot be matched.
+        DatasetError: None of the images could be evaluated.
+        ValueError: An image or mask cannot be read, and there is no ``on_error``.
     """
-    check_classes(dataset, predictor)
-    dataset = dataset.with_channels(predictor.model.config.in_channels)
+    match = find_match(
+        dataset.classes,
+        predictor.model.classes,
+        match_classes,
+        reduce_labels=predictor.model.preprocessing.reduce_labels,
+    )
+    dataset = replace(dataset, classes=match.classes, channels=predictor.model.config.in_channels)
     matrix = ConfusionMatrix(dataset.classes)
-    images = (sample.image for sample in dataset)
-    for sample, prediction in zip(dataset, predictor.stream(images), strict=True):
-        _, truth = dataset.read(sample)
-        matrix.update(truth, prediction.label_map)
+    errors: list[Exception] = []
+
+    def fail(source: ImageSource, error: Exception) -> None:
+        if on_error is None:
+            raise error
+        errors.append(error)
+        on_error(source, error)
         if on_image is not None:
             on_image()
+
+    with_masks = {}
+    for sample in dataset:
+        if sample.mask is None:  # found before any image is predicted
+            fail(sample.image, DatasetError(f"{sample.image}: there is no mask for this image"))
+        else:
+            with_masks[sample.image] = sample
+    for prediction in predictor.stream(with_masks, on_error=fail):
+        assert prediction.source is not None
+        try:
+            _, truth = dataset.read(with_masks[prediction.source])
+            matrix.update(truth, match.map_ids(prediction.label_map))
+        except (ValueError, OSError, MemoryError) as error:
+            fail(prediction.source, error)
+        else:
+            if on_image is not None:
+                on_image()
+    if errors and len(errors) == len(dataset):
+        raise DatasetError(
+            f"{dataset.root}: none of the {len(dataset)} images of split {dataset.split!r} can be "
+            f"evaluated; the first error: {errors[0]}"
+        )
     return matrix
 
 
-def check_classes(dataset: Dataset | ClassFolders, predictor: Predictor | ClassPredictor) -> None:
-    """Raise a DatasetError if data set and model do not speak of the same number of classes."""
-    here, there = dataset.classes.names, predictor.model.classes.names
-    if len(here) != len(there):
-        raise DatasetError(
-            f"{dataset.root}: the data set has {len(here)} classes ({', '.join(here[:5])}, ...), "
-            f"the model {len(there)} ({', '.join(there[:5])}, ...)"
-        )
-
-
 def score_table(scores: Scores) -> Table:
-    """Per-class scores in percent, for a terminal."""
+    """Scores per class in percent, for a terminal; warnings are printed below the table."""
     table = Table(title=f"mIoU {scores.miou:.2%}", title_justify="left", title_style="bold")
     table.add_column("class")
-    for column in ("IoU", "accuracy", "Dice", "frequency"):
+    for column in ("IoU", "accuracy", "Dice", "fraction"):
         table.add_column(column, justify="right")
     rows = zip(
         scores.classes.names,
         scores.iou,
         scores.accuracy,
         scores.dice,
-        scores.frequency,
+        scores.class_fractions,
         strict=True,
     )
     for name, *values in rows:
@@ -76,35 +127,53 @@ def score_table(scores: Scores) -> Table:
     means = (scores.miou, scores.mean_accuracy, scores.mean_dice)
     table.add_row("mean", *(_percent(value) for value in means), "")
     table.add_row("all pixels", "", _percent(scores.pixel_accuracy), "", "")
+    add_notes(table, scores.warnings, scores.absent_classes)
     return table
 
 
+def add_notes(table: Table, warnings: Sequence[str], absent: Sequence[str]) -> None:
+    """Put warnings below a table, or else the classes that never occur."""
+    notes = [f"warning: {sentence}" for sentence in warnings]
+    if absent and not warnings:
+        more = f" and {len(absent) - 12} more" if len(absent) > 12 else ""
+        notes.append(f"never in this split: {', '.join(absent[:12])}{more}")
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
+
+
 def write_report(
-    matrix: ConfusionMatrix, folder: str | Path, dataset: Dataset, protocol: Mapping[str, object]
+    matrix: ConfusionMatrix,
+    folder: str | Path,
+    dataset: Dataset,
+    protocol: Mapping[str, object],
+    failed: Sequence[Failure] = (),
 ) -> list[Path]:
     """Write ``report.json`` and ``confusion.png``.
 
     Args:
-        matrix: What was counted.
-        folder: Made if it is not there.
-        dataset: What was evaluated.
-        protocol: How: model, sizes, scales.
-    """
-    from segformer.evaluation.plots import confusion_plot
-    from segformer.files import write_json
+        matrix: The result of `evaluate`.
+        folder: Created if it does not exist. Files of these names in it are replaced.
+        dataset: The data set that was evaluated.
+        protocol: Further entries for the report: the model, and how it saw the images.
+        failed: Images that were skipped.
 
+    Returns:
+        The files.
+    """
     folder = Path(folder)
     entries = {
         "dataset": str(dataset.root),
         "split": dataset.split,
-        "images": len(dataset),
+        "images": len(dataset) - len(failed),
+        "failed": [asdict(failure) for failure in failed],
         **protocol,
         **matrix.scores().as_dict(),
         "confusion": matrix.counts.tolist(),
     }
-    write_json(folder / "report.json", entries)
-    confusion_plot(matrix, folder / "confusion.png")
-    return [folder / "report.json", folder / "confusion.png"]
+    report, plot = (folder / name for name in REPORT_FILES)
+    write_json(report, entries)
+    confusion_plot(matrix, plot)
+    return [report, plot]
 
 
 def _percent(value: float) -> str:

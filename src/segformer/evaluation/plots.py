@@ -1,4 +1,4 @@
-"""Images for people who would rather look than read."""
+"""Plots and example images of a training run; needs matplotlib."""
 
 from __future__ import annotations
 
@@ -11,36 +11,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.files import whole_file
 from segformer.image import read_image, resize
 from segformer.prediction.classifier import ClassPredictor
 from segformer.prediction.prediction import Prediction
-
-
-def confusion_plot(matrix: ConfusionMatrix, path: str | Path, of: str = "pixels") -> None:
-    """Write the confusion matrix, each row in percent of the true class's pixels or images."""
-    names, k = matrix.classes.names, len(matrix.classes)
-    rows = matrix.counts.sum(1, keepdims=True)
-    percent = 100 * matrix.counts / np.maximum(rows, 1)
-    side = float(np.clip(0.42 * k + 2.2, 4.5, 30))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    if k <= 60:
-        axes.set_xticks(range(k), names, rotation=90)
-        axes.set_yticks(range(k), names)
-    if k <= 25:
-        for i, j in np.ndindex(k, k):
-            if percent[i, j] >= 0.5:
-                color = "white" if percent[i, j] > 55 else "black"
-                axes.text(
-                    j, i, f"{percent[i, j]:.0f}", ha="center", va="center", color=color, size=7
-                )
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(f"percent of each true class's {of}")
-    _write(figure, path)
 
 
 def curves_plot(
@@ -49,13 +23,13 @@ def curves_plot(
     path: str | Path,
     score: str = "mIoU",
 ) -> None:
-    """Write loss, learning rate and the validation score over the optimizer steps.
+    """Plot loss, learning rate and validation score over the optimizer steps.
 
     Args:
         training: (step, loss, learning rate) rows.
         validation: (step, score) rows; scores from 0 to 1.
-        path: File to write.
-        score: What the score is called.
+        path: Image file to write.
+        score: Name of the score.
     """
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     loss_axes, rate_axes, score_axes = figure.subplots(1, 3)
@@ -82,12 +56,12 @@ def curves_plot(
 def class_sheet(
     predictor: ClassPredictor, samples: Sequence[tuple[Path, int]], path: str | Path
 ) -> None:
-    """Write images with their true and predicted class.
+    """Draw images with their true and predicted class.
 
     Args:
         predictor: The classifier.
-        samples: ImageArray files and true class ids; those that cannot be read are left out.
-        path: File to write.
+        samples: Image files and true class ids; unreadable files are skipped.
+        path: Image file to write.
     """
     truths = dict(samples)
     results = list(predictor.stream(truths, on_error=lambda *_: None))
@@ -98,7 +72,11 @@ def class_sheet(
     for place, result in enumerate(results, 1):
         assert result.source is not None
         axes = figure.add_subplot(-(-len(results) // columns), columns, place)
-        image = read_image(result.source, predictor.model.config.in_channels)
+        image = read_image(
+            result.source,
+            predictor.model.config.in_channels,
+            as_8_bit=predictor.preprocessing.expects_8_bit,
+        )
         shown = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, 0]
         axes.imshow(resize(shown, (160, 160)) if shown.ndim == 3 else shown, cmap="gray")
         axes.set_axis_off()
@@ -112,12 +90,12 @@ def class_sheet(
 def examples_sheet(
     pairs: Sequence[tuple[Prediction, NDArray[np.integer]]], path: str | Path, width: int = 320
 ) -> None:
-    """Write rows of image, true classes, predicted classes.
+    """Draw a row per image: the image, its true classes, its predicted classes.
 
     Args:
-        pairs: Predictions and true class ids (H, W).
-        path: File to write.
-        width: Of each column, pixels.
+        pairs: Predictions and true class ids (H, W). Without any, no file is written.
+        path: Image file to write.
+        width: Width of each column in pixels.
     """
     rows = []
     for prediction, truth in pairs:

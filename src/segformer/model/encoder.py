@@ -137,17 +137,21 @@ class MixTransformer(nn.Module):
         in_channels: int | None = None,
         **hub: Unpack[HubOptions],
     ) -> MixTransformer:
-        """The encoder of any model: a segmenter, a classifier or an encoder's own file.
+        """Load the encoder of a segmentation model, a classification model, or an encoder's file.
 
         Args:
             source: As for `SegFormer.from_pretrained`.
             out_indices: Which stages' maps to return.
-            in_channels: Another number of channels than the model's own; the first convolution is
-                adapted (`segformer.model.pretrained.adapt_in_channels`).
+            in_channels: Another number of channels than the model's own. The first convolution is
+                then adapted (`segformer.model.pretrained.adapt_in_channels`).
             **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
+        Returns:
+            The encoder in float32, in evaluation mode.
+
         Raises:
-            CheckpointError: Something is missing, broken, or does not fit.
+            CheckpointError: There is no such model, or a tensor is missing, damaged, or of another
+                shape than the model's.
         """
         from segformer.model import pretrained
 

@@ -163,8 +163,11 @@ class MixFFN(nn.Module):
         if not passes_through(tokens):
             return self.contract(F.gelu(self._hidden(tokens)))
         batch, h, w, _ = tokens.shape
+        parts = list(chunks((batch, h, w), self.expand.out_features, tokens))
+        if len(parts) == 1:
+            return self.contract(F.gelu(self._hidden(tokens)))
         contracted = torch.empty_like(tokens)
-        for top, bottom in chunks((batch, h, w), self.expand.out_features, tokens):
+        for top, bottom in parts:
             # One row more on either side, for the convolution to see
             first, last = max(top - 1, 0), min(bottom + 1, h)
             hidden = self._hidden(tokens[:, first:last])[:, top - first : bottom - first]

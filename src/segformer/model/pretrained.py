@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from segformer.config import FIRST_CONVOLUTION
 from segformer.image import Preprocessing
 from segformer.model.decoder import MLPDecoder
 from segformer.model.encoder import MixTransformer
-from segformer.model.segformer import SegFormer, SegFormerClassifier
+from segformer.model.segformer import Classes, SegFormer, SegFormerClassifier
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,7 +36,7 @@ Whole = TypeVar("Whole", SegFormer, SegFormerClassifier)
 def load(
     source: str | Path,
     *,
-    classes: ClassSet | Sequence[str] | Mapping[int, str] | None = None,
+    classes: Classes | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
     **options: Unpack[hub.HubOptions],
@@ -49,7 +49,7 @@ def load(
 def load_classifier(
     source: str | Path,
     *,
-    classes: ClassSet | Sequence[str] | Mapping[int, str] | None = None,
+    classes: Classes | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
     **options: Unpack[hub.HubOptions],
@@ -82,7 +82,7 @@ def load_encoder(
 def assemble(
     whole: type[Whole],
     checkpoint: Checkpoint,
-    classes: ClassSet | Sequence[str] | Mapping[int, str] | None = None,
+    classes: Classes | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
     *,
@@ -107,8 +107,8 @@ def assemble(
     Raises:
         CheckpointError: A tensor is missing, damaged, or of another shape than the model's.
     """
-    if classes is not None and not isinstance(classes, ClassSet):
-        classes = ClassSet.from_names(classes)
+    if classes is not None:
+        classes = ClassSet.of(classes)
     kind, part = ("segmenter", "decoder.") if whole is SegFormer else ("classifier", "head.")
     head = part.removesuffix(".")
     source, found = checkpoint.config, checkpoint.kind
@@ -134,8 +134,11 @@ def assemble(
     if classes is None and not reinitialize:
         classes = checkpoint.classes
     preprocessing = adapt_preprocessing(checkpoint.preprocessing, config.in_channels)
-    with torch.device("meta"):
-        model = whole(config, classes, preprocessing)
+    try:
+        with torch.device("meta"):
+            model = whole(config, classes, preprocessing)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.origin}: {error}") from None
     if reinitialize:
         model.reset_head()
         if found != kind:

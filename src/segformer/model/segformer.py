@@ -6,9 +6,10 @@ Legend: B batch, H W pixels, C channels, K classes.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,18 @@ from torch import Tensor, nn
 from segformer.classes import ClassSet
 from segformer.config import SegFormerConfig
 from segformer.image import Preprocessing
+from segformer.machine import idle_cpus_only
 from segformer.model.decoder import FoldedDecoder, MLPDecoder
 from segformer.model.encoder import MixTransformer
-from segformer.model.products import reuse_memory
+from segformer.model.products import passes_through, reuse_memory
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from segformer.checkpoints.hub import HubOptions
+    from segformer.checkpoints.hub import HubOptions, UploadOptions
+
+Classes: TypeAlias = ClassSet | Sequence[str] | Mapping[int, str]
+"""A class set, or the names of its classes as a list or ``{id: name}``."""
 
 
 class SegFormer(nn.Module):
@@ -41,12 +46,14 @@ class SegFormer(nn.Module):
     def __init__(
         self,
         config: SegFormerConfig,
-        classes: ClassSet | None = None,
+        classes: Classes | None = None,
         preprocessing: Preprocessing | None = None,
     ):
         super().__init__()
         self.config = config
-        self.classes = classes or ClassSet.numbered(config.num_classes)
+        self.classes = (
+            ClassSet.numbered(config.num_classes) if classes is None else ClassSet.of(classes)
+        )
         self.preprocessing = preprocessing or Preprocessing.for_channels(config.in_channels)
         expected = 2 if config.num_classes == 1 else config.num_classes
         if len(self.classes) != expected:
@@ -59,7 +66,7 @@ class SegFormer(nn.Module):
 
     @classmethod
     def from_variant(
-        cls, variant: str, *, classes: ClassSet | None = None, **overrides: Any
+        cls, variant: str, *, classes: Classes | None = None, **overrides: Any
     ) -> SegFormer:
         """A model with fresh weights.
 
@@ -70,6 +77,7 @@ class SegFormer(nn.Module):
                 sigmoid) or ``in_channels``.
         """
         if classes is not None:
+            classes = ClassSet.of(classes)
             overrides.setdefault("num_classes", len(classes))
         return cls(SegFormerConfig.from_variant(variant, **overrides), classes)
 
@@ -78,30 +86,36 @@ class SegFormer(nn.Module):
         cls,
         source: str | Path,
         *,
-        classes: ClassSet | None = None,
+        classes: Classes | None = None,
         num_classes: int | None = None,
         in_channels: int | None = None,
         **hub: Unpack[HubOptions],
     ) -> SegFormer:
-        """Load a model, whatever wrote it: transformers, NVlabs, OpenMMLab, SMP or this package.
+        """Load a model from a checkpoint of any format.
+
+        Transformers, NVlabs, OpenMMLab, segmentation_models.pytorch and this package write such
+        checkpoints. The names of the tensors tell the format, and their shapes the variant where
+        there is no configuration.
 
         Args:
             source: A Hub id (OWNER/NAME, or OWNER/NAME@REVISION), a folder, or a file of weights
-                (``.safetensors``, ``.pth``, ``.pt``, ``.bin``). Names of tensors tell the
-                codebase, their shapes the variant where no configuration does.
+                (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``). A file
+                ``model.safetensors`` or ``pytorch_model.bin`` is read with the JSON files beside
+                it, and the folder of a training run stands for its best model.
             classes: Other classes than the model's own.
-            num_classes: Another number of classes than the model's own: the classifier is
-                re-initialized, with a log message. With it an encoder or a classifier can be loaded
-                too; the whole decoder is then re-initialized.
-            in_channels: Another number of channels than the model's own; the first convolution is
-                adapted (`segformer.model.pretrained.adapt_in_channels`).
+            num_classes: Another number of classes than the model's own. The classifier is then
+                re-initialized. With it an encoder or a classification model can be loaded too;
+                its whole decoder is then initialized. Both are logged.
+            in_channels: Another number of channels than the model's own. The first convolution is
+                then adapted (`segformer.model.pretrained.adapt_in_channels`).
             **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Returns:
-            The model in float32, in evaluation mode, with its labels and preprocessing.
+            The model in float32, in evaluation mode, with its classes and preprocessing.
 
         Raises:
-            CheckpointError: Something is missing, broken, or does not fit.
+            CheckpointError: There is no such model, or a tensor is missing, damaged, or of another
+                shape than the model's.
         """
         from segformer.model import pretrained
 
@@ -110,33 +124,49 @@ class SegFormer(nn.Module):
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the model in the Hub layout.
+        """Write the model in the Hub layout, which transformers loads too.
+
+        ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` are written, each
+        whole or not at all; files of these names in the folder are replaced. A model with
+        OpenMMLab's decoder is written the same way, but only this package can read it.
 
         Args:
-            folder: Made if it is not there.
-            dtype: Of the stored weights; left out, as they are.
+            folder: Created if missing.
+            dtype: Type of the stored weights. Default: as they are.
 
         Raises:
-            ValueError: The model is folded.
+            ValueError: The model is folded, or a weight does not fit into ``dtype``.
         """
         from segformer.model import pretrained
 
         pretrained.save(self, folder, dtype=dtype)
 
-    def push_to_hub(self, model_id: str, *, run: str | Path | None = None, **options: Any) -> str:
-        """Publish the model with a card.
+    def push_to_hub(
+        self,
+        model_id: str,
+        *,
+        run: str | Path | None = None,
+        license: str | None = None,
+        **options: Unpack[UploadOptions],
+    ) -> str:
+        """Publish the model on the Hub, with a card that describes it.
 
         Args:
-            model_id: OWNER/NAME; made if it is not there.
-            run: Folder of the training that made it: its report and recipe go into the card.
-            **options: ``license``, ``private``, ``token``, ``revision``, ``message``.
+            model_id: OWNER/NAME; created if missing.
+            run: Folder of the training run that made the model: its scores and its recipe go into
+                the card. Default: a card without scores.
+            license: As the Hub names licenses, such as "apache-2.0".
+            **options: ``private``, ``token``, ``revision``, ``message``.
 
         Returns:
-            Address of the commit.
+            URL of the commit.
+
+        Raises:
+            CheckpointError: The Hub refused, or the run has no readable report.
         """
         from segformer.model import pretrained
 
-        return pretrained.push(self, model_id, run=run, **options)
+        return pretrained.push(self, model_id, run=run, license=license, **options)
 
     def reset_head(self) -> None:
         """Give the decoder fresh weights."""
@@ -155,7 +185,10 @@ class SegFormer(nn.Module):
         Raises:
             ValueError: Another number of dimensions or channels, or too small an image.
         """
-        return self.decoder(self.encoder(pixels))
+        if not passes_through(pixels):
+            return self.decoder(self.encoder(pixels))
+        with idle_cpus_only():
+            return self.decoder(self.encoder(pixels))
 
     def fold(self) -> SegFormer:
         """A model for inference with the same outputs, whose decoder is folded once.
@@ -187,12 +220,14 @@ class SegFormerClassifier(nn.Module):
     def __init__(
         self,
         config: SegFormerConfig,
-        classes: ClassSet | None = None,
+        classes: Classes | None = None,
         preprocessing: Preprocessing | None = None,
     ):
         super().__init__()
         self.config = config
-        self.classes = classes or ClassSet.numbered(config.num_classes)
+        self.classes = (
+            ClassSet.numbered(config.num_classes) if classes is None else ClassSet.of(classes)
+        )
         self.preprocessing = preprocessing or replace(
             Preprocessing.for_channels(config.in_channels), size=256, crop=(224, 224)
         )
@@ -206,7 +241,7 @@ class SegFormerClassifier(nn.Module):
 
     @classmethod
     def from_variant(
-        cls, variant: str, *, classes: ClassSet | None = None, **overrides: Any
+        cls, variant: str, *, classes: Classes | None = None, **overrides: Any
     ) -> SegFormerClassifier:
         """A classifier with fresh weights.
 
@@ -223,7 +258,7 @@ class SegFormerClassifier(nn.Module):
         cls,
         source: str | Path,
         *,
-        classes: ClassSet | None = None,
+        classes: Classes | None = None,
         num_classes: int | None = None,
         in_channels: int | None = None,
         **hub: Unpack[HubOptions],
@@ -236,16 +271,23 @@ class SegFormerClassifier(nn.Module):
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the model in the Hub layout."""
+        """Write the model in the Hub layout; see `SegFormer.save_pretrained`."""
         from segformer.model import pretrained
 
         pretrained.save(self, folder, dtype=dtype)
 
-    def push_to_hub(self, model_id: str, *, run: str | Path | None = None, **options: Any) -> str:
-        """Publish the model with a card; as `SegFormer.push_to_hub`."""
+    def push_to_hub(
+        self,
+        model_id: str,
+        *,
+        run: str | Path | None = None,
+        license: str | None = None,
+        **options: Unpack[UploadOptions],
+    ) -> str:
+        """Publish the model on the Hub; see `SegFormer.push_to_hub`."""
         from segformer.model import pretrained
 
-        return pretrained.push(self, model_id, run=run, **options)
+        return pretrained.push(self, model_id, run=run, license=license, **options)
 
     def reset_head(self) -> None:
         """Give the head fresh weights."""
@@ -255,7 +297,10 @@ class SegFormerClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, in_channels, H, W), normalized -> logits (B, num_classes)."""
-        return self.head(self.encoder(pixels)[-1].mean(dim=(2, 3)))
+        if not passes_through(pixels):
+            return self.head(self.encoder(pixels)[-1].mean(dim=(2, 3)))
+        with idle_cpus_only():
+            return self.head(self.encoder(pixels)[-1].mean(dim=(2, 3)))
 
 
 def inference_copy(model: nn.Module) -> nn.Module:

@@ -1,35 +1,29 @@
-"""Many images -> files: reading, computing and writing overlap, and a bad file costs itself."""
+"""Many images to files. Reading, computing and writing overlap; a bad file stops no other."""
 
 from __future__ import annotations
 
 import glob
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segformer.files import write_json
 from segformer.image import IMAGE_SUFFIXES, ImageSource
+from segformer.prediction.outputs import SUMMARY, Job, Plan, plan_outputs, results_in
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.predictor import Predictor
 
+logger = logging.getLogger(__name__)
+
 _WAITING_WRITES = 8
-"""Predictions that may wait to be written; then computing waits too, so memory stays bounded."""
+"""Predictions that may wait to be written, so that memory stays bounded."""
 
-
-@dataclass(frozen=True)
-class Job:
-    """An image, and where its results go.
-
-    Attributes:
-        image: File.
-        name: Of the results in the output folder, without suffix; may hold folders.
-    """
-
-    image: Path
-    name: str
+_WAITING_PIXELS = 1 << 25
+"""Pixels of these predictions, beyond the first."""
 
 
 @dataclass
@@ -37,46 +31,54 @@ class BatchResult:
     """What became of many images.
 
     Attributes:
-        images: One entry for each image written, in order: file, size, results, class fractions.
-        failed: A row for each that failed: file and error.
+        images: An entry for each image with results, image, size, files, class fractions.
+        failed: An entry for each image that failed: image and error.
+        skipped: Number of images that were skipped because their results exist.
     """
 
-    images: list[dict[str, Any]] = field(default_factory=list)
-    failed: list[dict[str, str]] = field(default_factory=list)
+    images: list[dict[str, Any]]
+    failed: list[dict[str, str]]
+    skipped: int
 
 
-def find_images(sources: Sequence[str | Path]) -> list[Job]:
-    """Images named by files, folders (with all inside) and patterns.
+def find_images(sources: Sequence[str | Path], *, out: str | Path | None = None) -> list[Job]:
+    """Images named by files, folders (with their subfolders) and patterns.
 
-    Results of a folder's images keep their folders. Where two images would get the same
-    results, ``a.jpg`` and ``a.png``, the suffix stays in the name: ``a.jpg.png``, ``a.png.png``.
+    Results of a folder's images keep their folders. Where two images would get the same results,
+    ``a.jpg`` and ``a.png``, the suffix is kept in the name: ``a.jpg.png``, ``a.png.png``.
+
+    Hidden files, results of earlier predictions, and the output folder inside of a folder are
+    skipped, unless they are named as files.
+
+    Args:
+        sources: Files, folders, patterns.
+        out: Output folder.
 
     Raises:
-        ValueError: Something names no image.
+        ValueError: A folder or pattern has no images.
     """
     found: dict[Path, Path] = {}
+    results: dict[Path, set[Path]] = {}
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            inside = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in IMAGE_SUFFIXES
-                and file.is_file()
-                and not file.name.startswith(".")
-            )
-            if not inside:
-                raise ValueError(f"{path}: there are no images in this folder")
-            found.update({file: file.relative_to(path) for file in inside})
+            inside = sorted(file for file in path.rglob("*") if _is_visible_image(file, path))
+            images = _without_results(inside, path, out, results)
+            if not images:
+                other = "" if not inside else " other than results of earlier predictions"
+                raise ValueError(f"{path}: there are no images in this folder{other}")
+            found.update({file: file.relative_to(path) for file in images})
         elif path.exists():
             found.setdefault(path, Path(path.name))
         else:
-            # A pattern that the shell left alone: Windows, or quotes
+            # A pattern that the shell did not expand: on Windows, or in quotes
             matches = sorted(Path(match) for match in glob.glob(str(source), recursive=True))
-            if not matches and glob.has_magic(str(source)):
-                raise ValueError(f"{source}: no image matches this pattern")
-            # A file that is not there is reported with the others, at the end
-            found.update({match: Path(match.name) for match in matches or [path]})
+            images = _without_results(matches, None, out, results)
+            if not images and glob.has_magic(str(source)):
+                other = "" if not matches else " other than results of earlier predictions"
+                raise ValueError(f"{source}: no image{other} matches this pattern")
+            # A file that does not exist is reported with the other failures
+            found.update({match: Path(match.name) for match in images or [path]})
     stems = Counter(relative.with_suffix("").as_posix().lower() for relative in found.values())
     jobs = []
     taken: Counter[str] = Counter()
@@ -96,83 +98,176 @@ def predict_files(
     out: str | Path,
     *,
     overlay: bool = True,
+    overwrite: bool = False,
+    skip_existing: bool = False,
     on_image: Callable[[], None] | None = None,
+    on_windows: Callable[[int, int], None] | None = None,
 ) -> BatchResult:
-    """Segment images and write ids, overlays and ``summary.json``.
+    """Segment images and write label maps, overlays, confidences and ``summary.json``.
 
-    Nothing that lies beside the images is replaced: it may be an image itself.
+    If it is interrupted, the summary holds what was done and has ``"finished": false``.
 
     Args:
-        predictor: With its model and options.
+        predictor: Model and options.
         jobs: From `find_images`.
-        out: Folder, made if it is not there.
-        overlay: Write overlays too.
-        on_image: Called after each image, written or failed.
-    """
-    result = BatchResult()
-    out = Path(out)
-    writing: list[tuple[Job, Prediction, Future[list[Path]]]] = []
+        out: Output folder; created if it does not exist.
+        overlay: Write overlays.
+        overwrite: Replace existing files; an image that is read is never replaced.
+        skip_existing: Keep existing files, and skip images that have all their files.
+        on_image: Called after each image, whether it was written, failed or skipped.
+        on_windows: See `Predictor.stream`.
 
-    def finish_first() -> None:
-        job, prediction, future = writing.pop(0)
+    Raises:
+        OutputExists: A file would be replaced; nothing is written.
+        ValueError: The results cannot be written as asked; nothing is written.
+        OSError: The folder cannot be written to.
+    """
+    plan = plan_outputs(
+        jobs,
+        out,
+        overlay=overlay,
+        confidence=predictor.config.confidence,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+    )
+    return _Batch(predictor, plan, on_image).run(on_windows)
+
+
+class _Batch:
+    """One run over many images."""
+
+    def __init__(
+        self, predictor: Predictor, plan: Plan, on_image: Callable[[], None] | None
+    ) -> None:
+        self.predictor, self.plan, self.on_image = predictor, plan, on_image
+        self.classes = list(predictor.model.classes.names)
+        if plan.previous.get("classes", self.classes) != self.classes:
+            raise ValueError(
+                f"{plan.out / SUMMARY}: these are results of a model with other classes; "
+                "choose another output folder"
+            )
+        self.rows: dict[Path, dict[str, Any]] = {}
+        self.failed: list[dict[str, str]] = []
+        self.writing: list[tuple[Job, Prediction, Future[None]]] = []
+
+    def run(self, on_windows: Callable[[int, int], None] | None) -> BatchResult:
+        earlier = {row["image"]: row for row in self.plan.previous.get("images", [])}
+        remaining: dict[Path, Job] = {}
+        for job, missing in self.plan.missing.items():
+            if missing:
+                remaining[job.image] = job
+                continue
+            files = [self.plan.relative(path) for path in self.plan.outputs[job].values()]
+            row = {"image": str(job.image), "files": files}
+            self.rows[job.image] = {**earlier.get(str(job.image), row), "skipped": True}
+            self._count()
+        skipped = len(self.rows)
+        self._write_summary(finished=False)  # marks the folder, should the process be killed
+        finished = False
         try:
-            written = future.result()
-        except (ValueError, OSError) as error:
-            fail(job.image, error)
+            with ThreadPoolExecutor(2, thread_name_prefix="writer") as pool:
+                stream = self.predictor.stream(
+                    list(remaining), on_error=self._fail, on_windows=on_windows
+                )
+                for prediction in stream:
+                    assert prediction.source is not None
+                    job = remaining[prediction.source]
+                    future = pool.submit(prediction.write, self.plan.missing[job])
+                    self.writing.append((job, prediction, future))
+                    while self._too_many_wait():
+                        self._finish_first()
+                while self.writing:
+                    self._finish_first()
+            finished = True
+        finally:
+            while self.writing:
+                self._finish_first()
+            self._write_summary(finished=finished)
+        return BatchResult(list(self.rows.values()), self.failed, skipped)
+
+    def _too_many_wait(self) -> bool:
+        pixels = sum(prediction.label_map.size for _, prediction, _ in self.writing[1:])
+        return len(self.writing) > _WAITING_WRITES or pixels > _WAITING_PIXELS
+
+    def _finish_first(self) -> None:
+        job, prediction, future = self.writing.pop(0)
+        try:
+            future.result()
+        except (ValueError, OSError, MemoryError) as error:
+            self._fail(job.image, error)
             return
         height, width = prediction.label_map.shape
-        result.images.append(
-            {
-                "image": str(job.image),
-                "height": height,
-                "width": width,
-                "files": [path.relative_to(out).as_posix() for path in written],
-                "class_fractions": {
-                    name: round(fraction, 6)
-                    for name, fraction in prediction.class_fractions.items()
-                },
-            }
-        )
-        if on_image is not None:
-            on_image()
+        fractions = prediction.class_fractions
+        row = {
+            "image": str(job.image),
+            "height": height,
+            "width": width,
+            "files": [self.plan.relative(path) for path in self.plan.outputs[job].values()],
+            "class_fractions": {name: round(value, 6) for name, value in fractions.items()},
+        }
+        if prediction.confidence is not None:
+            row["mean_confidence"] = round(float(prediction.confidence.mean()), 6)
+        self.rows[job.image] = row
+        self._count()
 
-    def fail(source: ImageSource, error: Exception) -> None:
-        result.failed.append({"image": str(source), "error": str(error)})
-        if on_image is not None:
-            on_image()
+    def _fail(self, source: ImageSource, error: Exception) -> None:
+        self.failed.append({"image": str(source), "error": str(error)})
+        self._count()
 
-    remaining = {job.image: job for job in jobs}
-    images_in = {job.image.resolve().parent for job in jobs}
-    for job in jobs:
-        ids = (out / f"{job.name}.png").resolve()
-        if ids.parent in images_in and ids.exists():
-            fail(
-                job.image,
-                ValueError(f"{ids}: is among the images; save elsewhere"),
-            )
-            del remaining[job.image]
-    with ThreadPoolExecutor(2, thread_name_prefix="writer") as pool:
-        images: Iterable[Path] = list(remaining)
-        for prediction in predictor.stream(images, on_error=fail):
-            assert prediction.source is not None
-            job = remaining[prediction.source]
-            writing.append(
-                (job, prediction, pool.submit(_save, prediction, out, job.name, overlay))
-            )
-            if len(writing) > _WAITING_WRITES:
-                finish_first()
-        while writing:
-            finish_first()
-    write_json(
-        out / "summary.json",
-        {
-            "classes": list(predictor.model.classes.names),
-            "images": result.images,
-            "failed": result.failed,
-        },
-    )
-    return result
+    def _count(self) -> None:
+        if self.on_image is not None:
+            self.on_image()
+
+    def _images(self) -> list[dict[str, Any]]:
+        """Entries of a continued summary's other images, then those of this run in order."""
+        own = {str(job.image) for job in self.plan.outputs}
+        others = [row for row in self.plan.previous.get("images", []) if row["image"] not in own]
+        done = [self.rows[job.image] for job in self.plan.outputs if job.image in self.rows]
+        return [*others, *done]
+
+    def _write_summary(self, finished: bool) -> None:
+        content = {"classes": self.classes, "images": self._images(), "failed": self.failed}
+        write_json(self.plan.out / SUMMARY, self.plan.summary(finished, **content))
 
 
-def _save(prediction: Prediction, out: Path, name: str, overlay: bool) -> list[Path]:
-    return prediction.save(out, name=name, overlay=overlay)
+def _is_visible_image(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in IMAGE_SUFFIXES and not hidden and file.is_file()
+
+
+def _without_results(
+    files: Sequence[Path],
+    searched: Path | None,
+    out: str | Path | None,
+    results: dict[Path, set[Path]],
+) -> list[Path]:
+    """The files that are not results of predictions, with a message about the others.
+
+    Args:
+        files: Found in a folder or by a pattern.
+        searched: The folder; None for a pattern.
+        out: Output folder of this run; if it lies in the searched folder, it is not searched.
+        results: Results of earlier predictions by folder, extended here.
+    """
+    inside: Path | None = None
+    if out is not None and searched is not None:
+        inside, root = Path(out).resolve(), searched.resolve()
+        if inside == root or inside in root.parents:
+            inside = None
+    kept, skipped = [], Counter[Path]()
+    for file in files:
+        resolved = file.resolve()
+        if inside is not None and inside in resolved.parents:
+            skipped[inside] += 1
+            continue
+        for folder in resolved.parents:
+            if folder not in results:
+                results[folder] = results_in(folder)
+            if resolved in results[folder]:
+                skipped[folder] += 1
+                break
+        else:
+            kept.append(file)
+    for folder, count in skipped.items():
+        logger.info(f"{folder}: {count} results of predictions are skipped")
+    return kept

@@ -1,4 +1,4 @@
-"""From images to class probabilities.
+"""Classify whole images.
 
 Legend: B batch, H W pixels, C channels, K classes.
 """
@@ -7,32 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from segformer.classes import ClassSet
-from segformer.image import ImageSource, center_crop, read_image, resize
+from segformer.image import ImageSource, Preprocessing, center_crop, read_image, resize
 from segformer.model import pretrained
 from segformer.model.segformer import SegFormerClassifier
+from segformer.prediction.config import PredictConfig
 from segformer.prediction.runtime import TorchRuntime
+
+_BATCH_SIZE = 16
+
+_SEGMENTATION_OPTIONS = ("window", "stride", "scales", "confidence")
+"""Fields of `PredictConfig` that have no meaning for a class per image."""
 
 _Reading: TypeAlias = tuple[ImageSource, "Future[NDArray[np.float32]]"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Classification:
-    """What a classifier says of an image.
+    """The class probabilities of one image.
 
     Attributes:
         probabilities: (K,) float32, summing to 1.
         classes: The classes.
-        source: The image's file, if it came from one.
+        source: File of the image, or None if it did not come from a file.
     """
 
     probabilities: NDArray[np.float32]
@@ -40,22 +46,28 @@ class Classification:
     source: Path | None = None
 
     def top(self, count: int = 5) -> dict[str, float]:
-        """The most probable classes, the first the most."""
+        """The most probable classes and their probabilities, highest first."""
         order = np.argsort(-self.probabilities, kind="stable")[:count]
         return {self.classes.names[i]: float(self.probabilities[i]) for i in order}
 
 
 class ClassPredictor:
-    """Classifies images with one model, seen as its preprocessing says.
+    """Classifies images with one model.
 
     Args:
-        model: A classifier, or where to load it from.
-        device: cpu, cuda, cuda:1, mps; left out, the best there is.
-        precision: "float32", or "bfloat16" under autocast.
-        batch_size: Images at a time, where the preprocessing makes them of one size.
+        model: A classifier, or the folder, file or Hub id to load it from.
+        config: How images are seen and run. ``size`` resizes to that size without a center crop;
+            ``short_side`` keeps the crop of the model; ``flip`` averages the probabilities of the
+            image and its mirror image. Windows, scales and the confidence of pixels are for
+            segmentation and are refused.
+        device: Overrides ``config.device``.
+        precision: Overrides ``config.precision``.
+        batch_size: Overrides ``config.batch_size``. Default: 16 if the model sees all images at
+            the same size, else 1.
 
     Raises:
         CheckpointError: The model cannot be loaded.
+        ValueError: An option does not apply to a classifier.
 
     Example:
         >>> predictor = ClassPredictor("nvidia/mit-b0")
@@ -65,22 +77,33 @@ class ClassPredictor:
     def __init__(
         self,
         model: SegFormerClassifier | str | Path,
+        config: PredictConfig | None = None,
         *,
         device: str | None = None,
-        precision: str = "float32",
-        batch_size: int = 16,
+        precision: Literal["float32", "bfloat16"] | None = None,
+        batch_size: int | None = None,
     ):
+        given = {"device": device, "precision": precision, "batch_size": batch_size}
+        changes: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
+        self.config = replace(config or PredictConfig(), **changes)
+        check_classifier_options(self.config)
         if not isinstance(model, SegFormerClassifier):
             model = pretrained.load_classifier(model)
-        self.model, self.preprocessing = model, model.preprocessing
-        self.runtime = TorchRuntime(model, device, precision)
+        self.model = model
+        self.preprocessing = _override(model.preprocessing, self.config)
+        self.runtime = TorchRuntime(
+            model, self.config.device, self.config.precision, compile=self.config.compile
+        )
         same_size = self.preprocessing.crop is not None or isinstance(
             self.preprocessing.size, tuple
         )
-        self.batch_size = batch_size if same_size else 1
+        self.batch_size = (self.config.batch_size or _BATCH_SIZE) if same_size else 1
 
     def __call__(self, source: ImageSource) -> Classification:
-        """Classify one image: path, encoded bytes, PIL image, or array (H, W, C).
+        """Classify one image.
+
+        Args:
+            source: Path, encoded bytes, PIL image, or array (H, W, C).
 
         Raises:
             UnreadableImage: The image cannot be read; the message names it.
@@ -94,13 +117,16 @@ class ClassPredictor:
         on_error: Callable[[ImageSource, Exception], None] | None = None,
         readers: int = 2,
     ) -> Iterator[Classification]:
-        """Classify many images in order, in batches; reading runs in threads.
+        """Classify many images, in order and in batches; threads read ahead.
 
         Args:
-            sources: As for one.
-            on_error: Called with a source that cannot be read, which is then left out; left out
-                itself, such a source raises.
-            readers: Threads that read.
+            sources: Images, as for a single call.
+            on_error: Called with an image and the error if it cannot be read; the image is then
+                skipped. Default: the error is raised.
+            readers: Number of threads that read images.
+
+        Yields:
+            A result for each image that could be read, in order.
         """
         upcoming = iter(sources)
         with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
@@ -127,8 +153,13 @@ class ClassPredictor:
         ]
 
     def _view(self, source: ImageSource) -> NDArray[np.float32]:
-        """An image as the model is to see it: (h, w, C), normalized."""
-        image = read_image(source, self.model.config.in_channels)
+        """Read an image and make it the input of the model: (h, w, C), normalized."""
+        image = read_image(
+            source,
+            self.model.config.in_channels,
+            as_8_bit=self.preprocessing.expects_8_bit,
+            value_range=self.config.value_range,
+        )
         seen = resize(
             image,
             self.preprocessing.target_size(*image.shape[:2]),
@@ -141,7 +172,38 @@ class ClassPredictor:
     def _classify(
         self, sources: list[ImageSource], views: list[NDArray[np.float32]]
     ) -> Iterator[Classification]:
-        logits = self.runtime(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2))
-        for source, values in zip(sources, logits.softmax(1).cpu().numpy(), strict=True):
+        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
+        probabilities = self.runtime(pixels).softmax(1)
+        if self.config.flip:
+            probabilities = (probabilities + self.runtime(pixels.flip(-1)).softmax(1)) / 2
+        for source, values in zip(sources, probabilities.cpu().numpy(), strict=True):
             path = Path(source) if isinstance(source, (str, Path)) else None
             yield Classification(values, self.model.classes, path)
+
+
+def check_classifier_options(config: PredictConfig) -> None:
+    """Raise a ValueError if options are set that only segmentation has."""
+    default = PredictConfig()
+    given = [
+        name for name in _SEGMENTATION_OPTIONS if getattr(config, name) != getattr(default, name)
+    ]
+    if given:
+        raise ValueError(
+            f"the model is a classifier, which gives one class per image: {', '.join(given)} "
+            "cannot be used with it"
+        )
+
+
+def _override(preprocessing: Preprocessing, config: PredictConfig) -> Preprocessing:
+    """The preprocessing with the size that the options ask for."""
+    if config.size is not None:
+        return replace(preprocessing, size=config.size, crop=None)
+    if config.short_side is not None:
+        if preprocessing.crop is not None and config.short_side < max(preprocessing.crop):
+            raise ValueError(
+                f"short_side {config.short_side} is smaller than the center crop of the model, "
+                f"{preprocessing.crop[0]} x {preprocessing.crop[1]}; give size to resize without "
+                "a crop"
+            )
+        return replace(preprocessing, size=config.short_side)
+    return preprocessing

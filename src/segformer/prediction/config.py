@@ -5,39 +5,76 @@ Nothing here imports torch, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from operator import index
+from typing import Any, Literal, TypedDict
 
 from segformer.prediction.windows import window_starts
 
 SMALLEST_SIDE = 32
-"""Sides of what goes into a model are at least this, pixels."""
+"""Smallest side, in pixels, of what goes into a model."""
+
+
+class PredictOptions(TypedDict, total=False):
+    """Fields of `PredictConfig` as keyword arguments; one number stands for a square or one scale.
+
+    Attributes:
+        size: See `PredictConfig`, as for the others.
+        short_side: Pixels.
+        window: Pixels.
+        stride: Pixels.
+        scales: Ratios.
+        flip: Also run the mirror image.
+        confidence: Keep probabilities.
+        value_range: Low and high.
+        device: cpu, cuda, cuda:1, mps.
+        precision: float32 or bfloat16.
+        batch_size: Images or windows.
+        compile: Compile the model.
+    """
+
+    size: tuple[int, int] | int | None
+    short_side: int | None
+    window: int | None
+    stride: int | None
+    scales: Sequence[float] | float
+    flip: bool
+    confidence: bool
+    value_range: tuple[float, float] | None
+    device: str | None
+    precision: Literal["float32", "bfloat16"]
+    batch_size: int | None
+    compile: bool
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Size, windows, scales and arithmetic. Left out, the model's own preprocessing decides.
+    """Size, windows, scales and arithmetic. By default the model's own preprocessing is used.
 
     Attributes:
-        size: Height and width in pixels to resize images to, ratio not kept.
-        short_side: Pixels to resize the short side to, ratio kept.
-        window: Side in pixels of windows to run one by one over the image, which keeps its own
-            size unless one of the above says otherwise; logits are averaged where windows
-            overlap. A multiple of 4.
-        stride: Pixels between windows, a multiple of 4; left out, three quarters of a window.
-        scales: Ratios at which to see the image; probabilities are averaged.
-        flip: Also see each scale mirrored.
+        size: Height and width in pixels to resize images to; the aspect ratio is not kept.
+        short_side: Pixels to resize the short side to; the aspect ratio is kept.
+        window: Side in pixels of windows to run one by one over the image, at its own size unless
+            size or short_side is given; logits are averaged where windows overlap. A multiple
+            of 4.
+        stride: Pixels between windows, a multiple of 4. Default: three quarters of a window.
+        scales: Ratios at which to run the image; the probabilities are averaged.
+        flip: Also run the mirror image at each scale.
         confidence: Keep the probability of each pixel's class.
-        device: Where to run: cpu, cuda, cuda:1, mps; left out, the best there is.
-        precision: bfloat16 is faster where the hardware has it, and differs in the third digit.
-        batch_size: Images, or windows, of one size to run at once; left out, 8, and 1 on a CPU,
-            which gains nothing by it.
-        compile: Have PyTorch compile the model, on a GPU with CUDA graphs: the first image of
-            each size takes a minute, the others less time. A CPU needs a C++ compiler, and is
-            faster without.
+        value_range: Stored values that mean black and white, for a model of 8-bit images on images
+            of 16 bits or floats. Default: what the file says, else the whole range of its type.
+        device: Where to run: cpu, cuda, cuda:1, mps. Default: the best there is.
+        precision: bfloat16 is faster where the hardware supports it; logits differ in the third
+            digit.
+        batch_size: Images of one size, or windows, to run at once. Default: 8, and 1 on a CPU,
+            where batches are not faster.
+        compile: Compile the model with PyTorch, on a GPU with CUDA graphs: the first image of
+            each size takes a minute, the others less time. On a CPU it needs a C++ compiler and
+            is slower.
 
     Raises:
-        ValueError: Options that contradict each other or cannot be.
+        ValueError: Options that contradict each other, or values that are not possible.
     """
 
     size: tuple[int, int] | None = None
@@ -47,15 +84,16 @@ class PredictConfig:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     confidence: bool = False
+    value_range: tuple[float, float] | None = None
     device: str | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(self.scales))
+        self._check_types()
         if self.size is not None and self.short_side is not None:
-            raise ValueError("give a size or a short side, not both")
+            raise ValueError("give size or short_side, not both")
         for side in (*(self.size or ()), self.short_side or SMALLEST_SIDE):
             if side < SMALLEST_SIDE:
                 raise ValueError(f"a side of {side} pixels is below {SMALLEST_SIDE}, the smallest")
@@ -78,3 +116,46 @@ class PredictConfig:
                 f"window {self.window} and stride {self.stride} must be multiples of 4, the "
                 f"window at least {SMALLEST_SIDE}: logits are a quarter of the image's size"
             )
+
+    def _check_types(self) -> None:
+        """Make one number a square or a scale, and refuse values of other types."""
+        values: dict[str, Any] = {}
+        if self.size is not None:
+            sides = self.size if isinstance(self.size, (tuple, list)) else (self.size, self.size)
+            values["size"] = tuple(_integer("size", side) for side in sides)
+            if len(sides) != 2:
+                raise ValueError(f"size must be height and width, not {self.size!r}")
+        for name in ("short_side", "window", "stride", "batch_size"):
+            value = getattr(self, name)
+            if value is not None:
+                values[name] = _integer(name, value)
+        values["scales"] = _ratios(self.scales)
+        for name in ("flip", "confidence", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        if not isinstance(value, bool):
+            return index(value)
+    except TypeError:
+        pass
+    raise ValueError(
+        f"{name} must be a whole number of {_UNITS.get(name, 'pixels')}, not {value!r}"
+    )
+
+
+_UNITS = {"batch_size": "images"}
+
+
+def _ratios(scales: Any) -> tuple[float, ...]:
+    """One ratio or several -> a tuple."""
+    try:
+        if not isinstance(scales, (str, bytes)):
+            return tuple(map(float, scales)) if hasattr(scales, "__iter__") else (float(scales),)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"scales must be a ratio or several, such as (0.75, 1), not {scales!r}")

@@ -1,36 +1,49 @@
-"""What a prediction is, and how it is shown and kept.
+"""The result of a prediction, how it is shown and how it is saved.
 
 Legend: H W pixels of the image, K classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from segformer.classes import ClassSet
-from segformer.files import whole_file
+from segformer.files import check_replaceable, whole_file
 from segformer.image import ImageArray, resize
 
 _RUN_LENGTHS = 3
 """zlib's strategy Z_RLE."""
 
+Output: TypeAlias = Literal["label_map", "overlay", "confidence"]
+"""A file of a prediction."""
 
-@dataclass(frozen=True)
+_DARKER = (0.35 * np.arange(256)).astype(np.uint8)
+"""Each level as it is on the edges between classes."""
+
+_SAMPLED = 1 << 20
+"""Values from which the range of an image that is not 8-bit is estimated."""
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
-    """The classes of an image's pixels.
+    """The classes of an image's pixels. Two predictions are equal only if they are one object.
 
     Attributes:
         label_map: (H, W) class ids at the image's own size, uint8, or uint16 above 256 classes.
         classes: What the ids mean.
         image: (H, W, C) the image, upright.
-        source: File it came from, or None.
-        confidence: (H, W) probability of each pixel's class, if it was asked for.
+        source: File of the image, or None.
+        confidence: (H, W) float32 probability of each pixel's class, or None unless the option
+            ``confidence`` is set.
     """
 
     label_map: NDArray[np.integer]
@@ -51,7 +64,10 @@ class Prediction:
         }
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """(H, W) where the class of this name is.
+        """(H, W) True where a pixel is of the class.
+
+        Args:
+            name: Name of a class.
 
         Raises:
             ValueError: There is no such class.
@@ -63,16 +79,18 @@ class Prediction:
     def overlay(
         self, *, opacity: float = 0.55, legend: bool = True, max_side: int = 4096
     ) -> Image.Image:
-        """Colors of the classes over the image, edges drawn, with a legend below.
+        """Colors of the classes over the image, with dark edges and a legend below.
 
         Args:
-            opacity: Of the colors, 0..1.
-            legend: Name the classes that occur, with their class_fractions.
-            max_side: A longer image is shown smaller, so that others can open it.
+            opacity: Opacity of the colors, 0..1.
+            legend: Add a legend with the classes that occur and their class fractions.
+            max_side: Larger images are shown smaller, so that image viewers can open them.
+
+        Returns:
+            RGB image.
         """
-        image = _displayable(self.image)
         height, width = self.label_map.shape
-        label_map = self.label_map
+        image, label_map = _color_channels(self.image), self.label_map
         if max(height, width) > max_side:
             ratio = max_side / max(height, width)
             size = max(1, round(height * ratio)), max(1, round(width * ratio))
@@ -80,48 +98,65 @@ class Prediction:
             rows = (np.arange(size[0]) / ratio).astype(int).clip(max=height - 1)
             columns = (np.arange(size[1]) / ratio).astype(int).clip(max=width - 1)
             label_map = label_map[np.ix_(rows, columns)]
-        colors = self.classes.colors()[label_map]
-        mixed = image * (1 - opacity) + colors * opacity
+        mixed = self.classes.colors()[label_map]
+        shown = np.ascontiguousarray(_displayable(image))
+        cv2.addWeighted(shown, 1 - opacity, mixed, opacity, 0, dst=mixed)
         if opacity > 0:
-            mixed[_edges(label_map)] *= 0.35
-        blended = Image.fromarray(mixed.astype(np.uint8))
+            edges = _edges(label_map)
+            mixed[edges] = _DARKER[mixed[edges]]
+        blended = Image.fromarray(mixed)
         return self._with_legend(blended) if legend else blended
 
     def save(
-        self, folder: str | Path, *, name: str | None = None, overlay: bool = True
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        overlay: bool = True,
+        overwrite: bool = True,
     ) -> list[Path]:
-        """Write class ids as PNG, ``NAME.png``, and ``NAME_overlay.jpg``.
+        """Write the label map as ``NAME.png``, and ``NAME_overlay.jpg``.
 
-        Ids are gray levels, of 16 bits where there are more than 256 classes.
+        Class ids are gray levels, with 16 bits above 256 classes. With confidence there is also
+        ``NAME_confidence.png``: 8-bit gray levels, 255 for a probability of 1.
 
         Args:
-            folder: Made if it is not there.
-            name: May hold folders; left out, that of the image.
+            folder: Created if it does not exist.
+            name: Name without suffix; may contain folders. Default: that of the image.
             overlay: Write the overlay too.
+            overwrite: Replace existing files. The image itself is never replaced.
 
         Returns:
-            The files written.
+            The files written, the label map first.
 
         Raises:
-            ValueError: The ids would replace the image they come from.
+            ValueError: A file would replace the image, or exists and ``overwrite`` is False
+                (`segformer.files.OutputExists`); nothing is written.
         """
         name = name or (self.source.stem if self.source else "prediction")
-        ids_path = Path(folder) / f"{name}.png"
-        if self.source is not None and ids_path.resolve() == self.source.resolve():
-            raise ValueError(f"{ids_path}: the ids would replace the image; save elsewhere")
-        with whole_file(ids_path) as partial:
-            # Areas of one class are runs: so coded, files are smaller and made sooner
-            Image.fromarray(self.label_map).save(partial, compress_type=_RUN_LENGTHS)
-        written = [ids_path]
-        if overlay:
-            overlay_path = Path(folder) / f"{name}_overlay.jpg"
-            with whole_file(overlay_path) as partial:
-                self.overlay().save(partial, quality=90)
-            written.append(overlay_path)
-        return written
+        confidence = self.confidence is not None
+        paths = output_paths(Path(folder), name, overlay=overlay, confidence=confidence)
+        for path in paths.values():
+            if self.source is not None and path.resolve() == self.source.resolve():
+                raise ValueError(f"{path}: would replace the image; save to another folder or name")
+        check_replaceable(paths.values(), overwrite=overwrite)
+        self.write(paths)
+        return list(paths.values())
+
+    def write(self, paths: Mapping[Output, Path]) -> None:
+        """Write files that `output_paths` names, or some of them."""
+        for output, path in paths.items():
+            with whole_file(path) as partial:
+                if output == "label_map":
+                    # Runs of one class: with this strategy files are smaller and written faster
+                    Image.fromarray(self.label_map).save(partial, compress_type=_RUN_LENGTHS)
+                elif output == "overlay":
+                    self.overlay().save(partial, quality=90)
+                elif self.confidence is not None:
+                    Image.fromarray(np.rint(255 * self.confidence).astype(np.uint8)).save(partial)
 
     def _with_legend(self, image: Image.Image) -> Image.Image:
-        """The image above rows of color, name and fraction."""
+        """The image, and below it rows of color, name and class fraction."""
         font_px = max(12, min(28, image.width // 36))
         font = ImageFont.load_default(font_px)
         row_px, margin = round(font_px * 1.6), font_px // 2
@@ -148,17 +183,31 @@ class Prediction:
         return canvas
 
 
-def _displayable(image: ImageArray) -> ImageArray:
-    """(H, W, C) of any type and channels -> (H, W, 3) uint8; other ranges are stretched."""
-    channels = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1]
+def output_paths(folder: Path, name: str, *, overlay: bool, confidence: bool) -> dict[Output, Path]:
+    """The files of a prediction, the label map first."""
+    paths: dict[Output, Path] = {"label_map": folder / f"{name}.png"}
+    if overlay:
+        paths["overlay"] = folder / f"{name}_overlay.jpg"
+    if confidence:
+        paths["confidence"] = folder / f"{name}_confidence.png"
+    return paths
+
+
+def _color_channels(image: ImageArray) -> ImageArray:
+    """The channels of (H, W, C) that are shown: the first three, or one."""
+    return image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1]
+
+
+def _displayable(channels: ImageArray) -> ImageArray:
+    """(H, W, 1 or 3) of any type -> (H, W, 3) uint8; ranges other than 0..255 are stretched."""
     if channels.dtype != np.uint8:
-        low, high = np.nanpercentile(channels, (1, 99))
+        step = 1 + int(np.sqrt(channels.size / _SAMPLED))
+        sample = channels[::step, ::step]
+        sample = sample[np.isfinite(sample)]
+        low, high = np.percentile(sample, (1, 99)) if sample.size else (0, 1)
         scaled = (channels.astype(np.float32) - np.float32(low)) * (255 / max(high - low, 1e-12))
         channels = np.nan_to_num(np.clip(scaled, 0, 255)).astype(np.uint8)
-    shown = (
-        np.broadcast_to(channels, (*channels.shape[:2], 3)) if channels.shape[2] == 1 else channels
-    )
-    return shown
+    return np.broadcast_to(channels, (*channels.shape[:2], 3))
 
 
 def _edges(label_map: NDArray[np.integer]) -> NDArray[np.bool_]:

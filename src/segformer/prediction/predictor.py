@@ -10,55 +10,68 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import groupby, islice, product
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from segformer.checkpoints.opening import SHIPPED
 from segformer.image import ImageArray, ImageSource, Preprocessing, read_image, resize
 from segformer.model import pretrained
 from segformer.model.segformer import SegFormer
-from segformer.prediction.config import SMALLEST_SIDE, PredictConfig
+from segformer.prediction.config import SMALLEST_SIDE, PredictConfig, PredictOptions
 from segformer.prediction.prediction import Prediction
-from segformer.prediction.runtime import TorchRuntime
+from segformer.prediction.runtime import TorchRuntime, default_readers, is_out_of_memory
+from segformer.prediction.sliding import count_windows, slide
 from segformer.prediction.upsample import logits_to_label_map
-from segformer.prediction.windows import window_starts
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_LARGE_IMAGE = 1 << 24
+"""Pixels of an image beside which few others are read ahead, so that memory stays bounded."""
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image, and its views as the model is to see them: (h, w, C) normalized."""
+    """An image, and its views: the image at the sizes at which the model sees it, (h, w, C).
+
+    Views are normalized, except for images of integers that are run in windows: normalized as
+    float32, they would take four times the memory.
+    """
 
     source: ImageSource
     image: ImageArray
-    views: list[NDArray[np.float32]]
+    views: list[ImageArray]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of the views."""
+        """Shapes of the views."""
         return [view.shape for view in self.views]
 
 
 class Predictor:
-    """Segments images with one model.
+    """Segments images with one model, as the model is at each call.
 
-    The model's own preprocessing is honored: what it was trained or published with. Options
+    The model is not changed: not its mode, its device or its dtype. If it is trained further or
+    other weights are loaded into it, later predictions are those of the new weights.
+
+    The model's own preprocessing is used, that which it was trained or published with. Options
     override its resizing.
 
     Args:
-        model: A model, or where to load it from (folder, file, Hub id); left out, the one that
-            ships inside.
+        model: A model, or the folder, file or Hub id to load it from. Default: the model that
+            ships with the package.
         config: How images are seen and run.
-        **options: Fields of `PredictConfig`, such as ``short_side=512`` or ``flip=True``.
+        **options: Fields of `PredictConfig`, such as ``short_side=512`` or ``flip=True``; they
+            override those of ``config``.
 
     Raises:
-        ValueError: Contradicting or impossible options.
+        ValueError: Options that contradict each other or are not possible.
         CheckpointError: The model cannot be loaded.
 
     Example:
@@ -71,21 +84,33 @@ class Predictor:
         self,
         model: SegFormer | str | Path | None = None,
         config: PredictConfig | None = None,
-        **options: Any,
+        **options: Unpack[PredictOptions],
     ):
         unknown = options.keys() - PredictConfig.__dataclass_fields__.keys()
         if unknown:
-            raise ValueError(f"no such options: {', '.join(sorted(unknown))}")
-        self.config = replace(config or PredictConfig(), **options)
+            known = ", ".join(PredictConfig.__dataclass_fields__)
+            raise ValueError(f"no such options: {', '.join(sorted(unknown))}; there are {known}")
+        self.config = replace(config or PredictConfig(), **options)  # type: ignore[arg-type]
         if not isinstance(model, SegFormer):
             model = pretrained.load(SHIPPED if model is None else model)
         self.model = model
-        self.preprocessing = _override(model.preprocessing, self.config)
         self.runtime = TorchRuntime(
             model, self.config.device, self.config.precision, compile=self.config.compile
         )
         on_cpu = self.runtime.device.type == "cpu"
         self.batch_size = self.config.batch_size or (1 if on_cpu else 8)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The model's preprocessing, with the size that the options ask for."""
+        config = self.config
+        if config.size is not None:
+            return replace(self.model.preprocessing, size=config.size)
+        if config.short_side is not None:
+            return replace(self.model.preprocessing, size=config.short_side)
+        if config.window is not None:
+            return replace(self.model.preprocessing, size=None, multiple=1)
+        return self.model.preprocessing
 
     def __call__(self, source: ImageSource) -> Prediction:
         """Segment one image.
@@ -95,6 +120,7 @@ class Predictor:
 
         Raises:
             UnreadableImage: The image cannot be read; the message names it.
+            MemoryError: The image does not fit into memory.
         """
         (prediction,) = self._predict([self._prepare(source)])
         return prediction
@@ -104,34 +130,46 @@ class Predictor:
         sources: Iterable[ImageSource],
         *,
         on_error: Callable[[ImageSource, Exception], None] | None = None,
-        readers: int = 2,
+        on_windows: Callable[[int, int], None] | None = None,
+        readers: int | None = None,
     ) -> Iterator[Prediction]:
-        """Segment many images in order; reading and preparing run ahead of the model.
+        """Segment many images, in order; threads read and prepare images ahead of the model.
 
         Args:
-            sources: As for one; only as many are read ahead as the readers need.
-            on_error: Called with a source that cannot be read, which is then left out; left out
-                itself, such a source raises.
-            readers: Threads that read.
+            sources: Images, as for a single call; only as many as the readers need are held.
+            on_error: Called with an image and the error if it cannot be read or does not fit into
+                memory; the image is then skipped. Default: the error is raised.
+            on_windows: Called during an image that is run in windows, with the number of windows
+                done and of all of this image.
+            readers: Number of threads that read images. Default: 2 if the model runs on the CPU,
+                else one for each core, at most 8.
+
+        Yields:
+            A prediction for each image that was not skipped.
         """
-        with closing(self._read_ahead(sources, on_error, readers)) as images:
+        readers = default_readers(self.runtime.device) if readers is None else readers
+        # Of images in windows, the windows make the batches
+        at_once = 1 if self.config.window is not None else self.batch_size
+        with closing(self._read_ahead(sources, on_error, readers, at_once)) as images:
             for _, alike in groupby(images, key=lambda prepared: prepared.shapes):
-                while batch := list(islice(alike, self.batch_size)):
-                    yield from self._finish(batch, on_error)
+                while batch := list(islice(alike, at_once)):
+                    yield from self._finish(batch, on_error, on_windows)
 
     def _read_ahead(
         self,
         sources: Iterable[ImageSource],
         on_error: Callable[[ImageSource, Exception], None] | None,
         readers: int,
+        at_once: int,
     ) -> Generator[_Prepared, None, None]:
-        """Prepared images in order; those that cannot be read are reported and left out."""
+        """Prepared images, in order; unreadable ones are reported and skipped."""
         waiting: deque[tuple[ImageSource, Future[_Prepared]]] = deque()
         upcoming = iter(sources)
+        ahead = readers + at_once
         with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
             try:
                 while True:
-                    for source in islice(upcoming, readers + self.batch_size - len(waiting)):
+                    for source in islice(upcoming, max(0, ahead - len(waiting))):
                         waiting.append((source, pool.submit(self._prepare, source)))
                     if not waiting:
                         return
@@ -143,29 +181,52 @@ class Predictor:
                             raise
                         on_error(source, error)
                     else:
+                        del future  # it holds the image
+                        height, width = prepared.image.shape[:2]
+                        ahead = 1 if height * width > _LARGE_IMAGE else readers + at_once
                         yield prepared
+                        del prepared
             finally:
                 for _, future in waiting:
                     future.cancel()
 
     def logits(self, image: ImageArray) -> Tensor:
         """Logits (K, h / 4, w / 4) of an image (H, W, C) at the first scale, before upsampling."""
-        return self._run(self._view(image, self.config.scales[0])[None])[0]
+        return self._run([self._runnable(image, self.config.scales[0])], None)[0]
 
     def _prepare(self, source: ImageSource) -> _Prepared:
-        image = read_image(source, self.model.config.in_channels)
-        return _Prepared(source, image, [self._view(image, scale) for scale in self.config.scales])
+        image = read_image(
+            source,
+            self.model.config.in_channels,
+            as_8_bit=self.preprocessing.expects_8_bit,
+            value_range=self.config.value_range,
+        )
+        views = [self._runnable(image, scale) for scale in self.config.scales]
+        return _Prepared(source, image, views)
+
+    def _runnable(self, image: ImageArray, scale: float) -> ImageArray:
+        """A view; `_run` normalizes it window by window where that takes less memory."""
+        view = self._resize(image, scale)
+        # Floats are normalized here: whether they are 0..1 is seen from the whole image only
+        if self.config.window is not None and view.dtype.kind != "f":
+            return view
+        return self.preprocessing.normalize(view)
 
     def _view(self, image: ImageArray, scale: float) -> NDArray[np.float32]:
-        height, width = self.preprocessing.target_size(*image.shape[:2])
+        """An image as the model sees it, (h, w, C), normalized."""
+        return self.preprocessing.normalize(self._resize(image, scale))
+
+    def _resize(self, image: ImageArray, scale: float) -> ImageArray:
+        preprocessing = self.preprocessing
+        height, width = preprocessing.target_size(*image.shape[:2])
         size = tuple(max(SMALLEST_SIDE, round(side * scale)) for side in (height, width))
-        resized = resize(image, (size[0], size[1]), self.preprocessing.resample)
-        return self.preprocessing.normalize(resized)
+        return resize(image, (size[0], size[1]), preprocessing.resample)
 
     def _finish(
         self,
         batch: list[_Prepared],
         on_error: Callable[[ImageSource, Exception], None] | None,
+        on_windows: Callable[[int, int], None] | None,
     ) -> Iterator[Prediction]:
         """Predictions of images of one size; one by one where together they do not fit."""
         if len(batch) > 1:
@@ -178,7 +239,7 @@ class Predictor:
                 return
         for prepared in batch:
             try:
-                (prediction,) = self._predict([prepared])
+                (prediction,) = self._predict([prepared], on_windows)
             except (ValueError, MemoryError) as error:
                 if on_error is None:
                     raise
@@ -186,33 +247,71 @@ class Predictor:
             else:
                 yield prediction
 
-    def _predict(self, batch: list[_Prepared]) -> list[Prediction]:
+    def _predict(
+        self, batch: list[_Prepared], on_windows: Callable[[int, int], None] | None = None
+    ) -> list[Prediction]:
         """Predictions of images whose views are of the same sizes."""
         try:
-            views = self._tta_logits(batch)
+            views = self._tta_logits(batch, on_windows)
             return [
                 self._decide(prepared, [logits[i] for logits in views])
                 for i, prepared in enumerate(batch)
             ]
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             source = batch[0].source
             height, width = batch[0].image.shape[:2]
             raise MemoryError(
                 f"{source if isinstance(source, (str, Path)) else 'image'}: "
-                f"{width} x {height} pixels do not fit into memory; try a window of 1024"
+                f"{width} x {height} pixels do not fit into memory{self._advice()}"
             ) from None
 
-    def _tta_logits(self, batch: list[_Prepared]) -> list[Tensor]:
-        """Of each view, mirrored ones behind their own, the images' logits (B, K, h, w)."""
-        views = []
+    def _advice(self) -> str:
+        """What takes less memory than the options do."""
+        config = self.config
+        if config.window is None:
+            return "; run it in windows, such as window=1024 (--window 1024)"
+        if self.batch_size > 1:
+            return "; run fewer windows at once, such as batch_size=1 (--batch-size 1)"
+        if config.confidence or config.flip or config.scales != (1.0,):
+            return "; run it without confidence, flip and scales"
+        if config.window > 512:
+            return "; run it in smaller windows, such as window=512 (--window 512)"
+        return ""
+
+    def _tta_logits(
+        self, batch: list[_Prepared], on_windows: Callable[[int, int], None] | None
+    ) -> list[Tensor]:
+        """Logits (B, K, h, w) of each view, those of its mirror image behind them."""
+        on_batch = self._window_counter(batch[0], on_windows)
+        logits = []
         for i in range(len(batch[0].views)):
-            pixels = np.stack([prepared.views[i] for prepared in batch])
-            views.append(self._run(pixels))
+            views = [prepared.views[i] for prepared in batch]
+            logits.append(self._run(views, on_batch))
             if self.config.flip:
-                views.append(self._run(np.ascontiguousarray(pixels[:, :, ::-1])).flip(-1))
-        return views
+                mirrored = [view[:, ::-1] for view in views]
+                logits.append(self._run(mirrored, on_batch).flip(-1))
+        return logits
+
+    def _window_counter(
+        self, prepared: _Prepared, on_windows: Callable[[int, int], None] | None
+    ) -> Callable[[int], None] | None:
+        """A function that adds up windows and passes on how many of how many are done."""
+        window, stride = self.config.window, self.config.stride
+        if on_windows is None or window is None or stride is None:
+            return None
+        views = (view.shape for view in prepared.views)
+        count = sum(count_windows(height, width, window, stride) for height, width, _ in views)
+        count *= 2 if self.config.flip else 1
+        done = 0
+
+        def advance(windows: int) -> None:
+            nonlocal done
+            done += windows
+            on_windows(done, count)
+
+        return advance
 
     def _decide(self, prepared: _Prepared, views: list[Tensor]) -> Prediction:
         height, width = prepared.image.shape[:2]
@@ -227,45 +326,21 @@ class Predictor:
             confidence=confidence,
         )
 
-    def _run(self, views: NDArray[np.float32]) -> Tensor:
-        """(B, h, w, C) normalized -> logits (B, K, ceil(h / 4), ceil(w / 4))."""
-        pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
+    def _run(self, views: list[ImageArray], on_batch: Callable[[int], None] | None) -> Tensor:
+        """Views of one size, (h, w, C) -> logits (B, K, ceil(h / 4), ceil(w / 4))."""
         if self.config.window is None or self.config.stride is None:
-            return self.runtime(pixels)
-        return torch.stack(
-            [self._run_windows(one, self.config.window, self.config.stride) for one in pixels]
-        )
-
-    def _run_windows(self, pixels: Tensor, window: int, stride: int) -> Tensor:
-        """Logits (K, h / 4, w / 4) averaged over windows that start at multiples of 4.
-
-        So windows meet on the grid of the logits, and averages are taken there, at a sixteenth
-        of the values. The image's own edge is padded by at most 3 pixels, repeating it.
-        """
-        height, width = pixels.shape[1:]
-        pixels = F.pad(pixels[None], (0, -width % 4, 0, -height % 4), mode="replicate")[0]
-        high, wide = pixels.shape[1:]
-        corners = list(
-            product(window_starts(high, window, stride), window_starts(wide, window, stride))
-        )
-        total = torch.zeros(1)
-        for first in range(0, len(corners), self.batch_size):
-            some = corners[first : first + self.batch_size]
-            windows = [pixels[:, y : y + window, x : x + window] for y, x in some]
-            for (top, left), logits in zip(some, self.runtime(torch.stack(windows)), strict=True):
-                if total.ndim == 1:
-                    total = torch.zeros(logits.shape[0] + 1, high // 4, wide // 4).to(logits)
-                place = total[:, top // 4 : (top + window) // 4, left // 4 : (left + window) // 4]
-                place[:-1] += logits
-                place[-1] += 1  # how many windows see each token
-        return total[:-1] / total[-1]
-
-
-def _override(preprocessing: Preprocessing, config: PredictConfig) -> Preprocessing:
-    if config.size is not None:
-        return replace(preprocessing, size=config.size)
-    if config.short_side is not None:
-        return replace(preprocessing, size=config.short_side)
-    if config.window is not None:
-        return replace(preprocessing, size=None, multiple=1)
-    return preprocessing
+            return self.runtime(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2))
+        normalized = views[0].dtype.kind == "f"
+        logits = [
+            slide(
+                view,
+                self.config.window,
+                self.config.stride,
+                self.runtime,
+                normalize=np.ascontiguousarray if normalized else self.preprocessing.normalize,
+                batch_size=self.batch_size,
+                on_windows=on_batch,
+            )
+            for view in views
+        ]
+        return logits[0][None] if len(logits) == 1 else torch.stack(logits)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from segformer.model.segformer import SegFormer, SegFormerClassifier
+from segformer.model.segformer import SegFormer, SegFormerClassifier, inference_copy
+
+_MOST_READERS = 8
+
+_OUT_OF_MEMORY = ("DefaultCPUAllocator:", "MPS backend out of memory")
+"""Parts of messages of the RuntimeErrors that PyTorch raises when it cannot allocate memory."""
 
 
 def best_device() -> torch.device:
-    """The first accelerator that is there, else the CPU."""
+    """The first accelerator that is available, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -29,14 +34,39 @@ def fast_in_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def default_readers(device: torch.device) -> int:
+    """Number of threads that read images: few beside a model that runs on the CPU itself."""
+    if device.type == "cpu":
+        return 2
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return min(_MOST_READERS, max(2, cores))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or PyTorch means that memory ran out."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
 class TorchRuntime:
-    """Runs a model with PyTorch.
+    """Runs a model with PyTorch, as the model is at each call.
+
+    The model itself is not changed: not its mode, its device or its dtype. If it is in float32 on
+    the device, its own parameters are used. Otherwise, and for ``compile``, there is a converted
+    copy, with a decoder that is folded once. It is updated at the first call after parameters or
+    buffers have changed, which PyTorch counts; changes through ``tensor.data`` are not counted,
+    so the copy does not see them.
 
     Args:
-        model: Put on the device; the constants of a decoder are folded.
-        device: Where; left out, the best there is.
-        precision: "float32", or "bfloat16", for which a rounded copy of the model is made.
-        compile: Have PyTorch compile the model.
+        model: Segmentation model or classifier.
+        device: Where to run. Default: the best there is.
+        precision: "float32" or "bfloat16".
+        compile: Compile the model with PyTorch.
+
+    Raises:
+        ValueError: The device is not available.
     """
 
     def __init__(
@@ -47,34 +77,112 @@ class TorchRuntime:
         *,
         compile: bool = False,
     ):
-        try:
-            self.device = torch.device(device) if device is not None else best_device()
-        except RuntimeError as error:
-            raise ValueError(f"no device {device!r}: {error}") from None
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device!r}: PyTorch finds no CUDA GPU here")
-        try:
-            model = model.to(self.device).eval()
-        except (RuntimeError, AssertionError) as error:  # as PyTorch says "not built for that"
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"device {device!r} cannot be used: {reason}") from None
-        self.model = model.fold() if isinstance(model, SegFormer) else model
+        self.model = model
+        self.device = _available(best_device() if device is None else device)
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        if self.dtype == torch.bfloat16:
-            self.model = copy.deepcopy(self.model).to(self.dtype)
-        self.run: Callable[[Tensor], Tensor] = self.model
         self.compile = compile
-        if compile:
-            # CUDA graphs, which this mode records, leave no gaps between a small model's kernels
-            mode = "reduce-overhead" if self.device.type == "cuda" else "default"
-            self.run = torch.compile(self.model, mode=mode)
+        self._source: list[Tensor] = []
+        self._versions: list[tuple[int, int]] | None = None
+        self._inference: nn.Module
+        self._run: Callable[[Tensor], Tensor]
+        self._converted = False
+        self._update()
 
-    @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) float32 -> logits (B, K, ceil(H / 4), ceil(W / 4)) or (B, K), float32."""
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory()  # so that the copy need not wait for the kernels before
-        pixels = pixels.to(self.device, non_blocking=True)
-        pixels = pixels.to(self.dtype, memory_format=torch.channels_last)
-        # A copy, where the next run of a CUDA graph would write over the result of this one
-        return self.run(pixels).to(torch.float32, copy=self.compile)
+        self._update()
+        with torch.inference_mode():
+            if self.device.type == "cuda":
+                pixels = pixels.pin_memory()  # the copy need not wait for the kernels before it
+            pixels = pixels.to(self.device, non_blocking=True)
+            pixels = pixels.to(self.dtype, memory_format=torch.channels_last)
+            # With CUDA graphs the next run overwrites the result of this one, so it is copied
+            return self._run(pixels).to(torch.float32, copy=self.compile)
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """Follow the model: its modules and, where they are copied, its tensors."""
+        source = list(_tensors(self.model))
+        convert = self.compile or not all(map(self._is_usable, source))
+        same_tensors = len(source) == len(self._source) and all(map(_is, source, self._source))
+        versions = _versions(source) if convert else None
+        if same_tensors and convert == self._converted:
+            if not convert or (versions is not None and versions == self._versions):
+                return
+            fresh = self._prepare()
+            for old, new in zip(_tensors(self._inference), _tensors(fresh), strict=True):
+                old.copy_(new)  # in place: a compiled model and CUDA graphs hold the addresses
+        else:
+            self._build(convert)
+        self._source, self._versions, self._converted = source, versions, convert
+
+    def _is_usable(self, tensor: Tensor) -> bool:
+        return tensor.device == self.device and (
+            not tensor.is_floating_point() or tensor.dtype == self.dtype
+        )
+
+    def _prepare(self) -> nn.Module:
+        """The model for inference, still on its own device, with a folded decoder."""
+        inference = inference_copy(self.model)  # fold() shares modules with the model it folds
+        return inference.fold() if isinstance(inference, SegFormer) else inference
+
+    def _build(self, convert: bool) -> None:
+        if not convert:
+            self._inference = self._run = inference_copy(self.model)
+            return
+        self._inference = self._prepare()
+        copies: dict[Tensor, Tensor] = {}  # a tensor that two modules use is copied once
+        for module in self._inference.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    copies.setdefault(parameter, nn.Parameter(self._convert(parameter), False))
+                    module._parameters[name] = copies[parameter]  # type: ignore[assignment]
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = copies.setdefault(buffer, self._convert(buffer))
+        self._run = self._inference
+        if self.compile:
+            # CUDA graphs, which this mode records, leave no gaps between a small model's kernels
+            mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+            self._run = torch.compile(self._inference, mode=mode)
+
+    def _convert(self, tensor: Tensor) -> Tensor:
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to(self.device, dtype, copy=True)
+
+
+def _available(device: str | torch.device) -> torch.device:
+    """The device, with its index, as tensors on it have it.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"no device {device!r}: {error}") from None
+    except TypeError:
+        raise ValueError(f"no device {device!r}: name one, such as cpu or cuda") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r}: PyTorch finds no CUDA GPU here")
+    try:
+        return torch.empty(1, device=found).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from None
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _is(one: Tensor, other: Tensor) -> bool:
+    return one is other
+
+
+def _versions(tensors: list[Tensor]) -> list[tuple[int, int]] | None:
+    """What changes with the values of tensors; None where PyTorch does not count changes."""
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return [(tensor._version, tensor.data_ptr()) for tensor in tensors]

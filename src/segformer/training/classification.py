@@ -1,8 +1,9 @@
-"""Classification as a task: images in a folder per class, as the encoder is pre-trained."""
+"""Training on images in one folder per class, which is how the encoder is pre-trained."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from segformer.checkpoints.opening import open_checkpoint
 from segformer.config import SegFormerConfig
-from segformer.data.class_folders import class_splits, open_class_folders
+from segformer.data.class_folders import ClassFolders, class_splits, open_class_folders
 from segformer.data.class_transforms import ClassAugmentation, mix
 from segformer.data.loader import ClassCrops
 from segformer.evaluation.classify import (
@@ -28,65 +29,94 @@ from segformer.model import pretrained
 from segformer.model.segformer import SegFormerClassifier
 from segformer.prediction.classifier import ClassPredictor
 from segformer.progress import ProgressBar
-from segformer.training.config import TrainConfig
+from segformer.training.config import ClassificationTrainConfig
 from segformer.training.preparation import start_from, with_defaults
+from segformer.training.samples import Files
 from segformer.training.task import Model, Outcome, Task
 
 logger = logging.getLogger(__name__)
 
 
 class Classification(Task):
-    """Training on classes of whole images.
+    """Training on the classes of whole images.
 
     Args:
         dataset: As `segformer.data.class_folders.open_class_folders` takes it.
-        config: The recipe.
-        state: Of the run that is resumed.
+        config: The configuration.
+        state: State of the run that is resumed.
 
     Raises:
-        ValueError: The data set or the recipe cannot be used.
+        ValueError: The data set or the configuration cannot be used.
     """
 
     score = "top-1"
 
-    def __init__(self, dataset: Path, config: TrainConfig, state: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        dataset: Path,
+        config: ClassificationTrainConfig,
+        state: dict[str, Any] | None = None,
+    ):
         self.training = open_class_folders(dataset, "train")
-        if state is not None:
-            self.check_state(state)
         has_validation = "val" in class_splits(dataset)
         self.validation = open_class_folders(dataset, "val") if has_validation else None
-        if self.validation is None and state is None:
-            logger.info("no split 'val': training without validation, the last model is kept")
         self.images, self.validates = len(self.training), self.validation is not None
+        self._config = config
+        if state is not None:
+            self.check_state(state)
+            return
+        if self.validation is None:
+            logger.info("no split 'val': training without validation, the last model is kept")
         if config.eval_size is None:
-            # 256 for 224, the ratio that ImageNet is evaluated at everywhere
+            # 256 for 224, the ratio at which ImageNet is commonly evaluated
             config = replace(config, eval_size=round(config.crop_size * 8 / 7))
-        normalization = Preprocessing.for_channels(self.training.channels)
-        if config.pretrained is not None and state is None:
-            source = open_checkpoint(config.pretrained).preprocessing
-            normalization = pretrained.adapt_preprocessing(source, self.training.channels)
-        self.config = with_defaults(config, self.images, normalization)
+        normalization, architecture = Preprocessing.for_channels(self.training.channels), None
+        if config.pretrained is not None:
+            source = open_checkpoint(config.pretrained)
+            normalization = pretrained.adapt_preprocessing(
+                source.preprocessing, self.training.channels
+            )
+            architecture = source.config
+        self._config = with_defaults(config, self.images, normalization, architecture)
+
+    @property
+    def config(self) -> ClassificationTrainConfig:
+        """The configuration, with all defaults filled in."""
+        return self._config
+
+    @property
+    def files(self) -> Files:
+        """Images."""
+        present = [d for d in (self.training, self.validation) if d is not None]
+        return {dataset.split: _names_and_files(dataset) for dataset in present}
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The folders."""
+        """Names of the folders."""
         return self.training.classes.names
 
     def build_model(self) -> SegFormerClassifier:
-        """Fresh, or from another model."""
+        """With random weights, or those of a pretrained model."""
         config, classes = self.config, self.training.classes
         torch.manual_seed(config.seed)
         if config.pretrained is None:
             model = SegFormerClassifier.from_variant(
-                config.variant, classes=classes, drop_path=config.drop_path
+                config.variant or "b0", classes=classes, drop_path=config.drop_path
             )
         else:
-            model = start_from(SegFormerClassifier, config, classes, len(classes), 3)
+            model = start_from(
+                SegFormerClassifier,
+                config,
+                classes,
+                len(classes),
+                self.training.channels,
+                drop_path=config.drop_path,
+            )
         model.preprocessing = self._preprocessing()
         return model
 
     def restore_model(self, config: SegFormerConfig) -> SegFormerClassifier:
-        """Not from the recipe's ``pretrained``, which may be gone by now."""
+        """Without reading the pretrained model, which may no longer exist."""
         return SegFormerClassifier(config, self.training.classes, self._preprocessing())
 
     def crops(self, model: Model) -> ClassCrops:
@@ -96,14 +126,13 @@ class Classification(Task):
         return ClassCrops(self.training, chosen, model.preprocessing, self.config.seed)
 
     def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixup and CutMix; classes become probabilities."""
+        """Apply mixup and CutMix; class ids become probabilities."""
         classes = len(self.training.classes)
         return mix(pixels, targets, classes, self.config.mixup_alpha, self.config.cutmix_alpha)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy with smoothed classes."""
+        """Cross-entropy with label smoothing."""
         smoothing = self.config.label_smoothing
-        assert smoothing is not None  # resolved
         return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 
     def validate(self, model: Model, device: str) -> Outcome:
@@ -141,6 +170,11 @@ class Classification(Task):
             std=config.std,
             rescale=config.rescale,
         )
+
+
+def _names_and_files(dataset: ClassFolders) -> Iterator[tuple[str, tuple[Path, ...]]]:
+    folder = dataset.root / dataset.split
+    return ((path.relative_to(folder).as_posix(), (path,)) for path, _ in dataset)
 
 
 def _outcome(scores: ClassScores) -> Outcome:

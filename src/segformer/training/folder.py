@@ -1,9 +1,10 @@
-"""The folder of a run: its recipe, metrics, models, resume checkpoint and images."""
+"""The folder of a run: its configuration, metrics, models, resume checkpoint and images."""
 
 from __future__ import annotations
 
 import csv
-from dataclasses import asdict
+import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 import yaml
 
 from segformer.evaluation.plots import curves_plot
-from segformer.files import whole_file, write_text
-from segformer.training.config import TrainConfig
+from segformer.files import OutputExists, whole_file, write_text
+from segformer.training.config import Recipe, TrainConfig
 
 SCORES = {
     "segment": ("val_miou", "val_mean_accuracy", "val_pixel_accuracy"),
@@ -21,8 +22,29 @@ SCORES = {
 """Columns of the validation's scores, by task; the first decides which model is the best."""
 
 
+FILES = (
+    "config.yaml",
+    "metrics.csv",
+    "resume.ckpt",
+    "curves.png",
+    "confusion.png",
+    "val_examples.jpg",
+    "report.json",
+)
+"""Files that a run writes."""
+
+FOLDERS = {
+    "best": ("*.json", "*.safetensors", "README.md"),
+    "last": ("*.json", "*.safetensors", "README.md"),
+    "tensorboard": ("events.out.tfevents.*",),
+}
+"""Folders that a run writes, and patterns of the files in them."""
+
+logger = logging.getLogger(__name__)
+
+
 class RunFolder:
-    """Where a training leaves everything.
+    """Where a training writes everything.
 
     Args:
         path: The folder.
@@ -38,56 +60,105 @@ class RunFolder:
 
     @property
     def columns(self) -> list[str]:
-        """Of ``metrics.csv``."""
+        """Columns of ``metrics.csv``."""
         return [*"step epoch loss lr images_per_s".split(), *self.scores, "minutes"]
 
-    def create(self, dataset: Path, config: TrainConfig) -> None:
-        """Make the folder and write the recipe into it.
+    def check(self, *, overwrite: bool) -> None:
+        """Check that a run can be written here, before any work is done.
+
+        A run that ended before its first checkpoint may be replaced.
+
+        Args:
+            overwrite: Another run may be replaced too.
 
         Raises:
-            ValueError: A run is there already.
+            OutputExists: Files of another run, or of something else, would be replaced.
+            ValueError: The folder cannot be written to.
         """
-        self.scores = SCORES[config.task]
-        if self.recipe.exists():
-            raise ValueError(
-                f"{self.path}: there is a run in this folder; go on with --resume {self.path}, "
-                "or choose another --out"
+        self._check_writable()
+        existing = self._own_files()
+        if not existing:
+            return
+        if not self._holds_run():
+            raise OutputExists(
+                f"{existing[0]} already exists and is not part of a training run; choose another "
+                "--out"
             )
-        entries = {"dataset": str(dataset.resolve()), **asdict(config)}
-        entries = {k: list(v) if isinstance(v, tuple) else v for k, v in entries.items()}
+        begun = self.checkpoint.exists() or any(f.suffix == ".safetensors" for f in existing)
+        if begun and not overwrite:
+            raise OutputExists(
+                f"{self.path}: there is a run in this folder; continue it with --resume "
+                f"{self.path}, choose another --out, or replace it with --overwrite"
+            )
+
+    def create(self, dataset: Path, config: TrainConfig) -> None:
+        """Make the folder, remove what `check` allows to be replaced, write the configuration."""
+        for file in self._own_files():
+            file.unlink()
+        for name in FOLDERS:
+            folder = self.path / name
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        self.write_recipe(dataset, config)
+
+    def write_recipe(self, dataset: Path, config: TrainConfig) -> None:
+        """Write ``config.yaml``."""
+        self.scores = SCORES[config.task]
+        entries = {"dataset": str(dataset.resolve()), **config.as_dict()}
         write_text(self.recipe, yaml.safe_dump(entries, sort_keys=False))
 
     def read_recipe(self) -> tuple[Path, TrainConfig]:
-        """The data set and the recipe of a run that was begun here.
+        """The data set and the configuration of the run.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is no run here.
         """
         if not self.recipe.is_file():
             raise ValueError(f"{self.path}: there is no run to resume here ({self.recipe.name})")
         try:
+            recipe = Recipe.read(self.recipe)
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{self.recipe}: ")
+            raise ValueError(f"{self.recipe}: not the configuration of a run: {reason}") from None
+        if recipe.dataset is None:
+            raise ValueError(f"{self.recipe}: not the configuration of a run: it has no dataset")
+        self.scores = SCORES[recipe.config.task]
+        return recipe.dataset, recipe.config
+
+    def _own_files(self) -> list[Path]:
+        files = [self.path / name for name in FILES]
+        for name, patterns in FOLDERS.items():
+            for pattern in patterns:
+                files += sorted((self.path / name).glob(pattern))
+        return [file for file in files if file.is_symlink() or file.exists()]
+
+    def _holds_run(self) -> bool:
+        """Whether ``config.yaml`` was written by a training."""
+        try:
             entries = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
-            dataset = Path(entries.pop("dataset"))
-            config = TrainConfig.from_dict(entries)
-        except (
-            yaml.YAMLError,
-            ValueError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            RecursionError,
-        ) as error:
-            raise ValueError(f"{self.recipe}: not the recipe of a run: {error}") from None
-        self.scores = SCORES[config.task]
-        return dataset, config
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            return False
+        return isinstance(entries, dict) and {"dataset", "max_steps", "ema_decay"} <= entries.keys()
+
+    def _check_writable(self) -> None:
+        folder = self.path
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"{self.path}: cannot be written to: {error.strerror}; choose another --out"
+            ) from None
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write the resume checkpoint, whole."""
+        """Write the resume checkpoint."""
         with whole_file(self.checkpoint) as partial:
             torch.save(state, partial)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The resume checkpoint, or None where the run was killed before its first."""
+        """The resume checkpoint, or None if the run ended before its first."""
         if not self.checkpoint.is_file():
             return None
         try:
@@ -112,23 +183,30 @@ class RunFolder:
                 self._tensorboard.add_scalar(name, values[name], values["step"])
             self._tensorboard.flush()
 
-    def open_tensorboard(self) -> None:
-        """From now on also write TensorBoard logs, in ``tensorboard/``."""
+    def open_tensorboard(self, step: int) -> None:
+        """Also write TensorBoard logs from now on, in ``tensorboard/``."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+        # Hides what was logged of the steps that a resumed run does again
+        purge_step = step + 1 if step else None
+        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge_step)
 
     def read_metrics(self) -> list[dict[str, str]]:
-        """The rows so far; a last one cut off by a kill is left out."""
+        """The rows so far, without a last one that was not written completely."""
         if not self.metrics.is_file():
             return []
         with self.metrics.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return [row for row in rows if row["minutes"]]
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop the rows of steps that a resumed run will do again."""
-        rows = [row for row in self.read_metrics() if int(row["step"]) <= step]
+    def truncate_metrics(self, step: int, validated_step: int) -> None:
+        """Drop the rows of steps and validations that a resumed run will do again."""
+        score = self.scores[0]
+        rows = [
+            row
+            for row in self.read_metrics()
+            if int(row["step"]) <= (validated_step if row[score] else step)
+        ]
         with whole_file(self.metrics) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()

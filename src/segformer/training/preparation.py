@@ -1,9 +1,8 @@
-"""What a recipe means for a data set: defaults, class weights, augmentation, the model."""
+"""From a configuration and a data set: defaults, class weights, augmentation, the model."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,44 +13,73 @@ from torch import Tensor
 
 from segformer.checkpoints.opening import open_checkpoint
 from segformer.classes import ClassSet
+from segformer.config import SegFormerConfig
 from segformer.data.check import SplitReport
 from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.recolor import ClassColorJitter
 from segformer.data.transforms import Augmentation
 from segformer.image import Preprocessing
+from segformer.machine import available_cpus
 from segformer.model import pretrained
 from segformer.model.segformer import SegFormer, SegFormerClassifier
-from segformer.training.config import TrainConfig
+from segformer.training.config import SegmentationTrainConfig, TrainConfig
 
-Whole = TypeVar("Whole", SegFormer, SegFormerClassifier)
+AnyModel = TypeVar("AnyModel", SegFormer, SegFormerClassifier)
+AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
 
 
-def resolve(config: TrainConfig, report: SplitReport) -> TrainConfig:
-    """Fill in the defaults of a segmentation recipe for the training images."""
+def resolve(config: SegmentationTrainConfig, report: SplitReport) -> SegmentationTrainConfig:
+    """Fill in the defaults of a configuration for the training images.
+
+    Raises:
+        ValueError: An option does not fit the data set or the pretrained model.
+    """
     training = report.dataset
     if config.background_replace_prob and config.background_class >= len(training.classes):
         raise ValueError(
-            f"there is no class {config.background_class} to put backgrounds in place of"
+            f"background_class is {config.background_class}, but the data set has only "
+            f"{len(training.classes)} classes"
         )
     source = open_checkpoint(config.pretrained) if config.pretrained is not None else None
-    if source is not None and source.config.in_channels == training.channels:
+    all_8_bit = report.dtypes == {"uint8"}
+    if (
+        source is not None
+        and source.config.in_channels == training.channels
+        and (all_8_bit or not source.preprocessing.expects_8_bit)
+    ):
         normalization = source.preprocessing
-    elif report.dtypes == {"uint8"} and training.channels == 3:
+    elif all_8_bit and training.channels == 3:
         normalization = Preprocessing()
     else:
         mean, std = report.mean_and_std
-        normalization = Preprocessing(mean=mean, std=std, rescale=1.0)
+        rescale = 1 / 255 if all_8_bit else 1.0  # 1/255 marks models of 8-bit images
+        normalization = Preprocessing(
+            mean=tuple(rescale * value for value in mean),
+            std=tuple(rescale * value for value in std),
+            rescale=rescale,
+        )
     config = replace(config, eval_size=config.eval_size or config.short_side)
-    return with_defaults(config, len(training), normalization)
+    return with_defaults(
+        config, len(training), normalization, source.config if source is not None else None
+    )
 
 
-def with_defaults(config: TrainConfig, images: int, normalization: Preprocessing) -> TrainConfig:
-    """Fill in the defaults that depend on other fields.
+def with_defaults(
+    config: AnyConfig,
+    images: int,
+    normalization: Preprocessing,
+    pretrained: SegFormerConfig | None = None,
+) -> AnyConfig:
+    """Fill in the defaults that depend on other options.
 
     Args:
-        config: The recipe.
-        images: How many there are to train on.
+        config: The configuration.
+        images: Number of training images.
         normalization: Its mean, deviation and rescaling are the defaults.
+        pretrained: Configuration of the model to start from.
+
+    Raises:
+        ValueError: An option contradicts another or the pretrained model.
     """
     effective = config.batch_size * config.accumulate_grad_batches * config.devices
     steps = config.max_steps or math.ceil(config.epochs * images / effective)
@@ -59,6 +87,7 @@ def with_defaults(config: TrainConfig, images: int, normalization: Preprocessing
     if config.pretrained is not None and Path(config.pretrained).exists():
         config = replace(config, pretrained=str(Path(config.pretrained).resolve()))
     defaults = {
+        "variant": _variant(config, pretrained),
         "mean": normalization.mean,
         "std": normalization.std,
         "rescale": normalization.rescale,
@@ -66,17 +95,35 @@ def with_defaults(config: TrainConfig, images: int, normalization: Preprocessing
         "warmup_steps": min(1500, steps // 20),
         "lr": 6e-5 if started else 6e-4,
         "head_lr_factor": 10.0 if started else 1.0,
-        "label_smoothing": 0.1 if config.task == "classify" else 0.0,
-        "num_workers": min(os.cpu_count() or 1, 8),
+        "num_workers": min(available_cpus(), 8),
     }
     missing = {name: v for name, v in defaults.items() if getattr(config, name) is None}
-    return replace(config, **missing)  # type: ignore[arg-type]
+    config = replace(config, **missing)  # type: ignore[arg-type]
+    assert config.lr is not None
+    if config.min_lr > config.lr:
+        raise ValueError(f"min_lr is {config.min_lr:g}, more than lr, {config.lr:g}")
+    return config
 
 
-def class_weights(config: TrainConfig, report: SplitReport) -> Tensor | None:
-    """(K,) weights of the classes in the loss: frequency ** -power, 1 for the mean pixel.
+def _variant(config: TrainConfig, pretrained: SegFormerConfig | None) -> str | None:
+    """Variant of the model; None if the pretrained model is none of the table."""
+    if pretrained is None:
+        return config.variant or "b0"
+    if config.variant is not None:
+        wanted = SegFormerConfig.from_variant(config.variant)
+        if (wanted.hidden_sizes, wanted.depths) != (pretrained.hidden_sizes, pretrained.depths):
+            found = pretrained.variant or f"a model of hidden sizes {pretrained.hidden_sizes}"
+            raise ValueError(
+                f"{config.pretrained} is {found}, but variant is {config.variant}; "
+                "set only one of pretrained and variant"
+            )
+    return pretrained.variant
 
-    Classes that never occur keep 1, and none weighs more than 10 times the mean.
+
+def class_weights(config: SegmentationTrainConfig, report: SplitReport) -> Tensor | None:
+    """Weights of the classes in the loss, (K,): frequency ** -power, 1 for the mean pixel.
+
+    Classes that do not occur have weight 1. No weight exceeds 10.
     """
     if config.class_weight_power == 0:
         return None
@@ -87,8 +134,8 @@ def class_weights(config: TrainConfig, report: SplitReport) -> Tensor | None:
     return torch.tensor(np.where(frequency > 0, weights.clip(max=10), 1), dtype=torch.float32)
 
 
-def build_model(config: TrainConfig, training: Dataset) -> SegFormer:
-    """The model at step 0: fresh, or from another one with what fits of it."""
+def build_model(config: SegmentationTrainConfig, training: Dataset) -> SegFormer:
+    """The model at step 0, with random weights or those of a pretrained model that fit."""
     torch.manual_seed(config.seed)
     classes = training.classes
     if config.binary and len(classes) != 2:
@@ -99,45 +146,49 @@ def build_model(config: TrainConfig, training: Dataset) -> SegFormer:
     regularization: dict[str, Any] = {"drop_path": config.drop_path, "dropout": config.dropout}
     if config.pretrained is None:
         model = SegFormer.from_variant(
-            config.variant,
+            config.variant or "b0",
             classes=classes,
             num_classes=outputs,
             in_channels=training.channels,
             **regularization,
         )
     else:
-        model = start_from(SegFormer, config, classes, outputs, training.channels)
+        model = start_from(SegFormer, config, classes, outputs, training.channels, **regularization)
     model.preprocessing = preprocessing(config, training)
     return model
 
 
 def start_from(
-    whole: type[Whole], config: TrainConfig, classes: ClassSet, outputs: int, channels: int
-) -> Whole:
-    """A model that starts from the one that the recipe names: everything of it that fits.
+    kind: type[AnyModel],
+    config: TrainConfig,
+    classes: ClassSet,
+    outputs: int,
+    channels: int,
+    **regularization: float,
+) -> AnyModel:
+    """A model with all weights of the pretrained model that fit.
 
     Args:
-        whole: What to make of it.
-        config: The recipe.
+        kind: Class of the model.
+        config: The configuration; names the pretrained model.
         classes: Classes of the data set.
         outputs: Channels of the logits.
-        channels: Of the images.
+        channels: Channels of the images.
+        **regularization: Fields of the model's configuration to set.
     """
     assert config.pretrained is not None
     checkpoint = open_checkpoint(config.pretrained)
-    checkpoint.config = replace(
-        checkpoint.config, drop_path=config.drop_path, dropout=config.dropout
-    )
+    checkpoint.config = replace(checkpoint.config, **regularization)  # type: ignore[arg-type]
     if config.pretrained_encoder_only:
         checkpoint = checkpoint.encoder_alone()
     same_classes = checkpoint.classes.names == classes.names
     return pretrained.assemble(
-        whole, checkpoint, classes, outputs, channels, reinitialize_classifier=not same_classes
+        kind, checkpoint, classes, outputs, channels, reinitialize_classifier=not same_classes
     )
 
 
-def preprocessing(config: TrainConfig, training: Dataset) -> Preprocessing:
-    """How the trained model is to see images, from a resolved recipe."""
+def preprocessing(config: SegmentationTrainConfig, training: Dataset) -> Preprocessing:
+    """The preprocessing of the trained model, from a resolved configuration."""
     assert config.eval_size and config.mean and config.std and config.rescale
     if len(config.mean) != training.channels:
         raise ValueError(
@@ -148,8 +199,8 @@ def preprocessing(config: TrainConfig, training: Dataset) -> Preprocessing:
     )
 
 
-def augmentation(config: TrainConfig, classes: ClassSet) -> Augmentation:
-    """The recipe's augmentation."""
+def augmentation(config: SegmentationTrainConfig, classes: ClassSet) -> Augmentation:
+    """The augmentation that a configuration describes."""
     names = Augmentation.__dataclass_fields__.keys() - {"ignore_index", "class_color_jitter"}
     fields = {name: getattr(config, name) for name in names}
     jitter = ClassColorJitter(
@@ -159,7 +210,7 @@ def augmentation(config: TrainConfig, classes: ClassSet) -> Augmentation:
     return Augmentation(**fields, class_color_jitter=jitter, ignore_index=classes.ignore_index)
 
 
-def _class_ids(option: str, config: TrainConfig, classes: ClassSet) -> frozenset[int]:
+def _class_ids(option: str, config: SegmentationTrainConfig, classes: ClassSet) -> frozenset[int]:
     """Ids of the classes that an option names."""
     unknown = [name for name in getattr(config, option) if name not in classes.names]
     if unknown:

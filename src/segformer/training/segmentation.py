@@ -1,4 +1,4 @@
-"""Segmentation as a task: images and masks."""
+"""Training on images and masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from segformer.evaluation.plots import examples_sheet
 from segformer.model.segformer import SegFormer
 from segformer.prediction.predictor import Predictor
 from segformer.progress import ProgressBar
-from segformer.training.config import TrainConfig
+from segformer.training.config import SegmentationTrainConfig
 from segformer.training.losses import (
     OHEM,
     cross_entropy_at_mask_size,
@@ -32,33 +32,39 @@ from segformer.training.preparation import (
     preprocessing,
     resolve,
 )
+from segformer.training.samples import Files
 from segformer.training.task import Model, Outcome, Task
 
 logger = logging.getLogger(__name__)
 
 
 class Segmentation(Task):
-    """Training on masks.
+    """Training on images and masks.
 
     Args:
         dataset: As `segformer.data.dataset.open_dataset` takes it.
-        config: The recipe.
-        state: Of the run that is resumed; without it the data set is checked first.
+        config: The configuration.
+        state: State of the run that is resumed; without it the data set is checked first.
 
     Raises:
-        ValueError: The data set or the recipe cannot be used.
+        ValueError: The data set or the configuration cannot be used.
     """
 
     score = "mIoU"
 
-    def __init__(self, dataset: Path, config: TrainConfig, state: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        dataset: Path,
+        config: SegmentationTrainConfig,
+        state: dict[str, Any] | None = None,
+    ):
         found = splits(dataset)
         if "train" not in found:
             raise DatasetError(f"{dataset}: there is no split 'train' to train on")
         self.training = open_dataset(dataset, "train")
         self.validation = open_dataset(dataset, "val") if "val" in found else None
         self.images, self.validates = len(self.training), self.validation is not None
-        self.config = config
+        self._config = config
         if state is not None:
             self.check_state(state)
             self.weights: Tensor | None = state["class_weights"]
@@ -68,24 +74,41 @@ class Segmentation(Task):
             logger.info("no split 'val': training without validation, the last model is kept")
         else:
             _checked(self.validation)
-        self.config = resolve(config, report)
+        self._config = resolve(config, report)
         self.weights = class_weights(self.config, report)
 
+    @property
+    def config(self) -> SegmentationTrainConfig:
+        """The configuration, with all defaults filled in."""
+        return self._config
+
     def state(self) -> dict[str, Any]:
-        """The class weights too, which come from all the masks."""
+        """With the class weights, which are computed from all masks."""
         return {**super().state(), "class_weights": self.weights}
 
     @property
+    def files(self) -> Files:
+        """Images and masks."""
+        return {
+            dataset.split: (
+                (sample.name, tuple(f for f in (sample.image, sample.mask) if f is not None))
+                for sample in dataset
+            )
+            for dataset in (self.training, self.validation)
+            if dataset is not None
+        }
+
+    @property
     def classes(self) -> tuple[str, ...]:
-        """Of the masks."""
+        """Names of the classes of the masks."""
         return self.training.classes.names
 
     def build_model(self) -> SegFormer:
-        """Fresh, or from another model."""
+        """With random weights, or those of a pretrained model."""
         return build_model(self.config, self.training)
 
     def restore_model(self, config: SegFormerConfig) -> SegFormer:
-        """Not from the recipe's ``pretrained``, which may be gone by now."""
+        """Without reading the pretrained model, which may no longer exist."""
         model = SegFormer(config, self.training.classes)
         model.preprocessing = preprocessing(self.config, self.training)
         return model
@@ -101,13 +124,12 @@ class Segmentation(Task):
         )
 
     def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing."""
+        """Leave the batch as it is."""
         return pixels, targets
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy at the masks' size, and what the recipe asks for beside it."""
+        """Cross-entropy at the size of the masks, plus the terms of the configuration."""
         config, ignore_index = self.config, self.training.classes.ignore_index
-        assert config.label_smoothing is not None  # resolved
         weights = self.weights.to(logits.device) if self.weights is not None else None
         loss = cross_entropy_at_mask_size(
             logits,

@@ -1,9 +1,10 @@
-"""What a training is of: the part of it that differs between segmentation and classification."""
+"""What a task is for the training loop: the part that segmentation and classification differ in."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,19 +16,20 @@ from segformer.config import SegFormerConfig
 from segformer.data.loader import ClassCrops, DrawSampler, TrainingCrops, crop_loader
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.training.config import TrainConfig
+from segformer.training.samples import Files, describe_changes, pack_samples
 
 Model: TypeAlias = SegFormer | SegFormerClassifier
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a validation found.
+    """Result of a validation.
 
     Attributes:
         row: Scores from 0 to 1 by their columns in ``metrics.csv``; the first decides which model
             is the best.
-        words: The same in a sentence.
-        table: The same in full, for a terminal.
+        words: The main scores as text.
+        table: All scores, for a terminal.
     """
 
     row: dict[str, float]
@@ -36,24 +38,28 @@ class Outcome:
 
     @property
     def score(self) -> float:
-        """The score that decides."""
+        """The score that decides which model is the best."""
         return next(iter(self.row.values()))
 
 
 class Task(ABC):
-    """A data set and a recipe, and what they mean together.
+    """A data set and a configuration.
 
     Attributes:
-        score: What the score that decides is called.
-        config: The recipe, with every default filled in.
-        images: Training images.
+        score: Name of the score that decides which model is the best.
+        config: The configuration, with all defaults filled in.
+        images: Number of training images.
         validates: Whether there is a validation split.
     """
 
     score: str
-    config: TrainConfig
     images: int
     validates: bool
+
+    @property
+    @abstractmethod
+    def config(self) -> TrainConfig:
+        """The configuration, with all defaults filled in."""
 
     @abstractmethod
     def build_model(self) -> Model:
@@ -61,7 +67,7 @@ class Task(ABC):
 
     @abstractmethod
     def restore_model(self, config: SegFormerConfig) -> Model:
-        """A model for the weights of a resume checkpoint."""
+        """A model of an architecture, whose weights are loaded later."""
 
     @abstractmethod
     def crops(self, model: Model) -> TrainingCrops | ClassCrops:
@@ -69,7 +75,7 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What happens to a batch on its device before the model sees it."""
+        """Change a batch on its device before the model sees it."""
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -81,23 +87,43 @@ class Task(ABC):
 
     @abstractmethod
     def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
-        """Score the best model once more, and write its report and images into the run folder."""
+        """Score the best model and write its report and images into the run folder."""
 
     @property
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes that the data set has now."""
+        """Names of the classes of the data set."""
+
+    @property
+    @abstractmethod
+    def files(self) -> Files:
+        """Names and files of the samples, by split."""
+
+    @cached_property
+    def samples(self) -> Tensor:
+        """The list of samples as the resume checkpoint holds it."""
+        return pack_samples(self.files)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs of the task beside its recipe."""
-        return {"classes": list(self.classes)}
+        """What the resume checkpoint holds of the task."""
+        return {"classes": list(self.classes), "samples": self.samples}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raise a ValueError if the data set has other classes than when the run began."""
+        """Compare the data set with that of a resume checkpoint.
+
+        Raises:
+            ValueError: The data set has changed; the message says how.
+        """
         if tuple(state["classes"]) != self.classes:
             raise ValueError(
                 "the data set has other classes than when the run began: "
                 f"{', '.join(self.classes[:5])}; then {', '.join(state['classes'][:5])}"
+            )
+        changes = describe_changes(state["samples"], self.samples)
+        if changes is not None:
+            raise ValueError(
+                f"the data set has changed since the run began: {changes}. Restore it, or start a "
+                "new run with --pretrained RUN/last"
             )
 
     def loader(
@@ -109,7 +135,7 @@ class Task(ABC):
         rank: int,
         world: int,
     ) -> DataLoader[Any]:
-        """Batches of the training from a step on."""
+        """Batches of the training from a step on, for one of ``world`` processes."""
         crops = self.crops(model)
         sampler = DrawSampler(
             len(crops),

@@ -1,0 +1,321 @@
+"""Reading images and masks as people store them.
+
+Legend: H W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from segformer.image.preprocessing import ImageArray
+from segformer.image.stored import (
+    StoredPixels,
+    UnreadableImage,
+    WrongChannels,
+    check_size,
+    is_deep_png,
+    is_npy,
+    is_tiff,
+    load_deep_png,
+    load_npy,
+    load_tiff,
+    png_highest,
+    turn_upright,
+)
+
+ImageSource: TypeAlias = str | Path | bytes | Image.Image | ImageArray
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .png .bmp .tif .tiff .webp .gif .ppm .pgm .pnm .jp2 .avif .npy".split()
+)
+LOSSY_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe"))
+"""Suffixes of formats that change the values of a mask."""
+
+MASK_SUFFIXES = frozenset(".png .tif .tiff .bmp .gif .webp .pgm .npy".split()) | LOSSY_SUFFIXES
+
+_ORIENTATION = 0x0112
+"""EXIF tag."""
+
+_NEARLY_ONE = 1.05
+"""Floats from -0.05 to here count as 0..1: filters overshoot a little."""
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in gray (ITU-R 601), as Pillow's."""
+
+
+def read_image(
+    source: ImageSource,
+    channels: int = 3,
+    *,
+    as_8_bit: bool = True,
+    value_range: tuple[float, float] | None = None,
+) -> ImageArray:
+    """Read an image, upright (the EXIF orientation is applied).
+
+    With three channels, palettes, gray, 1-bit, CMYK and other color spaces become RGB, and
+    transparency is dropped. With one channel, color becomes gray. Other numbers of channels are
+    read as stored: RGBA for four, a TIFF of many bands, or an array.
+
+    Args:
+        source: Path, encoded bytes, PIL image, or array (H, W) or (H, W, C).
+        channels: Number of channels that the model takes.
+        as_8_bit: Scale gray and color of more than 8 bits to 0..255, for models that expect
+            8-bit values (`Preprocessing.expects_8_bit`). The range is ``value_range``, else what
+            the file declares (TIFF's ``MaxSampleValue``, ``SMaxSampleValue`` and
+            ``BitsPerSample``, PNG's ``sBIT``), else all of 16 bits, or 0..1 for floats. False:
+            the values as stored.
+        value_range: (low, high): the stored values that become 0 and 255. It does not apply to
+            8-bit images.
+
+    Returns:
+        (H, W, channels). 8-bit files are uint8. Others are uint8 with ``as_8_bit`` and one or
+        three channels, else of the type that is stored. Float arrays in memory are returned
+        unchanged unless ``value_range`` is given.
+
+    Raises:
+        UnreadableImage: The file is missing, broken or not an image, has another number of
+            channels, or its range is needed and unknown.
+        TypeError: ``source`` is something else.
+    """
+    name = _name(source)
+    pixels = _decode(source, channels, name)
+    values = _fit_channels(pixels.values, channels, name)
+    if not as_8_bit or channels not in (1, 3) or values.dtype == np.uint8:
+        return values
+    if isinstance(source, np.ndarray) and values.dtype.kind == "f" and value_range is None:
+        return values
+    return _to_8_bit(values, pixels, value_range, name)
+
+
+def read_mask(source: ImageSource) -> NDArray[np.integer]:
+    """Read the values of a mask: palette indices, gray levels of 8 or 16 bits, or integers.
+
+    Masks stored as RGB with three equal channels are read as gray.
+
+    Returns:
+        (H, W) integers, unmapped.
+
+    Raises:
+        UnreadableImage: The file is missing or broken, or holds colors.
+        TypeError: ``source`` is neither a path, bytes, an image nor an array.
+    """
+    values = read_mask_or_colors(source)
+    if values.ndim == 3:
+        if (values != values[:, :, :1]).any():
+            raise UnreadableImage(
+                f"{_name(source)}: a mask must hold class ids in one channel, this one holds "
+                "colors; give the color of each class as palette in dataset.yaml"
+            )
+        values = values[:, :, 0]
+    return values
+
+
+def read_mask_or_colors(source: ImageSource) -> NDArray[np.integer]:
+    """Read a mask that may hold colors.
+
+    Returns:
+        (H, W) integers as `read_mask`, or (H, W, 3) where red, green and blue are stored.
+
+    Raises:
+        UnreadableImage: The file is missing or broken, or no mask.
+        TypeError: ``source`` is neither a path, bytes, an image nor an array.
+    """
+    name = _name(source)
+    values = _decode(source, None, name).values
+    if values.ndim == 3 and values.shape[2]:
+        values = values[:, :, :3] if values.shape[2] >= 3 else values[:, :, 0]
+    if values.ndim not in (2, 3) or 0 in values.shape:
+        raise UnreadableImage(f"{name}: a mask must be (H, W), this one is {values.shape}")
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise UnreadableImage(f"{name}: a mask must hold integers, this one holds {values.dtype}")
+    return values
+
+
+def exif_orientation(source: str | Path | bytes) -> int:
+    """The EXIF orientation of a file, 1..8; 1 where there is none or it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            orientation = file.getexif().get(_ORIENTATION, 1)
+    except Exception:  # reading the pixels says what is wrong with the file
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _name(source: object) -> str:
+    """What to call a source in a message.
+
+    Raises:
+        TypeError: It cannot be an image.
+    """
+    if isinstance(source, (str, Path)):
+        return str(source)
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or "image"
+    if isinstance(source, (bytes, np.ndarray)):
+        return "image in memory"
+    advice = ""
+    if type(source).__module__.partition(".")[0] == "torch":
+        advice = "; convert a tensor (C, H, W) with tensor.permute(1, 2, 0).cpu().numpy()"
+    raise TypeError(
+        "an image must be a path, encoded bytes, a PIL image or a NumPy array (H, W, C), "
+        f"not {type(source).__name__}{advice}"
+    )
+
+
+def _decode(source: ImageSource, channels: int | None, name: str) -> StoredPixels:
+    """The pixels of an image, or of a mask where ``channels`` is None; values as stored."""
+    if isinstance(source, np.ndarray):
+        return StoredPixels(source)
+    if isinstance(source, Image.Image):
+        return StoredPixels(_pillow_values(source, channels, name))
+    data = source if isinstance(source, bytes) else Path(source)
+    head = _read(data, name, 64)
+    if is_npy(head) or (isinstance(data, Path) and data.suffix.lower() == ".npy"):
+        return StoredPixels(load_npy(_read(data, name), name))
+    if is_tiff(head):
+        return _decode_tiff(data, channels, name)
+    if is_deep_png(head) and channels in (1, 3):
+        content = _read(data, name)
+        width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
+        check_size(name, height, width, 8 * height * width, len(content))
+        pixels = load_deep_png(content, name)
+        upright = turn_upright(pixels.values, exif_orientation(content))
+        return StoredPixels(upright, pixels.highest)
+    values = _pillow_values(data, channels, name)
+    if values.dtype == np.uint16 and channels is not None:
+        return StoredPixels(values, png_highest(_read(data, name), values))
+    return StoredPixels(values)
+
+
+def _decode_tiff(data: bytes | Path, channels: int | None, name: str) -> StoredPixels:
+    if channels is not None:
+        pixels = load_tiff(data, channels, name)
+        return pixels or StoredPixels(_pillow_values(data, channels, name))
+    try:
+        return StoredPixels(_pillow_values(data, None, name))
+    except UnreadableImage:
+        pixels = load_tiff(data, 0, name)
+        if pixels is None:
+            raise
+        return pixels
+
+
+def _read(data: bytes | Path, name: str, size: int = -1) -> bytes:
+    """The first bytes of a file, or all of them."""
+    if isinstance(data, bytes):
+        return data if size < 0 else data[:size]
+    try:
+        with data.open("rb") as file:
+            return file.read(size)
+    except FileNotFoundError:
+        raise UnreadableImage(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise UnreadableImage(f"{name}: a folder, not an image") from None
+    except (OSError, ValueError) as error:
+        raise UnreadableImage(f"{name}: cannot be read ({error})") from None
+
+
+def _pillow_values(
+    source: Path | bytes | Image.Image, channels: int | None, name: str
+) -> ImageArray:
+    """(H, W) or (H, W, C), upright; 8-bit colors are converted to ``channels`` if 1 or 3.
+
+    The whole file is decoded, so that truncated files are found here.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            return _converted(ImageOps.exif_transpose(source), channels)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            file.load()
+            return _converted(ImageOps.exif_transpose(file), channels)
+    except UnidentifiedImageError:
+        raise UnreadableImage(f"{name}: not an image in a known format") from None
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(
+            f"{name}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise many types on broken files
+        raise UnreadableImage(f"{name}: cannot be decoded ({error})") from None
+
+
+def _converted(image: Image.Image, channels: int | None) -> ImageArray:
+    if image.mode.startswith(("I", "F")) or channels not in (1, 3):
+        return np.asarray(image)
+    return np.asarray(image.convert("RGB" if channels == 3 else "L"))
+
+
+def _fit_channels(values: ImageArray, channels: int, name: str) -> ImageArray:
+    """(H, W) or (H, W, C) of any type -> (H, W, channels), values unchanged but for gray."""
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.ndim != 3 or 0 in values.shape:
+        raise UnreadableImage(f"{name}: an array must be (H, W) or (H, W, C), not {values.shape}")
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * 255
+    if values.dtype.kind not in "uif":
+        raise UnreadableImage(f"{name}: an array must hold numbers, not {values.dtype}")
+    if values.shape[2] == 1 and channels == 3:
+        values = np.repeat(values, 3, axis=2)
+    if values.shape[2] == 4 and channels == 3 and values.dtype == np.uint8:
+        values = values[:, :, :3]  # transparency
+    if values.shape[2] == 3 and channels == 1:
+        gray = values @ _LUMA
+        values = (gray if values.dtype.kind == "f" else np.rint(gray)).astype(values.dtype)
+        values = values[:, :, None]
+    if values.shape[2] != channels:
+        hint = " (channels must come last)" if values.shape[0] == channels else ""
+        raise WrongChannels(name, channels, values.shape[2], hint)
+    return values
+
+
+def _to_8_bit(
+    values: ImageArray,
+    pixels: StoredPixels,
+    value_range: tuple[float, float] | None,
+    name: str,
+) -> NDArray[np.uint8]:
+    """Scale values of any type to 0..255, NaN and infinity to 0."""
+    low, high = value_range or _range_of(values, pixels.highest, name)
+    if not low < high:
+        raise UnreadableImage(f"{name}: value_range must be (low, high), not {value_range}")
+    if pixels.inverted:
+        low, high = high, low
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    finite = np.nan_to_num(scaled, copy=False, nan=0, posinf=0, neginf=0)
+    return np.rint(finite.clip(0, 255)).astype(np.uint8)
+
+
+def _range_of(values: ImageArray, declared: float | None, name: str) -> tuple[float, float]:
+    """The stored values that mean 0 and 255, as the file or its type says.
+
+    Raises:
+        UnreadableImage: Neither does.
+    """
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    lowest, highest = float(finite.min(initial=0)), float(finite.max(initial=0))
+    if declared is not None and lowest >= 0:
+        return 0.0, declared
+    if values.dtype.kind == "f":
+        if lowest >= 1 - _NEARLY_ONE and highest <= _NEARLY_ONE:
+            return 0.0, 1.0
+    elif values.dtype == np.uint16:
+        return 0.0, 65535.0
+    elif lowest >= 0 and highest <= 255:
+        return 0.0, 255.0
+    elif lowest >= 0 and highest <= 65535 and values.dtype.itemsize > 2:
+        return 0.0, 65535.0
+    raise UnreadableImage(
+        f"{name}: {values.dtype} values from {lowest:g} to {highest:g}, the model expects 8 bits "
+        "(0 to 255) and the file does not say which values mean black and white; set value_range "
+        "to those two values"
+    )

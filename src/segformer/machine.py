@@ -1,0 +1,186 @@
+"""How many CPUs this process may use, and how many of them other processes leave idle.
+
+PyTorch starts a thread per CPU for each operation and ends the operation when the last of them is
+done. With fewer free CPUs than threads, each of the hundreds of operations of a forward pass waits
+until the scheduler has run all threads: several times slower than one thread alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from threading import Lock
+
+_SHORTEST_SAMPLE = 0.2
+"""Seconds over which the load is measured at least: the kernel counts in hundredths."""
+
+
+def available_cpus(*, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> int:
+    """CPUs this process may use: its affinity mask, and the quotas of its control groups.
+
+    Args:
+        cgroups: Where control groups are mounted, of version 1 or 2.
+        proc: Where the kernel's process information is mounted.
+
+    Returns:
+        At least 1. A quota of 2.5 CPUs counts as 2.
+    """
+    return max(1, math.floor(min(len(_affinity()), _quota(cgroups, proc))))
+
+
+def _affinity() -> set[int]:
+    """Numbers of the CPUs on which this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _quota(cgroups: Path, proc: Path) -> float:
+    """CPUs that the control groups of this process allow, those above them included."""
+    smallest = math.inf
+    for line in _read(proc / "self" / "cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            mounts, read = (cgroups, cgroups / "unified"), _quota_v2
+        elif "cpu" in controllers.split(","):
+            mounts, read = (cgroups / controllers, cgroups / "cpu"), _quota_v1
+        else:
+            continue
+        below_mount = Path(group.lstrip("/"))
+        for mount in mounts:
+            # In a container the mount can be the group itself, and the path that of the host
+            for folder in (below_mount, *below_mount.parents):
+                smallest = min(smallest, read(mount / folder))
+    return smallest
+
+
+def _quota_v2(folder: Path) -> float:
+    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+    return _ratio(quota, period)
+
+
+def _quota_v1(folder: Path) -> float:
+    return _ratio(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+
+
+def _ratio(quota: str, period: str) -> float:
+    """Infinite where there is no quota: "max", -1 or no such file."""
+    try:
+        allowed = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
+        return math.inf
+    return allowed if allowed > 0 else math.inf
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+class IdleMeter:
+    """How many CPUs other processes leave idle, measured between two calls.
+
+    Args:
+        proc: Where the kernel's process information is mounted; without it, as on other systems
+            than Linux, all CPUs count as idle.
+    """
+
+    def __init__(self, proc: Path = Path("/proc")):
+        self._proc = proc
+        self._last = self._sample()
+        self._idle: float | None = None
+
+    def idle_cpus(self) -> float:
+        """CPUs this process may use, less those in use by others: the mean since the last sample.
+
+        Samples are at least 0.2 s apart; a call before that returns the previous result.
+        """
+        if time.perf_counter() - self._last[0] >= _SHORTEST_SAMPLE:
+            now = self._sample()
+            elapsed, busy, own = (new - old for new, old in zip(now, self._last, strict=True))
+            self._last = now
+            self._idle = min(available_cpus(), len(_affinity()) - max(0, (busy - own) / elapsed))
+        if self._idle is None:
+            self._idle = available_cpus()
+        return self._idle
+
+    def _sample(self) -> tuple[float, float, float]:
+        """Seconds: the clock, CPU time of all processes, CPU time of this process."""
+        cpus = {f"cpu{number}" for number in _affinity()}
+        ticks = 0
+        for line in _read(self._proc / "stat").splitlines():
+            name, *fields = line.split()
+            if name in cpus:
+                user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+                ticks += user + nice + system + irq + softirq + steal
+        busy = ticks / os.sysconf("SC_CLK_TCK") if ticks else 0.0  # ticks are Linux's alone
+        return time.perf_counter(), busy, time.process_time()
+
+
+class _Threads:
+    """PyTorch's number of threads, lowered while inference runs in any Python thread."""
+
+    def __init__(self) -> None:
+        self._meter = IdleMeter()
+        self._lock = Lock()
+        self._running = 0
+        self._default = self._chosen = 1
+
+    @contextmanager
+    def lowered(self) -> Iterator[None]:
+        import torch
+
+        with self._lock:  # of Python threads that run at the same time the first one decides
+            if self._running == 0:
+                self._default = self._chosen = torch.get_num_threads()
+                if self._default > 1 and not _set_by_user(self._default):
+                    self._chosen = max(1, min(self._default, round(self._meter.idle_cpus())))
+            self._running += 1
+            default, chosen = self._default, self._chosen
+        try:
+            if chosen < default:
+                torch.set_num_threads(chosen)
+            yield
+        finally:
+            if chosen < default:
+                torch.set_num_threads(default)
+            with self._lock:
+                self._running -= 1
+
+
+_threads = _Threads()
+
+
+def idle_cpus_only() -> AbstractContextManager[None]:
+    """Run operations of PyTorch with as many threads as there are idle CPUs, one at least.
+
+    Afterwards the number of threads is what it was. It is never raised, and it stays as it is where
+    the user has set it: by ``OMP_NUM_THREADS`` or `torch.set_num_threads`.
+    """
+    return _threads.lowered()
+
+
+def limit_threads() -> None:
+    """Lower PyTorch's number of threads to the CPUs that this process may use.
+
+    Nothing changes where the user has set the number of threads: by ``OMP_NUM_THREADS`` or
+    `torch.set_num_threads`.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if not _set_by_user(threads) and available_cpus() < threads:
+        torch.set_num_threads(available_cpus())
+
+
+def _set_by_user(threads: int) -> bool:
+    """Whether ``threads`` is another number than PyTorch's own, which is one per CPU."""
+    if {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys():
+        return True
+    return threads not in (len(_affinity()), available_cpus())
