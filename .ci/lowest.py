@@ -23,7 +23,7 @@ def main() -> None:
         if not separator or not bound.replace(".", "").isdigit():
             raise SystemExit(f"pyproject.toml: write {requirement!r} as NAME>=VERSION")
         if name != "torch":
-            print(f"{name}=={bound}")
+            print(f"{name.partition('[')[0]}=={bound}")
     print((ROOT / "constraints.txt").read_text(encoding="utf-8").strip())
 
 

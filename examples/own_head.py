@@ -1,7 +1,9 @@
-"""The encoder as a backbone: another head on its maps, here one that finds points.
+"""Train another head on the encoder: here one that finds points.
 
-A head of a few lines takes the maps at strides 8 and 32 and learns where bright dots are, as a heat
-map. The first two stages stay frozen, as one does with few images.
+    python examples/own_head.py
+
+The head takes the feature maps at strides 8 and 32 and predicts a heat map of bright dots. The
+first two stages of the encoder are frozen, which helps when there are few images.
 """
 
 import sys
@@ -14,7 +16,7 @@ import segformer
 
 
 class PointHead(nn.Module):
-    """Heat map (B, 1, H / 8, W / 8) from two maps of the encoder."""
+    """Logits of a heat map (B, 1, H / 8, W / 8) from two feature maps of the encoder."""
 
     def __init__(self, channels: tuple[int, ...]):
         super().__init__()
@@ -22,7 +24,7 @@ class PointHead(nn.Module):
         self.heat = nn.Conv2d(64, 1, 3, padding=1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps at strides 8 and 32 -> logits of the heat map."""
+        """Feature maps at strides 8 and 32 -> logits of the heat map."""
         fine, coarse = (
             lateral(features) for lateral, features in zip(self.laterals, maps, strict=True)
         )
@@ -30,11 +32,9 @@ class PointHead(nn.Module):
 
 
 def dots(count: int, side: int = 128) -> tuple[Tensor, Tensor]:
-    """Noise with a bright dot in each image, and heat maps of where it is."""
-    pixels, heat = (
-        0.3 * torch.randn(count, 3, side, side),
-        torch.zeros(count, 1, side // 8, side // 8),
-    )
+    """Images of noise with one bright dot each, and the heat maps of the dots."""
+    pixels = 0.3 * torch.randn(count, 3, side, side)
+    heat = torch.zeros(count, 1, side // 8, side // 8)
     for i, (y, x) in enumerate(torch.randint(8, side - 8, (count, 2)).tolist()):
         pixels[i, :, y - 4 : y + 4, x - 4 : x + 4] += 3
         heat[i, 0, y // 8, x // 8] = 1
@@ -46,8 +46,8 @@ def main(steps: int = 60) -> None:
     encoder = segformer.MixTransformer.from_pretrained("human-parsing-b0", out_indices=(1, 3))
     encoder.freeze(2).train()
     head = PointHead(encoder.out_channels)
-    learning = [p for p in (*encoder.parameters(), *head.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=1e-3)
+    trainable = [p for p in (*encoder.parameters(), *head.parameters()) if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-3)
     for step in range(steps):
         pixels, heat = dots(8)
         predicted = head(encoder(pixels))

@@ -1,9 +1,9 @@
-"""The main job on two real photographs, with the model that ships inside the package.
+"""Segment two photographs with the model inside the package.
 
     python examples/portraits.py demo
 
-Both are public-domain portraits by NASA and the U.S. Navy that other packages carry:
-scikit-image's ``astronaut`` and matplotlib's ``grace_hopper.jpg``.
+Both photographs are in the public domain and come with other packages: scikit-image's ``astronaut``
+(NASA) and matplotlib's ``grace_hopper.jpg`` (U.S. Navy).
 """
 
 import sys
@@ -16,17 +16,16 @@ import segformer
 
 
 def main(folder: str) -> None:
-    hopper = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     astronaut = Path(skimage.__file__).parent / "data" / "astronaut.png"
-    # Portraits are closer than the full-length people that the model learnt on: show it smaller too
+    hopper = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    # The model was trained on people seen from head to foot. In portraits people are larger, so the
+    # images are also segmented at smaller sizes.
     predictor = segformer.Predictor(scales=(0.5, 0.75, 1.0))
     for prediction in predictor.stream([astronaut, Path(hopper)]):
         for path in prediction.save(folder):
             print(path)
-        print(
-            "  "
-            + ", ".join(f"{name} {share:.0%}" for name, share in prediction.class_fractions.items())
-        )
+        fractions = prediction.class_fractions.items()
+        print("  " + ", ".join(f"{name} {fraction:.0%}" for name, fraction in fractions))
 
 
 if __name__ == "__main__":

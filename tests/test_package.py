@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pkgutil
+import re
+import tomllib
+from pathlib import Path
 
 import segformer
 from conftest import run_python
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def test_public_names_are_there() -> None:
@@ -40,3 +46,25 @@ def test_a_missing_extra_is_named() -> None:
     result = run_python(code)
     assert result.returncode == 1
     assert "pip install 'segformer[train]'" in result.stderr
+
+
+def test_the_package_index_gets_no_relative_links() -> None:
+    """The substitutions of pyproject.toml, applied to the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    relative = re.compile(r"\]\((?!https?://|#)")
+    assert relative.search(text)
+    for rule in PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    assert not relative.search(text)
+    assert "docs/portrait.jpg" not in text
+    assert "docs/benchmarks.md" in text
+
+
+def test_lower_bounds_are_exact_versions() -> None:
+    """`make lowest` installs them."""
+    project = PROJECT["project"]
+    for requirement in (
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ):
+        assert re.fullmatch(r"[\w-]+(\[[\w,]+\])?>=\d+(\.\d+)+", requirement), requirement

@@ -27,11 +27,13 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
 
-def publish(hub: HubServer, name: str, model: SegFormer | SegFormerClassifier, folder: Path) -> None:  # noqa: F811
+def publish(
+    server: HubServer, name: str, model: SegFormer | SegFormerClassifier, folder: Path
+) -> None:
     """Random weights under the name of a published model."""
     model.save_pretrained(folder)
-    hub.repositories[name] = Repository()
-    hub.repositories[name].commit({path.name: path.read_bytes() for path in folder.iterdir()})
+    server.repositories[name] = Repository()
+    server.repositories[name].commit({path.name: path.read_bytes() for path in folder.iterdir()})
 
 
 @pytest.fixture

@@ -1,6 +1,10 @@
-"""SegFormer, whole: pretrained models, training, evaluation and prediction.
+"""SegFormer semantic segmentation: pretrained models, training, evaluation and prediction.
 
-Names are imported when they are first used, so ``import segformer`` costs next to nothing.
+    >>> import segformer
+    >>> prediction = segformer.Predictor()("photo.jpg")
+    >>> prediction.label_map  # (H, W) class ids
+
+A public name is imported when it is first used, so ``import segformer`` takes a few milliseconds.
 """
 
 from __future__ import annotations
