@@ -20,9 +20,12 @@ def run(words: list[str]) -> int:
 
     @dataclass
     class Check:
-        """Read every image and mask of a data set once and say what is wrong with it.
+        """Read every image and mask of a data set once and report what is wrong with it.
 
-        Exit code 1 if training would fail.
+        At the end it prints what to write into dataset.yaml, if that helps. Exit codes: 0, ready to
+        train; 1, training would fail; 2, wrong usage.
+
+        Example: segformer data check my-data
 
         Attributes:
             dataset: Folder with dataset.yaml, or with images/{train,val} and masks/{train,val}.
@@ -37,20 +40,24 @@ def run(words: list[str]) -> int:
         return 0
     options = parse(Check, "data check", words[1:])
 
-    from segformer.data.check import check_split
+    from segformer.data.check import check_split, suggested_yaml
     from segformer.data.dataset import DatasetError, open_dataset, splits
     from segformer.progress import ProgressBar
 
     found = splits(options.dataset)
     if "train" not in found:
         raise DatasetError(f"{options.dataset}: there is no split 'train' to train on")
-    failed = False
+    reports = []
     for split in found:
         dataset = open_dataset(options.dataset, split)
         with ProgressBar(f"checking {split}", len(dataset), "images") as bar:
             report = check_split(dataset, bar.advance)
         _show_report(report)
-        failed = failed or bool(report.errors)
+        reports.append(report)
+    failed = any(report.errors for report in reports)
+    suggestion = suggested_yaml(reports)
+    if suggestion:
+        print(f"\nwrite into dataset.yaml:\n\n{suggestion}\n")
     print("training would fail" if failed else "ready to train")
     return FAILED if failed else 0
 
@@ -76,8 +83,5 @@ def _show_report(report: "SplitReport") -> None:
         str(dataset.classes.ignore_index), "(ignored)", f"{report.ignored / max(total, 1):.2%}", ""
     )
     show(table)
-    for word, sentences in (("error", report.errors), ("warning", report.warnings)):
-        for sentence in sentences[:50]:
-            print(f"{word}: {sentence}")
-        if len(sentences) > 50:
-            print(f"... and {len(sentences) - 50} more {word}s")
+    for line in report.describe():
+        print(line)
