@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segformer.cli.terminal import FAILED, parse, show
+from segformer.cli.terminal import PARTIAL, parse, show
 
 if TYPE_CHECKING:
     from segformer.checkpoints.opening import Checkpoint
@@ -34,9 +34,8 @@ def run(words: list[str]) -> int:
 
         Example: segformer evaluate water/ --model runs/water/best --out evaluation
 
-        Unreadable images and masks are skipped and listed. Exit codes: 0, all images were scored;
-        1, an error, or some images were skipped (the report is then written without them);
-        2, wrong usage; 130, interrupted.
+        Unreadable images and masks are skipped and listed, and the report is written without them.
+        The exit code is then 3.
 
         Attributes:
             dataset: Folder with dataset.yaml, or with images/val and masks/val; for a classifier,
@@ -75,7 +74,7 @@ def run(words: list[str]) -> int:
         print(f"skipped images: {len(failed)}", file=sys.stderr)
         for failure in failed:
             print(f"  {failure}", file=sys.stderr)
-        return FAILED
+        return PARTIAL
     return 0
 
 
