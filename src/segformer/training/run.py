@@ -159,14 +159,8 @@ def _fit(
 ) -> Outcome | None:
     reuse_memory()
     loop = TrainingLoop(processes, folder, task, model)
-    try:
-        loop.fit(checkpoint)
-        outcome = processes.run_in_first(loop.finish)
-    finally:
-        processes.close()
-    if not processes.first:
-        raise SystemExit(0)  # process 0 reports
-    return outcome
+    loop.fit(checkpoint)
+    return processes.run_in_first(loop.finish)
 
 
 def _extended(
