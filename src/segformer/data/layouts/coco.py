@@ -164,7 +164,7 @@ def _categories(file: Path, document: Any = None) -> dict[int, str]:
     if given is None:
         given = as_dict(read_json(file), str(file)).get("categories")
     named: dict[int, str] = {}
-    parents = set()
+    parents: list[Any] = []
     rows = as_list(given, f"{file}: categories")
     for number, given_row in enumerate(rows, 1):
         entry = f"{file}: category {number}"
@@ -173,7 +173,8 @@ def _categories(file: Path, document: Any = None) -> dict[int, str]:
         if identity in named:
             raise ValueError(f"{file}: the category id {identity} occurs twice")
         named[identity] = name
-        parents.add(row.get("supercategory") if identity else None)
+        if identity:
+            parents.append(row.get("supercategory"))
     first: dict[str, Any] = next((row for row in rows if row.get("id") == 0), {})
     if first.get("supercategory") == "none" and first.get("name") in parents:
         del named[0]

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_LARGEST = 1e12
+"""Numbers from here on are no coordinates."""
+
 
 def as_dict(value: Any, what: str) -> dict[str, Any]:
     """The value, if it is an object.
@@ -47,7 +50,7 @@ def as_number(value: Any, what: str) -> float:
     Raises:
         ValueError: It is not.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
         raise ValueError(f"{what}: expected a number, not {_show(value)}")
     return float(value)
 
@@ -76,6 +79,8 @@ def as_points(value: Any, what: str) -> NDArray[np.float64]:
         points = np.empty(0)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"{what}: expected points [[x, y], ...], not {_show(value)}")
+    if not (np.abs(points) < _LARGEST).all():
+        raise ValueError(f"{what}: coordinates that are too large or not finite: {_show(value)}")
     return points
 
 

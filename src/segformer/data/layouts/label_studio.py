@@ -154,7 +154,7 @@ class LabelStudioTask:
                 "labeling, which is not supported"
             )
         for key, actual in (("original_height", height), ("original_width", width)):
-            if region.get(key) is not None and as_int(region[key], key) != actual:
+            if region.get(key) is not None and as_int(region[key], f"{entry}: {key}") != actual:
                 raise ValueError(f"{entry}: {key} is {region[key]}, but the image has {actual}")
         if "rle" in value:
             data = value["rle"]

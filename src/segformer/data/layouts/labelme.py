@@ -61,7 +61,10 @@ class LabelMeShapes:
         try:
             document = as_dict(read_json(self.file), str(self.file))
             for key, actual in (("imageHeight", height), ("imageWidth", width)):
-                if document.get(key) is not None and as_int(document[key], key) != actual:
+                if (
+                    document.get(key) is not None
+                    and as_int(document[key], f"{self.file}: {key}") != actual
+                ):
                     raise ValueError(
                         f"{self.file}: {key} is {document[key]}, but the image has {actual}"
                     )
@@ -163,11 +166,11 @@ def _splits(root: Path) -> list[str]:
 def _labels_in(document: Any) -> set[str]:
     """Labels of a document; what is wrong in it is found when its image is read."""
     shapes = document.get("shapes") if isinstance(document, dict) else None
-    labels = (
-        {s.get("label") for s in shapes if isinstance(s, dict)}
-        if isinstance(shapes, list)
-        else set()
-    )
+    labels = [
+        shape.get("label")
+        for shape in (shapes if isinstance(shapes, list) else ())
+        if isinstance(shape, dict)
+    ]
     return {label for label in labels if isinstance(label, str) and label}
 
 

@@ -91,7 +91,8 @@ class YoloPolygons:
             )
         if len(numbers) % 2:
             raise DatasetError(f"{entry}: {len(numbers)} coordinates; x and y must alternate")
-        points = numbers.reshape(-1, 2) * (width, height)
+        with np.errstate(over="ignore"):
+            points = numbers.reshape(-1, 2) * (width, height)
         try:
             return polygon_region([points], height, width, self.classes.ids[class_id], entry)
         except ValueError as error:
