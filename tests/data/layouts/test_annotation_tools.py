@@ -278,7 +278,7 @@ def test_labelme_later_shapes_lie_on_earlier_ones(tmp_path: Path) -> None:
     [
         (shape("b", [[1, 1], [2, 2]]), r"shape 2 \(b\): a polygon of 2 points"),
         (shape("b", [[90, 90], [99, 90], [99, 99]]), r"shape 2 \(b\): .* outside the image"),
-        (shape("b", [[1, 1], [2, 2]], "line"), r"shape 2 \(b\): a shape of type 'line' has no area"),
+        (shape("b", [[1, 1], [2, 2]], "line"), r"shape 2 \(b\): .* 'line' has no area"),
         (shape("b", [[1, 1]], "circle"), r"shape 2 \(b\): a circle needs two points"),
         (shape("b", [[1, 1, 1]]), r"shape 2 \(b\): points: expected"),
         (shape("b", "x"), r"shape 2 \(b\): points: expected"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -132,24 +133,27 @@ def polygon_region(
 
 
 def _fill(corners: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
-    """(height, width): which pixel centers are inside, by the crossings of each row."""
+    """(height, width): which pixel centers are inside, by the crossings of each column."""
     following = np.roll(corners, -1, axis=0)
-    upward = corners[:, 1] > following[:, 1]
-    start = np.where(upward[:, None], following, corners)
-    end = np.where(upward[:, None], corners, following)
-    # Rows whose center lies in the half-open span of the edge, so that a corner counts once
-    first = np.ceil(np.clip(start[:, 1], 0, height) - 0.5).astype(np.int64)
-    last = np.ceil(np.clip(end[:, 1], 0, height) - 0.5).astype(np.int64)
+    leftward = corners[:, 0] > following[:, 0]
+    start = np.where(leftward[:, None], following, corners)
+    end = np.where(leftward[:, None], corners, following)
+    # Columns whose center lies in the half-open span of the edge, so that a corner counts once
+    first = np.ceil(np.clip(start[:, 0], 0, width) - 0.5).astype(np.int64)
+    last = np.ceil(np.clip(end[:, 0], 0, width) - 0.5).astype(np.int64)
     counts = last - first
     edge = np.repeat(np.arange(len(corners)), counts)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
+    column = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
     with np.errstate(over="ignore", invalid="ignore"):
-        slope = (end - start)[edge, 0] / (end - start)[edge, 1]
-        crossing = start[edge, 0] + (row + 0.5 - start[edge, 1]) * slope
-    column = np.ceil(np.clip(np.nan_to_num(crossing), 0, width) - 0.5).astype(np.int64)
-    toggles = np.zeros((height, width + 1), np.uint8)
-    np.bitwise_xor.at(toggles, (row, np.maximum(column, 0)), 1)
-    return np.bitwise_xor.accumulate(toggles[:, :width], axis=1).astype(bool)
+        slope = (end - start)[edge, 1] / (end - start)[edge, 0]
+        crossing = start[edge, 1] + (column + 0.5 - start[edge, 0]) * slope
+    row = np.ceil(np.clip(np.nan_to_num(crossing), 0, height) - 0.5).astype(np.int64)
+    toggles = np.zeros((height + 1, width), np.uint8)
+    places = np.maximum(row, 0) * width + column
+    np.bitwise_xor.at(toggles.reshape(-1), places, np.uint8(1))
+    for above, below in itertools.pairwise(toggles[:height]):  # faster than ufunc.accumulate
+        np.bitwise_xor(below, above, out=below)
+    return toggles[:height].view(np.bool_)
 
 
 def run_length_region(
