@@ -13,7 +13,7 @@ from PIL import Image
 
 from segformer.data.layouts.base import LayoutSplit
 from segformer.data.layouts.recognition import Recognized, recognize
-from segformer.data.sample import Sample
+from segformer.data.pairing import Sample
 from segformer.image import read_image, read_mask
 
 HEIGHT, WIDTH = 24, 32

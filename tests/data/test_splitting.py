@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segformer.data.sample import DatasetError
+from segformer.data.errors import DatasetError
 from segformer.data.splitting import (
     group_samples,
     parse_fold,

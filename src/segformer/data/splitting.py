@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer.data.sample import DatasetError
+from segformer.data.errors import DatasetError
 
 Division = tuple[list[int], list[int]]
 """Positions of the samples for training and for validation, ascending."""

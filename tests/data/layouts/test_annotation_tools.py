@@ -22,7 +22,7 @@ from layout_samples import (
     write_json,
     write_mask,
 )
-from segformer.data.sample import DatasetError
+from segformer.data.errors import DatasetError
 
 
 def draw_roboflow(root: Path, part: str, classes: str) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from segformer.data.errors import DatasetError
 from segformer.data.layouts import archive
 from segformer.data.layouts.archive import unpacked
-from segformer.data.sample import DatasetError
 
 
 def pack(path: Path, members: dict[str, bytes]) -> Path:

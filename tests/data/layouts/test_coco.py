@@ -15,7 +15,7 @@ from layout_samples import (
     write_image,
     write_json,
 )
-from segformer.data.sample import DatasetError
+from segformer.data.errors import DatasetError
 
 SQUARE = [4, 4, 20, 4, 20, 16, 4, 16]
 SMALL = [8, 8, 12, 8, 12, 12, 8, 12]

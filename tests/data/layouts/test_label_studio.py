@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -5,8 +6,8 @@ import numpy as np
 import pytest
 
 from layout_samples import HEIGHT, WIDTH, class_ids, read_split, write_image, write_json
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.label_studio import decode_brush
-from segformer.data.sample import DatasetError
 
 EXPORTED = bytes(
     (0, 0, 0, 120, 57, 27, 252, 127, 248, 108, 2, 223, 253, 176, 11, 127, 246, 192, 45, 255, 225)
@@ -24,7 +25,7 @@ def encode_brush(mask: np.ndarray, *, literal: bool = False) -> list[int]:
             bits += f"0{2:02b}{len(block) - 1:08b}" + "".join(f"{v:08b}" for v in block)
     else:
         edges = np.flatnonzero(np.diff(values.astype(int), prepend=-1, append=-1))
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             assert end - start <= 1 << 16
             bits += f"1{3:02b}{end - start - 1:016b}{values[start]:08b}"
     bits += "0" * (-len(bits) % 8)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from layout_samples import class_ids, columns, taken_for, write_image, write_json, write_mask
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.recognition import LAYOUTS, recognize
-from segformer.data.sample import DatasetError
 
 
 def draw_ade(root: Path) -> Path:

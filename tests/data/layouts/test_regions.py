@@ -59,7 +59,7 @@ def test_neighbors_neither_overlap_nor_leave_gaps() -> None:
 
 
 def test_several_polygons_of_one_object_are_united() -> None:
-    ids = painted(polygon_region([SQUARE, SQUARE + (2, 1)], 8, 10, 1, "a"))
+    ids = painted(polygon_region([SQUARE, SQUARE + np.array((2, 1))], 8, 10, 1, "a"))
     assert ids[2, 3] == ids[2, 5] == ids[4, 7] == 1
 
 
@@ -85,7 +85,7 @@ def test_what_lies_outside_is_cut_off() -> None:
 
 
 def test_small_regions_lie_on_large_ones_or_late_ones_on_early_ones() -> None:
-    large = polygon_region([SQUARE + (-1, -1), SQUARE], 8, 10, 1, "large")
+    large = polygon_region([SQUARE - 1, SQUARE], 8, 10, 1, "large")
     small = polygon_region([SQUARE], 8, 10, 2, "small")
     assert painted(small, large)[2, 3] == 2
     assert painted(small, large, small=False)[2, 3] == 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from segformer.classes import ClassSet
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     Layout,
     LayoutSplit,
@@ -15,7 +16,6 @@ from segformer.data.layouts.base import (
     pair_folders,
     require_samples,
 )
-from segformer.data.sample import DatasetError
 
 _FOLDERS = {"train": "training", "val": "validation"}
 _NAMES = "objectInfo150.txt"

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
-from segformer.data.sample import DatasetError
+from segformer.data.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 
 from segformer.classes import ClassSet, default_palette
-from segformer.data.sample import Annotation, BrokenAnnotation, DatasetError, Sample
+from segformer.data.annotation import Annotation, BrokenAnnotation
+from segformer.data.errors import DatasetError
+from segformer.data.pairing import Sample
 from segformer.image import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 WHOLE = "all"

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from segformer.classes import ClassSet
+from segformer.data.annotation import BrokenAnnotation
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     WHOLE,
     Layout,
@@ -25,7 +27,7 @@ from segformer.data.layouts.base import (
 )
 from segformer.data.layouts.color_masks import ColorMask, ColorTable
 from segformer.data.layouts.pascal_voc import in_colors
-from segformer.data.sample import BrokenAnnotation, DatasetError, Sample
+from segformer.data.pairing import Sample
 from segformer.image import IMAGE_SUFFIXES
 
 _STEM = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_?\w*", re.IGNORECASE)

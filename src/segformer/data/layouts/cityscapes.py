@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     Layout,
     LayoutSplit,
@@ -16,7 +17,6 @@ from segformer.data.layouts.base import (
     sort_splits,
     subfolders,
 )
-from segformer.data.sample import DatasetError
 
 _IMAGES = "leftImg8bit"
 _KINDS = ("gtFine", "gtCoarse")

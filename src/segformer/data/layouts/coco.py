@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer.classes import ClassSet
+from segformer.data.annotation import BrokenAnnotation
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     WHOLE,
     Layout,
@@ -32,7 +34,7 @@ from segformer.data.layouts.base import (
 )
 from segformer.data.layouts.json_values import as_dict, as_int, as_list, as_text
 from segformer.data.layouts.regions import Region, paint, polygon_region, run_length_region
-from segformer.data.sample import BrokenAnnotation, DatasetError, Sample
+from segformer.data.pairing import Sample
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "image_info_", "stuff_")
 _KEYS = (b'"images"', b'"annotations"', b'"categories"')

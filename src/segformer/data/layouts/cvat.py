@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segformer.classes import ClassSet
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     WHOLE,
     Layout,
@@ -20,7 +21,6 @@ from segformer.data.layouts.base import (
     walk_files,
 )
 from segformer.data.layouts.color_masks import ColorMask, ColorTable
-from segformer.data.sample import DatasetError
 
 _LISTS = "ImageSets/Segmentation"
 _MASKS = "SegmentationClass"
@@ -78,7 +78,7 @@ def read_labelmap(file: Path) -> tuple[ClassSet, ColorTable]:
     except ValueError as error:
         raise DatasetError(f"{file}: {error}") from None
     table = {colors[name]: i for i, name in enumerate(names)}
-    return classes, ColorTable(table, "uint8" if len(names) <= 255 else "uint16")
+    return classes, ColorTable(table)
 
 
 def _read(root: Path, split: str) -> LayoutSplit:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from segformer.data.annotation import BrokenAnnotation
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     WHOLE,
     Layout,
@@ -19,7 +21,7 @@ from segformer.data.layouts.base import (
     walk_files,
 )
 from segformer.data.layouts.color_masks import ColorMask, ColorTable
-from segformer.data.sample import BrokenAnnotation, DatasetError, Sample
+from segformer.data.pairing import Sample
 
 _TRAIN = {
     "potsdam": frozenset(

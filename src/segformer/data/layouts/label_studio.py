@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer.classes import ClassSet
+from segformer.data.annotation import BrokenAnnotation
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     WHOLE,
     Layout,
@@ -35,7 +37,7 @@ from segformer.data.layouts.json_values import (
     as_points,
 )
 from segformer.data.layouts.regions import Region, crop_region, paint, polygon_region
-from segformer.data.sample import BrokenAnnotation, DatasetError, Sample
+from segformer.data.pairing import Sample
 
 _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels")
 _SHAPES = ("brush", "polygon", "rectangle", "ellipse")

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segformer.data.annotation import BrokenAnnotation
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     WHOLE,
     Layout,
@@ -31,7 +33,7 @@ from segformer.data.layouts.base import (
 )
 from segformer.data.layouts.json_values import as_dict, as_int, as_list, as_points, as_text
 from segformer.data.layouts.regions import Region, crop_region, paint, polygon_region
-from segformer.data.sample import BrokenAnnotation, DatasetError, Sample
+from segformer.data.pairing import Sample
 from segformer.image import IMAGE_SUFFIXES, read_mask
 
 _BACKGROUND = ("_background_", "background")

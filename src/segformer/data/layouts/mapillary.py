@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from segformer.classes import ClassSet
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     Layout,
     LayoutSplit,
@@ -18,7 +19,6 @@ from segformer.data.layouts.base import (
     read_json,
     require_samples,
 )
-from segformer.data.sample import DatasetError
 
 _FOLDERS = {"train": "training", "val": "validation"}
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from segformer.classes import ClassSet
+from segformer.data.annotation import Annotation
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     WHOLE,
     Layout,
@@ -26,7 +28,6 @@ from segformer.data.layouts.base import (
     walk_files,
 )
 from segformer.data.layouts.color_masks import ColorMask, ColorTable
-from segformer.data.sample import Annotation, DatasetError
 from segformer.image import MASK_SUFFIXES
 
 _IMAGES = "JPEGImages"

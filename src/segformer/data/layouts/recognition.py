@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.ade20k import ADE20K
 from segformer.data.layouts.base import Layout, subfolders
 from segformer.data.layouts.camvid import CAMVID
@@ -21,7 +22,6 @@ from segformer.data.layouts.mapillary import MAPILLARY
 from segformer.data.layouts.pascal_voc import PASCAL_VOC
 from segformer.data.layouts.roboflow import ROBOFLOW_MASKS
 from segformer.data.layouts.yolo import YOLO
-from segformer.data.sample import DatasetError
 
 LAYOUTS: tuple[Layout, ...] = (
     ADE20K,

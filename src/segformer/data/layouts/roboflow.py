@@ -6,6 +6,8 @@ import csv
 from pathlib import Path
 
 from segformer.classes import ClassSet
+from segformer.data.annotation import BrokenAnnotation
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     Layout,
     LayoutSplit,
@@ -17,7 +19,7 @@ from segformer.data.layouts.base import (
     split_of,
     subfolders,
 )
-from segformer.data.sample import BrokenAnnotation, DatasetError, Sample
+from segformer.data.pairing import Sample
 
 _CLASSES = "_classes.csv"
 _ENDING = "_mask"

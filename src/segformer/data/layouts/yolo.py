@@ -12,6 +12,8 @@ import yaml
 from numpy.typing import NDArray
 
 from segformer.classes import ClassSet
+from segformer.data.annotation import BrokenAnnotation
+from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     Layout,
     LayoutSplit,
@@ -25,7 +27,7 @@ from segformer.data.layouts.base import (
     with_background,
 )
 from segformer.data.layouts.regions import Region, paint, polygon_region
-from segformer.data.sample import BrokenAnnotation, DatasetError, Sample
+from segformer.data.pairing import Sample
 from segformer.image import IMAGE_SUFFIXES
 
 _KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}

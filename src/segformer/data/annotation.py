@@ -1,4 +1,4 @@
-"""One image with its annotation, and the error of every reader of data sets."""
+"""Annotations in other forms than masks of class ids: polygons, run lengths, colors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-
-class DatasetError(ValueError):
-    """A data set that cannot be used; the message says what is wrong, where, and what to do."""
+from segformer.data.errors import DatasetError
 
 
 class Annotation(Protocol):
@@ -28,21 +26,6 @@ class Annotation(Protocol):
             ValueError: The annotation is broken or does not fit the image; the message names the
                 file and the entry.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image and its annotation.
-
-    Attributes:
-        name: Path of the image inside its split's folder, for messages and reports.
-        image: Image file.
-        mask: Mask file, an annotation to rasterize, or None where there is none.
-    """
-
-    name: str
-    image: Path
-    mask: Path | Annotation | None
 
 
 @dataclass(frozen=True, slots=True)
