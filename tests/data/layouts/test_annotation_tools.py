@@ -232,6 +232,7 @@ def test_labelme_shapes(tmp_path: Path) -> None:
             shape("straße", SQUARE),
             shape("car", [[12, 12], [8, 8]], "rectangle"),
             shape("disc", [[26, 6], [26, 9]], "circle"),
+            shape("car", [[0, 0], [2, 0], [2, 2], [0, 2]], "rectangle"),
             shape("_background_", [[4, 4], [6, 4], [6, 6], [4, 6]]),
             shape("__ignore__", [[0, 20], [5, 20], [5, 24], [0, 24]]),
             shape("stamp", [[30, 20], [31, 21]], "mask", mask=stamp),
@@ -241,6 +242,7 @@ def test_labelme_shapes(tmp_path: Path) -> None:
     assert split.classes.names == ("background", "car", "disc", "stamp", "straße")
     ids = class_ids(split)
     assert (ids[8:12, 8:12] == 1).all()
+    assert (ids[:2, :2] == 1).all()
     assert ids[4, 4] == 0
     assert ids[4, 8] == 4
     assert abs(int((ids == 2).sum()) - 9 * np.pi) < 5

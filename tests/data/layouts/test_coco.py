@@ -67,7 +67,7 @@ def test_small_objects_lie_on_large_ones_and_ids_have_gaps(tmp_path: Path) -> No
     assert (ids == 0).sum() == HEIGHT * WIDTH - 12 * 16
 
 
-def test_run_lengths_and_crowds(tmp_path: Path) -> None:
+def test_run_lengths_and_crowds_are_painted_as_their_class(tmp_path: Path) -> None:
     dog, crowd = np.zeros((2, HEIGHT, WIDTH), int)
     dog[2:5, 3:9] = 1
     crowd[0:10, 0:6] = 1
@@ -77,7 +77,7 @@ def test_run_lengths_and_crowds(tmp_path: Path) -> None:
     )
     ids = class_ids(read_split(tmp_path, "coco", "train"))
     assert (ids[dog == 1] == 2).all()
-    assert (ids[(crowd == 1) & (dog == 0)] == 255).all()
+    assert (ids[(crowd == 1) & (dog == 0)] == 1).all()
 
 
 def test_a_file_written_with_pycocotools(tmp_path: Path) -> None:

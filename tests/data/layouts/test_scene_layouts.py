@@ -94,6 +94,14 @@ def test_cityscapes_coarse_with_train_ids(tmp_path: Path) -> None:
     assert stripes(split) == ["road", "bicycle", "ignored"]
 
 
+def test_cityscapes_withholds_the_annotations_of_its_test_images(tmp_path: Path) -> None:
+    name = "bonn_000000_000019"
+    write_image(tmp_path / f"leftImg8bit/test/bonn/{name}_leftImg8bit.png")
+    write_mask(tmp_path / f"gtFine/test/bonn/{name}_gtFine_labelIds.png", columns(0, 1, 3))
+    split = read_split(tmp_path, "cityscapes", "test")
+    assert [sample.mask for sample in split.samples] == [None]
+
+
 def test_cityscapes_as_released(shared_data: Path) -> None:
     split = read_split(shared_data / "layouts/cityscapes", "cityscapes", "train")
     assert len(split.samples) == 4

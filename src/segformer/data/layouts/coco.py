@@ -1,4 +1,8 @@
-"""COCO JSON, with the folders of COCO itself or as Roboflow and CVAT export it."""
+"""COCO JSON, with the folders of COCO itself or as Roboflow and CVAT export it.
+
+Regions with ``iscrowd`` are painted as their class, like others: in COCO they are groups of one
+class, and CVAT sets it for every mask.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +50,11 @@ class CocoIndex:
 
     Attributes:
         file: The JSON file.
-        packed: Pickled entries (id, category, iscrowd, segmentation) of all images in turn.
+        packed: Pickled entries (id, category, segmentation) of all images in turn.
         starts: Where the entries of each image begin in ``packed``, and the end of the last.
         sizes: (N, 2) height and width as the file states them, or zeros.
         ids: Category id -> class id.
-        ignore_index: Class id of crowds.
+        ignore_index: Of the classes.
     """
 
     file: Path
@@ -74,7 +78,7 @@ class CocoAnnotation:
         return self.index.file
 
     def rasterize(self, height: int, width: int) -> NDArray[np.integer]:
-        """Class ids (H, W), small objects over large ones; crowds are ignored pixels."""
+        """Class ids (H, W), small objects over large ones."""
         index = self.index
         try:
             stated = tuple(index.sizes[self.row].tolist())
@@ -98,11 +102,11 @@ class CocoAnnotation:
 
 
 def _region(index: CocoIndex, packed: tuple[Any, ...], height: int, width: int) -> Region:
-    identity, category, is_crowd, segmentation = packed
+    identity, category, segmentation = packed
     entry = f"{index.file}: annotation {identity}"
     if not isinstance(category, int) or category not in index.ids:
         raise ValueError(f"{entry}: category {category!r} is not among the categories of the file")
-    class_id = index.ignore_index if is_crowd else index.ids[category]
+    class_id = index.ids[category]
     if isinstance(segmentation, dict):
         size = [as_int(v, f"{entry}: size") for v in as_list(segmentation.get("size"), entry)]
         if size != [height, width]:
@@ -205,20 +209,15 @@ def _quick_categories(file: Path) -> Any:
 
 
 def _classes(root: Path, categories: dict[Path, dict[int, str]]) -> ClassSet:
-    """The classes of all files together, by name, the background first."""
+    """The classes of all files together, in this order and by name, the background first."""
     names: list[str] = []
-    for file in sorted(categories, key=lambda f: (_splits(root).index(_split(root, f)), f)):
-        given = categories[file]
+    for given in categories.values():
         names += [given[i] for i in sorted(given) if given[i] not in names]
     named = with_background(names)
     try:
         return named_classes(named, contrast_palette(len(named)))
     except ValueError as error:
         raise DatasetError(f"{root}: categories: {error}") from None
-
-
-def _split(root: Path, file: Path) -> str:
-    return next(split for split, files in _files(root).items() if file in files)
 
 
 def _read(root: Path, split: str) -> LayoutSplit:
@@ -231,8 +230,8 @@ def _read(root: Path, split: str) -> LayoutSplit:
         documents = {file: as_dict(read_json(file), str(file)) for file in files[split]}
         categories = {
             file: _categories(file, documents.get(file))
-            for of_split in files.values()
-            for file in of_split
+            for name in sort_splits(files)
+            for file in files[name]
             if file in documents or _readable(file)
         }
         classes = _classes(root, categories)
@@ -335,7 +334,7 @@ def _pack(annotation: dict[str, Any], number: int) -> tuple[Any, ...]:
                 packed.append(polygon)  # reported when the image is read
         segmentation = packed
     identity = annotation.get("id", f"number {number}")
-    return identity, annotation.get("category_id"), annotation.get("iscrowd"), segmentation
+    return identity, annotation.get("category_id"), segmentation
 
 
 class _ImageFolders:

@@ -97,6 +97,8 @@ class LabelMeShapes:
         kind = shape.get("shape_type") or "polygon"
         if kind == "mask":
             return _mask_region(shape, points, class_id, entry, height, width)
+        if kind == "rectangle" and len(points) == 4:  # as X-AnyLabeling writes it
+            kind = "polygon"
         if kind in ("rectangle", "circle") and len(points) != 2:
             raise ValueError(f"{entry}: a {kind} needs two points, not {len(points)}")
         if kind == "rectangle":
@@ -106,7 +108,7 @@ class LabelMeShapes:
             angles = np.linspace(0, 2 * np.pi, _CIRCLE_CORNERS, endpoint=False)
             radius = float(np.hypot(*(points[1] - points[0])))
             points = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        elif kind not in ("polygon", "oriented_rectangle"):
+        elif kind not in ("polygon", "oriented_rectangle", "rotation"):
             raise ValueError(f"{entry}: a shape of type {kind!r} has no area; draw a polygon")
         return polygon_region([points], height, width, class_id, entry)
 
