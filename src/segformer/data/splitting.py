@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segformer.data.errors import DatasetError
 
-Division = tuple[list[int], list[int]]
+Parts = tuple[list[int], list[int]]
 """Positions of the samples for training and for validation, ascending."""
 
 
@@ -23,7 +23,7 @@ def split_fraction(
     present: NDArray[np.bool_] | None = None,
     groups: Sequence[str] | None = None,
     seed: int = 0,
-) -> Division:
+) -> Parts:
     """Divide samples into training and validation by a fraction.
 
     Args:
@@ -39,7 +39,7 @@ def split_fraction(
     if not 0 < val_fraction < 1:
         raise DatasetError(f"the validation fraction must lie between 0 and 1, not {val_fraction}")
     part = _divide(names, (1 - val_fraction, val_fraction), present, groups, seed)
-    return _division(part, 1, f"a validation fraction of {val_fraction}")
+    return _parts(part, 1, f"a validation fraction of {val_fraction}")
 
 
 def split_fold(
@@ -50,7 +50,7 @@ def split_fold(
     present: NDArray[np.bool_] | None = None,
     groups: Sequence[str] | None = None,
     seed: int = 0,
-) -> Division:
+) -> Parts:
     """One of k folds for validation, the others for training.
 
     Each sample is in the validation part of exactly one fold, for the same names, groups and seed.
@@ -71,7 +71,7 @@ def split_fold(
             f"a fold must be 1/k to k/k with k of at least 2, not {fold}/{num_folds}"
         )
     part = _divide(names, (1 / num_folds,) * num_folds, present, groups, seed)
-    return _division(part, fold - 1, f"fold {fold}/{num_folds}")
+    return _parts(part, fold - 1, f"fold {fold}/{num_folds}")
 
 
 def parse_fold(text: str) -> tuple[int, int]:
@@ -88,7 +88,7 @@ def parse_fold(text: str) -> tuple[int, int]:
 
 def split_lists(
     names: Sequence[str], val: Iterable[str], train: Iterable[str] | None = None
-) -> Division:
+) -> Parts:
     """Divide samples by lists of their names.
 
     A line may be a name with or without suffix, or a path that ends with it.
@@ -180,7 +180,7 @@ def _listed(lines: Iterable[str], lookup: dict[str, set[int]], part: str) -> set
     return found
 
 
-def _division(part: NDArray[np.int64], val: int, what: str) -> Division:
+def _parts(part: NDArray[np.int64], val: int, what: str) -> Parts:
     train_ids, val_ids = np.flatnonzero(part != val), np.flatnonzero(part == val)
     if not len(train_ids) or not len(val_ids):
         raise DatasetError(

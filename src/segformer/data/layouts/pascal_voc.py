@@ -49,11 +49,16 @@ def voc_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colors)
 
 
-def in_colors(file: Path) -> bool:
-    """Whether an image file holds colors of its own rather than gray levels or a palette."""
+def in_colors(file: Path, *, palette_too: bool = False) -> bool:
+    """Whether an image file holds colors of its own rather than gray levels.
+
+    Args:
+        file: The image.
+        palette_too: Take the entries of a palette as colors.
+    """
     try:
         with Image.open(file) as image:
-            return image.mode in ("RGB", "RGBA")
+            return image.mode in (("RGB", "RGBA", "P") if palette_too else ("RGB", "RGBA"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False  # reading the mask says what is wrong with it
 
