@@ -94,6 +94,19 @@ def test_cvat_masks_with_a_palette(tmp_path: Path) -> None:
     assert stripes(split) == ["background", "road"]
 
 
+def test_cvat_masks_of_one_channel_hold_positions_in_the_labelmap(tmp_path: Path) -> None:
+    draw_cvat(tmp_path)
+    write_mask(tmp_path / "SegmentationClass/bild 1.png", columns(1, 0, 2))
+    split = read_split(tmp_path, "cvat", "all")
+    assert stripes(split) == ["background", "road", "weg: links"]
+    assert stripes(split, split.samples[1]) == ["background", "weg: links", "road"]
+
+
+def test_cvat_black_is_background_whatever_its_color(tmp_path: Path) -> None:
+    draw_cvat(tmp_path, LABELMAP.replace("background:0,0,0", "background:9,9,9"))
+    assert stripes(read_split(tmp_path, "cvat", "all"))[0] == "background"
+
+
 @pytest.mark.parametrize(
     ("labelmap", "message"),
     [

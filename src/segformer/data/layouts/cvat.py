@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from segformer.classes import ClassSet
+from segformer.data.annotation import Annotation
 from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
     WHOLE,
@@ -21,6 +23,7 @@ from segformer.data.layouts.base import (
     walk_files,
 )
 from segformer.data.layouts.color_masks import ColorMask, ColorTable
+from segformer.data.layouts.pascal_voc import in_colors
 
 _LISTS = "ImageSets/Segmentation"
 _MASKS = "SegmentationClass"
@@ -77,8 +80,10 @@ def read_labelmap(file: Path) -> tuple[ClassSet, ColorTable]:
         classes = named_classes(names, [colors[name] for name in names])
     except ValueError as error:
         raise DatasetError(f"{file}: {error}") from None
-    table = {colors[name]: i for i, name in enumerate(names)}
-    return classes, ColorTable(table)
+    # Masks of one channel hold the position of the label in the file
+    mapping = {at: names.index(name) for at, name in enumerate(colors) if at != names.index(name)}
+    table = {_BLACK: 0} | {colors[name]: i for i, name in enumerate(names)}
+    return replace(classes, mapping=mapping), ColorTable(table)
 
 
 def _read(root: Path, split: str) -> LayoutSplit:
@@ -93,6 +98,10 @@ def _read(root: Path, split: str) -> LayoutSplit:
         )
     classes, colors = read_labelmap(root / "labelmap.txt")
     masks = root / _MASKS
+
+    def annotate(mask: Path) -> Path | Annotation:
+        return ColorMask(mask, colors) if in_colors(mask, palette_too=True) else mask
+
     if split in lists:
         try:
             text = lists[split].read_text(encoding="utf-8-sig")
@@ -100,10 +109,10 @@ def _read(root: Path, split: str) -> LayoutSplit:
             raise DatasetError(f"{lists[split]}: cannot be read as text: {error}") from None
         # A name may hold blanks: CVAT writes one name per line and nothing else
         names = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-        samples = pair_listed(names, images, masks, lambda mask: ColorMask(mask, colors))
+        samples = pair_listed(names, images, masks, annotate)
         strays: list[Path] = []
     else:
-        samples, strays = pair_folders(images, masks, annotate=lambda mask: ColorMask(mask, colors))
+        samples, strays = pair_folders(images, masks, annotate=annotate)
     return LayoutSplit(require_samples(samples, images, split), classes, tuple(strays))
 
 
