@@ -211,7 +211,7 @@ def test_cached_images_train_the_same(tmp_path: Path, tiny_variant: str) -> None
     assert losses[0] == losses[1]
 
 
-def test_float16_skips_steps_that_overflow(tmp_path: Path, tiny_variant: str) -> None:
+def test_float16_trains_with_a_scaled_loss(tmp_path: Path, tiny_variant: str) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     train(dataset, tmp_path / "run", config(precision="float16", device="cpu", max_steps=3))
     state = torch.load(tmp_path / "run/resume.ckpt", weights_only=True)["precision"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer.config import SegFormerConfig
+from segformer.machine import limit_threads
 from segformer.model.products import reuse_memory
 from segformer.training.classification import Classification
 from segformer.training.config import SegmentationTrainConfig, TrainConfig
@@ -157,6 +158,7 @@ def _fit(
     model: Model,
     checkpoint: dict[str, Any] | None = None,
 ) -> Outcome | None:
+    limit_threads()
     reuse_memory()
     loop = TrainingLoop(processes, folder, task, model)
     loop.fit(checkpoint)
