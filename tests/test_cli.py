@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -45,6 +46,15 @@ def test_help_of_a_command_teaches_and_needs_no_torch(
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert "Example: segformer" in result.stdout
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_tells_what_defaults_mean(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: segformer {command}")
+    assert "None" not in text
 
 
 def test_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from segformer.cli.terminal import PARTIAL, parse, show
 
@@ -55,7 +55,9 @@ def run(words: list[str]) -> int:
         out: Path = Path("evaluation")
         overwrite: bool = False
         match_classes: MatchClasses = "name"
-        config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
+        config: Annotated[
+            PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="prediction")
+        ] = field(default_factory=PredictConfig)
 
     options = parse(Evaluate, "evaluate", words)
 
