@@ -13,6 +13,7 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -359,6 +360,8 @@ class _ImageFolders:
     def __call__(self, name: str) -> Path:
         relative = name.replace("\\", "/")
         tried = [relative, base_name(name)] if "/" in relative else [relative]
+        if not name.isascii():  # systems write accents as one character or as two
+            tried += [normalize(form, given) for given in tried for form in ("NFC", "NFD")]
         for candidate in tried:
             for number, folder in enumerate(self.folders):
                 try:

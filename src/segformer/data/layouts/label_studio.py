@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -277,7 +278,7 @@ def _image_name(task: Any, entry: str) -> str:
 def _images_by_name(root: Path) -> dict[str, list[Path]]:
     images: dict[str, list[Path]] = {}
     for file in image_files(root):
-        images.setdefault(file.name, []).append(file)
+        images.setdefault(normalize("NFC", file.name), []).append(file)
     return images
 
 
@@ -287,7 +288,7 @@ def _find_image(task: Any, images: dict[str, list[Path]], root: Path, entry: str
     Raises:
         ValueError: The task names none, or several files have the name.
     """
-    name = _image_name(task, entry)
+    name = normalize("NFC", _image_name(task, entry))  # accents are one character or two
     found = images.get(name) or images.get(re.sub(r"^[0-9a-f]{6,}-", "", name)) or []
     if len(found) > 1:
         raise ValueError(f"{entry}: several files are called {name}: {found[0]}, {found[1]}")
