@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer.classes import ClassSet
+from segformer.classes import ClassSet, printable
 from segformer.data.annotation import BrokenAnnotation
 from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
@@ -187,8 +187,8 @@ def _label(region: dict[str, Any]) -> str | None:
     value = region.get("value", region)
     for key in (*_KINDS, "labels"):
         labels = value.get(key) if isinstance(value, dict) else None
-        if isinstance(labels, list) and labels and isinstance(labels[0], str) and labels[0]:
-            return str(labels[0])
+        if isinstance(labels, list) and labels and isinstance(labels[0], str):
+            return printable(labels[0]) or None
     return None
 
 
