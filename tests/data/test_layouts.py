@@ -162,3 +162,20 @@ def test_genuine_files_have_no_errors(
     assert report.errors == []
     assert len(report.dataset) == count
     assert sum(report.sizes.values()) == count
+
+
+def test_class_names_hold_no_control_characters(tmp_path: Path) -> None:
+    for layout in ("coco", "labelme"):
+        write_image(tmp_path / layout / "a.jpg")
+    polygon = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [BOX]}
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    categories = [{"id": 1, "name": "leaf\x1b[2J"}]
+    document = {"images": images, "annotations": [polygon], "categories": categories}
+    write_json(tmp_path / "coco/a.json", document)
+    points = np.reshape(BOX, (-1, 2)).tolist()
+    shapes = [{"label": "leaf\x1b[2J", "points": points}]
+    write_json(tmp_path / "labelme/a.json", {"shapes": shapes, "imagePath": "a.jpg"})
+    for layout in ("coco", "labelme"):
+        dataset = open_dataset(tmp_path / layout, "all")
+        assert dataset.classes.names == ("background", "leaf?[2J")
+        assert dataset.read(dataset.samples[0])[1][5, 5] == 1

@@ -2,6 +2,7 @@ import json
 import pickle
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -197,6 +198,15 @@ def test_missing_images_and_windows_paths(tmp_path: Path) -> None:
     assert not class_ids(split).any()
     with pytest.raises(ValueError, match=r"b\.jpg: no such file"):
         class_ids(split, split.samples[1])
+
+
+def test_accents_of_another_system(tmp_path: Path) -> None:
+    composed, apart = (normalize(form, "köln.jpg") for form in ("NFC", "NFD"))
+    for in_file, on_disk in ((composed, apart), (apart, composed)):
+        root = draw_coco(tmp_path / str(in_file == composed), [], [image(1, in_file)])
+        (root / "train2017" / in_file).rename(root / "train2017" / on_disk)
+        sample = read_split(root, "coco", "train").samples[0]
+        assert sample.image.is_file()
 
 
 def test_entries_that_belong_to_no_image_are_listed(tmp_path: Path) -> None:

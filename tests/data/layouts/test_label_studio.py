@@ -113,12 +113,15 @@ def test_brushes_and_shapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "image",
     ["/data/local-files/?d=x/y/a.jpg", "https://host/b/a.jpg?token=1", "s3://bucket/a.jpg",
-     "C:\\Bilder\\a.jpg", "/data/upload/3/abcdef12-a.jpg", "/data/local-files/?d=x%2Fa.jpg"],
+     "C:\\Bilder\\a.jpg", "a\u0308.jpg",
+     "/data/upload/3/abcdef12-a.jpg", "/data/local-files/?d=x%2Fa.jpg"],
 )  # fmt: skip
 def test_images_are_found_by_name(tmp_path: Path, image: str) -> None:
     draw(tmp_path, task(1, image, [brush("x", disc())]))
+    write_image(tmp_path / "images/ä.jpg")
     split = read_split(tmp_path, "label-studio", "all")
-    assert split.samples[0].image == tmp_path / "images/a.jpg"
+    name = "ä.jpg" if "\u0308" in image else "a.jpg"
+    assert split.samples[0].image == tmp_path / "images" / name
 
 
 def test_the_short_form(tmp_path: Path) -> None:

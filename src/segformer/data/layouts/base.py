@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from segformer.classes import ClassSet, default_palette
+from segformer.classes import ClassSet, default_palette, printable
 from segformer.data.annotation import Annotation, BrokenAnnotation
 from segformer.data.errors import DatasetError
 from segformer.data.pairing import Sample
@@ -102,7 +102,7 @@ def class_table(name: str) -> ClassSet:
 
 def named_classes(names: Iterable[str], palette: Iterable[tuple[int, int, int]] = ()) -> ClassSet:
     """Classes of these names; the ignore index lies above them."""
-    names = tuple(names)
+    names = tuple(printable(name) for name in names)
     colors = tuple(palette)
     return ClassSet(names, colors, ignore_index=255 if len(names) <= 255 else 65535)
 

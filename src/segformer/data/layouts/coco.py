@@ -13,6 +13,7 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ from segformer.data.layouts.base import (
     subfolders,
     with_background,
 )
-from segformer.data.layouts.json_values import as_dict, as_int, as_list, as_text
+from segformer.data.layouts.json_values import as_dict, as_int, as_list, as_name, as_text
 from segformer.data.layouts.regions import Region, paint, polygon_region, run_length_region
 from segformer.data.pairing import Sample
 
@@ -175,7 +176,7 @@ def _categories(file: Path, document: Any = None) -> dict[int, str]:
     for number, given_row in enumerate(rows, 1):
         entry = f"{file}: category {number}"
         row = as_dict(given_row, entry)
-        identity, name = as_int(row.get("id"), f"{entry}: id"), as_text(row.get("name"), entry)
+        identity, name = as_int(row.get("id"), f"{entry}: id"), as_name(row.get("name"), entry)
         if identity in named:
             raise ValueError(f"{file}: the category id {identity} occurs twice")
         named[identity] = name
@@ -359,6 +360,8 @@ class _ImageFolders:
     def __call__(self, name: str) -> Path:
         relative = name.replace("\\", "/")
         tried = [relative, base_name(name)] if "/" in relative else [relative]
+        if not name.isascii():  # systems write accents as one character or as two
+            tried += [normalize(form, given) for given in tried for form in ("NFC", "NFD")]
         for candidate in tried:
             for number, folder in enumerate(self.folders):
                 try:

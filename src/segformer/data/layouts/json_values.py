@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segformer.classes import printable
+
 _LARGEST = 1e12
 """Numbers from here on are no coordinates."""
 
@@ -42,6 +44,15 @@ def as_text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{what}: expected a text, not {_show(value)}")
     return value
+
+
+def as_name(value: Any, what: str) -> str:
+    """The value as a class name, without what a terminal would take for a command.
+
+    Raises:
+        ValueError: It is not a string, or nothing of it can be shown.
+    """
+    return as_text(printable(as_text(value, what)), what)
 
 
 def as_number(value: Any, what: str) -> float:

@@ -7,12 +7,13 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer.classes import ClassSet
+from segformer.classes import ClassSet, printable
 from segformer.data.annotation import BrokenAnnotation
 from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
@@ -186,8 +187,8 @@ def _label(region: dict[str, Any]) -> str | None:
     value = region.get("value", region)
     for key in (*_KINDS, "labels"):
         labels = value.get(key) if isinstance(value, dict) else None
-        if isinstance(labels, list) and labels and isinstance(labels[0], str) and labels[0]:
-            return str(labels[0])
+        if isinstance(labels, list) and labels and isinstance(labels[0], str):
+            return printable(labels[0]) or None
     return None
 
 
@@ -277,7 +278,7 @@ def _image_name(task: Any, entry: str) -> str:
 def _images_by_name(root: Path) -> dict[str, list[Path]]:
     images: dict[str, list[Path]] = {}
     for file in image_files(root):
-        images.setdefault(file.name, []).append(file)
+        images.setdefault(normalize("NFC", file.name), []).append(file)
     return images
 
 
@@ -287,7 +288,7 @@ def _find_image(task: Any, images: dict[str, list[Path]], root: Path, entry: str
     Raises:
         ValueError: The task names none, or several files have the name.
     """
-    name = _image_name(task, entry)
+    name = normalize("NFC", _image_name(task, entry))  # accents are one character or two
     found = images.get(name) or images.get(re.sub(r"^[0-9a-f]{6,}-", "", name)) or []
     if len(found) > 1:
         raise ValueError(f"{entry}: several files are called {name}: {found[0]}, {found[1]}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segformer.classes import printable
 from segformer.data.annotation import BrokenAnnotation
 from segformer.data.errors import DatasetError
 from segformer.data.layouts.base import (
@@ -31,7 +32,7 @@ from segformer.data.layouts.base import (
     walk_files,
     with_background,
 )
-from segformer.data.layouts.json_values import as_dict, as_int, as_list, as_points, as_text
+from segformer.data.layouts.json_values import as_dict, as_int, as_list, as_name, as_points, as_text
 from segformer.data.layouts.regions import Region, crop_region, paint, polygon_region
 from segformer.data.pairing import Sample
 from segformer.image import IMAGE_SUFFIXES, read_mask
@@ -90,7 +91,7 @@ class LabelMeShapes:
 
     def _region(self, shape: Any, entry: str, height: int, width: int) -> Region:
         shape = as_dict(shape, entry)
-        label = as_text(shape.get("label"), f"{entry}: label")
+        label = as_name(shape.get("label"), f"{entry}: label")
         class_id = self.classes.ids[label]
         entry = f"{entry} ({label})"
         points = as_points(shape.get("points"), f"{entry}: points")
@@ -175,7 +176,7 @@ def _labels_in(document: Any) -> set[str]:
         for shape in (shapes if isinstance(shapes, list) else ())
         if isinstance(shape, dict)
     ]
-    return {label for label in labels if isinstance(label, str) and label}
+    return {shown for label in labels if isinstance(label, str) and (shown := printable(label))}
 
 
 def _listed_labels(root: Path) -> list[str]:
@@ -186,7 +187,7 @@ def _listed_labels(root: Path) -> list[str]:
                 lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
             except (OSError, ValueError) as error:
                 raise DatasetError(f"{root / name}: cannot be read as text: {error}") from None
-            return [line.strip() for line in lines if line.strip()]
+            return [name for line in lines if (name := printable(line))]
     return []
 
 
