@@ -70,7 +70,7 @@ def test_binary_foreground_is_above_zero(
     assert ((ids == (full > 0)) | (np.abs(full) < 1e-5)).all()
 
 
-def test_classes_with_infinite_negative_logits_do_not_win() -> None:
+def test_classes_with_logits_of_minus_infinity_do_not_win() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 9, 9)
     logits[2, 3:6, 2:7] = -torch.inf
