@@ -53,9 +53,7 @@ def test_any_number_of_channels_and_classes(channels: int, classes: int) -> None
 def test_attention_equals_the_formula_of_the_paper(reduction: int) -> None:
     torch.manual_seed(0)
     layer = EfficientSelfAttention(12, 3, reduction, eps=1e-6).double()
-    tokens = torch.randn(
-        2, 9, 10, 12, dtype=torch.float64
-    )  # 9 rows: r = 2 and 4 do not use the last
+    tokens = torch.randn(2, 9, 10, 12, dtype=torch.float64)  # r = 2, 4 do not use the last row
     reduced = tokens
     if reduction > 1:
         reduced = F.conv2d(

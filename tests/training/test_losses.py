@@ -235,7 +235,7 @@ def test_one_synchronization_with_a_device(
     """Python waits for a GPU to read a value, or a shape that depends on values."""
     torch.manual_seed(0)
     logits = torch.randn(3, 4, 6, 6, requires_grad=True)
-    logits.data[0, 0] = -200  # a class whose probability is 0 in float32
+    logits.data[0, 0] = -200  # this class has probability 0 in float32
     mask = torch.randint(0, 4, (3, *size))
     mask[:, :3] = 255
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0]) if weighted else None

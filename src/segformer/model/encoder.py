@@ -85,8 +85,8 @@ class MixTransformer(nn.Module):
 
     Args:
         config: Model configuration; only the encoder fields are used.
-        out_indices: Stages whose maps are returned, in increasing order. Stages after the last
-            one are not run.
+        out_indices: Stages to return the maps of, in increasing order. Stages after the last one
+            are not run.
 
     Attributes:
         stages: Four stages, at 1/4, 1/8, 1/16 and 1/32 of the image size.
@@ -132,7 +132,7 @@ class MixTransformer(nn.Module):
 
         Args:
             variant: "b0" to "b5".
-            out_indices: Stages whose maps are returned.
+            out_indices: Stages to return the maps of.
             **overrides: Fields of `SegFormerConfig`.
         """
         return cls(SegFormerConfig.from_variant(variant, **overrides), out_indices)
@@ -150,7 +150,7 @@ class MixTransformer(nn.Module):
 
         Args:
             source: See `SegFormer.from_pretrained`.
-            out_indices: Stages whose maps are returned.
+            out_indices: Stages to return the maps of.
             in_channels: Number of image channels. If it differs from the checkpoint, the first
                 convolution is adapted (`segformer.model.pretrained.adapt_in_channels`).
                 Default: as in the checkpoint.

@@ -27,7 +27,7 @@ def to_maps(tokens: Tensor) -> Tensor:
 
 
 class OverlapPatchMerging(nn.Module):
-    """A strided convolution whose patches overlap, then a LayerNorm.
+    """A strided convolution with overlapping patches, then a LayerNorm.
 
     Args:
         in_channels: Channels of the input maps.

@@ -101,7 +101,7 @@ def reuse_memory() -> None:
 
 
 def chunks(shape: tuple[int, int, int], channels: int, like: Tensor) -> Iterator[tuple[int, int]]:
-    """Split the rows of a tensor into chunks whose temporaries fit in the cache.
+    """Split the rows of a tensor into chunks, so that temporaries fit in the cache.
 
     Args:
         shape: (B, h, w).

@@ -175,9 +175,8 @@ def _label_mixed_cells(
         pick(pick(corners[0], corners[1]), pick(corners[2], corners[3]))
         for pick in (torch.minimum, torch.maximum)
     )
-    reached = smallest.amax(
-        1, keepdim=True
-    )  # some class has at least this logit everywhere in the cell
+    # Some class has at least this logit everywhere in the cell
+    reached = smallest.amax(1, keepdim=True)
     # Not >=, so that all classes of a cell that contains a NaN are candidates
     cell, candidate = (~(largest < reached)).nonzero().unbind(1)  # (P,) each, in order
 

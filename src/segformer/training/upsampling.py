@@ -73,9 +73,7 @@ class _ByPhase(Upsampling):
     def __init__(self, tokens: Tensor, ratio: int):
         self.height, self.width, self.classes = tokens.shape
         self.ratio = ratio
-        self.offset = (
-            ratio + 1
-        ) // 2  # rows of pixels of the first cells that are outside the image
+        self.offset = (ratio + 1) // 2  # pixel rows of the first cells outside the image
         weight = source_positions(1, ratio, ratio // 2, ratio // 2 + ratio).to(tokens)
         sides = torch.stack([1 - weight, weight], 1)  # (r, 2)
         self.matrix = torch.einsum("yi,xj->yxij", sides, sides).reshape(ratio**2, 4)
