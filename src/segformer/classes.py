@@ -6,6 +6,7 @@ import colorsys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +83,7 @@ class ClassSet:
         return cls(tuple(f"class {i}" for i in range(num_classes)), ignore_index=ignore_index)
 
     @classmethod
-    def of(cls, value: ClassSet | Mapping[int, str] | Sequence[str]) -> ClassSet:
+    def of(cls, value: Classes) -> ClassSet:
         """A class set from what callers pass: one already, a list of names, or ``{id: name}``.
 
         Raises:
@@ -187,3 +188,7 @@ def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
         red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
         colors.append((round(255 * red), round(255 * green), round(255 * blue)))
     return tuple(colors)
+
+
+Classes: TypeAlias = ClassSet | Sequence[str] | Mapping[int, str]
+"""A class set, or class names as a list or as ``{id: name}``."""

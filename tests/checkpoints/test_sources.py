@@ -22,7 +22,6 @@ from segformer.checkpoints.formats import NVLABS
 from segformer.checkpoints.opening import open_checkpoint
 from segformer.checkpoints.tensors import CheckpointError, open_tensors
 from segformer.config import ORIGINAL_EPS
-from segformer.model.pretrained import load_any
 
 
 def same(model: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -81,16 +80,6 @@ def test_other_models_of_this_package(tmp_path: Path) -> None:
     openmmlab = randomize(SegFormer(replace(TINY, decoder="openmmlab"))).eval()
     torch.save(openmmlab.state_dict(), tmp_path / "openmmlab.pth")
     assert same(SegFormer.from_pretrained(tmp_path / "openmmlab.pth"), openmmlab)
-
-
-def test_either_kind_of_model(tmp_path: Path, tiny_model: SegFormer) -> None:
-    tiny_model.save_pretrained(tmp_path / "segmenter")
-    SegFormerClassifier(TINY).save_pretrained(tmp_path / "classifier")
-    assert isinstance(load_any(tmp_path / "segmenter"), SegFormer)
-    assert isinstance(load_any(tmp_path / "classifier"), SegFormerClassifier)
-    torch.save(tiny_model.encoder.state_dict(), tmp_path / "encoder.pth")
-    with pytest.raises(CheckpointError, match="holds an encoder without decoder"):
-        load_any(tmp_path / "encoder.pth")
 
 
 def test_a_run_folder_stands_for_its_best_model(

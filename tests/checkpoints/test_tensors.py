@@ -15,7 +15,8 @@ import torch
 
 from segformer import SegFormer
 from segformer.checkpoints.formats import NVLABS
-from segformer.checkpoints.tensors import CheckpointError, open_tensors
+from segformer.checkpoints.tensors import CheckpointError
+from segformer.checkpoints.weights import open_tensors
 
 
 def header(text: bytes, length: int | None = None) -> bytes:

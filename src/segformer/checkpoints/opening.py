@@ -24,9 +24,9 @@ from segformer.checkpoints.tensors import (
     CheckpointError,
     Shards,
     TensorFile,
-    open_tensors,
     printable,
 )
+from segformer.checkpoints.weights import open_tensors
 from segformer.classes import ClassSet
 from segformer.config import SegFormerConfig
 from segformer.image import Preprocessing

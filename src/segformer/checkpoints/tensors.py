@@ -110,35 +110,7 @@ class Shards(TensorFile):
         return self.file_of[name].take(name)
 
 
-def open_tensors(path: Path) -> TensorFile:
-    """Open a file of tensors; its first bytes, not its name, tell which type it has.
-
-    Raises:
-        CheckpointError: It is neither safetensors nor a pickle of tensors alone, is damaged, or
-            asks for far more memory than its size.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if head[8:9] == b"{":
-        return _SafetensorsFile(path)
-    if head.startswith((ZIP_MAGIC, b"\x80")):
-        from segformer.checkpoints.pickles import PickleFile
-
-        return PickleFile(path)
-    if head.startswith((b"version https://git-lfs", b"version https:")):
-        raise CheckpointError(
-            f"{path}: a Git LFS pointer, not the weights themselves; run 'git lfs pull' there"
-        )
-    if head.lstrip()[:1] in (b"<", b"{"):
-        raise CheckpointError(f"{path}: a text file (a web page saved by mistake?), not weights")
-    kind = "an empty file" if not head else "neither safetensors nor a PyTorch file"
-    raise CheckpointError(f"{path}: {kind}; it may be truncated: download it again")
-
-
-class _SafetensorsFile(TensorFile):
+class SafetensorsFile(TensorFile):
     """Reads the bytes of each tensor straight into its memory.
 
     The safetensors library maps the file into memory. Copying each tensor out of the mapping has

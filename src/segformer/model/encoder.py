@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Unpack
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from segformer.checkpoints.hub import HubOptions
+from segformer.checkpoints.opening import open_checkpoint
 from segformer.config import PATCH_KERNELS, PATCH_STRIDES, STRIDES, SegFormerConfig
 from segformer.model.layers import (
     DropPath,
@@ -21,11 +25,7 @@ from segformer.model.layers import (
     OverlapPatchMerging,
     to_maps,
 )
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from segformer.checkpoints.hub import HubOptions
+from segformer.model.pretrained import read_float32
 
 
 class EncoderBlock(nn.Module):
@@ -144,7 +144,7 @@ class MixTransformer(nn.Module):
         *,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         in_channels: int | None = None,
-        **hub: Unpack[HubOptions],
+        **options: Unpack[HubOptions],
     ) -> MixTransformer:
         """Load the encoder of a segmentation, classification or encoder checkpoint.
 
@@ -154,7 +154,7 @@ class MixTransformer(nn.Module):
             in_channels: Number of image channels. If it differs from the checkpoint, the first
                 convolution is adapted (`segformer.model.pretrained.adapt_in_channels`).
                 Default: as in the checkpoint.
-            **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+            **options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Returns:
             The encoder in float32, in evaluation mode.
@@ -163,11 +163,16 @@ class MixTransformer(nn.Module):
             CheckpointError: The model does not exist, or a tensor is missing, damaged, or has a
                 wrong shape.
         """
-        from segformer.model import pretrained
-
-        return pretrained.load_encoder(
-            source, out_indices=out_indices, in_channels=in_channels, **hub
+        opened = open_checkpoint(source, **options)
+        opened.check(("encoder.",))
+        channels = opened.config.in_channels if in_channels is None else in_channels
+        with torch.device("meta"):
+            encoder = cls(replace(opened.config, in_channels=channels), out_indices)
+        tensors = read_float32(opened, ("encoder.",), channels)
+        encoder.load_state_dict(
+            {name.removeprefix("encoder."): tensor for name, tensor in tensors}, assign=True
         )
+        return encoder.eval()
 
     def freeze(self, stages: int = 4) -> MixTransformer:
         """Exclude the first stages from training: no gradients, no stochastic depth.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import ClassVar, Self, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,101 +17,158 @@ from segformer.checkpoints.layout import Description
 from segformer.checkpoints.opening import Checkpoint, open_checkpoint
 from segformer.checkpoints.tensors import CheckpointError
 from segformer.checkpoints.writing import write_folder
-from segformer.classes import ClassSet
-from segformer.config import FIRST_CONVOLUTION
+from segformer.classes import Classes, ClassSet
+from segformer.config import FIRST_CONVOLUTION, SegFormerConfig
 from segformer.image import Preprocessing
-from segformer.model.decoder import MLPDecoder
-from segformer.model.encoder import MixTransformer
-from segformer.model.segformer import Classes, SegFormer, SegFormerClassifier
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from segformer.model.decoder import FoldedDecoder
 
 logger = logging.getLogger(__name__)
 
-Whole = TypeVar("Whole", SegFormer, SegFormerClassifier)
+_HEADS = {"segmenter": "decoder", "classifier": "head"}
+"""What comes after the encoder, by kind of model."""
 
 
-def load(
-    source: str | Path,
-    *,
-    classes: Classes | None = None,
-    num_classes: int | None = None,
-    in_channels: int | None = None,
-    **options: Unpack[hub.HubOptions],
-) -> SegFormer:
-    """Load a segmentation model; see `SegFormer.from_pretrained`."""
-    checkpoint = open_checkpoint(source, **options)
-    return assemble(SegFormer, checkpoint, classes, num_classes, in_channels)
-
-
-def load_classifier(
-    source: str | Path,
-    *,
-    classes: Classes | None = None,
-    num_classes: int | None = None,
-    in_channels: int | None = None,
-    **options: Unpack[hub.HubOptions],
-) -> SegFormerClassifier:
-    """Load a classifier; see `SegFormerClassifier.from_pretrained`."""
-    checkpoint = open_checkpoint(source, **options)
-    return assemble(SegFormerClassifier, checkpoint, classes, num_classes, in_channels)
-
-
-def load_any(
-    source: str | Path, **options: Unpack[hub.HubOptions]
-) -> SegFormer | SegFormerClassifier:
-    """Load a segmentation or a classification model, whichever the checkpoint holds.
+class PretrainedModel(nn.Module):
+    """A model that is loaded from checkpoints and saved as one.
 
     Args:
-        source: As for `SegFormer.from_pretrained`.
-        **options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+        config: Model configuration.
+        classes: Classes of the model. Default: "class 0", "class 1", ...
+        preprocessing: How images are converted to model input. Default: resize to 512 x 512,
+            normalize with the ImageNet mean and standard deviation.
 
-    Raises:
-        CheckpointError: As for `SegFormer.from_pretrained`; an encoder alone is neither.
+    Attributes:
+        kind: "segmenter" or "classifier".
     """
-    checkpoint = open_checkpoint(source, **options)
-    if checkpoint.kind == "classifier":
-        return assemble(SegFormerClassifier, checkpoint)
-    return assemble(SegFormer, checkpoint)
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        config: SegFormerConfig,
+        classes: Classes | None = None,
+        preprocessing: Preprocessing | None = None,
+    ):
+        super().__init__()
+        self.config = config
+        self.classes = (
+            ClassSet.numbered(config.num_classes) if classes is None else ClassSet.of(classes)
+        )
+        self.preprocessing = preprocessing or Preprocessing.for_channels(config.in_channels)
+
+    def reset_head(self) -> None:
+        """Re-initialize what comes after the encoder."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        classes: Classes | None = None,
+        num_classes: int | None = None,
+        in_channels: int | None = None,
+        **options: Unpack[hub.HubOptions],
+    ) -> Self:
+        """Load a model from a checkpoint of any supported format.
+
+        Checkpoints of transformers, NVlabs, OpenMMLab, segmentation_models.pytorch and this
+        package are supported. The format is detected from the names of the tensors. If there is no
+        configuration file, the variant is detected from their shapes.
+
+        Args:
+            source: A Hub id (OWNER/NAME, or OWNER/NAME@REVISION), a folder, or a file of weights
+                (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``). For
+                ``model.safetensors`` and ``pytorch_model.bin``, the JSON files in the same folder
+                are read too. For the folder of a training run, its best model is loaded.
+            classes: Classes of the model. Default: as in the checkpoint.
+            num_classes: Number of classes. If it differs from the checkpoint, the classifier is
+                re-initialized. If it is given, the checkpoint can also be an encoder or a
+                classification model; the complete decoder is then initialized. Both are logged.
+                Default: as in the checkpoint.
+            in_channels: Number of image channels. If it differs from the checkpoint, the first
+                convolution is adapted (`segformer.model.pretrained.adapt_in_channels`).
+                Default: as in the checkpoint.
+            **options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
+
+        Returns:
+            The model in float32, in evaluation mode, with its classes and preprocessing.
+
+        Raises:
+            CheckpointError: The model does not exist, or a tensor is missing, damaged, or has a
+                wrong shape.
+        """
+        return assemble(cls, open_checkpoint(source, **options), classes, num_classes, in_channels)
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Save the model in the Hub layout, which transformers can load too.
+
+        Writes ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``. Each file
+        is written completely or not at all, and replaces an existing file of the same name. A
+        model with the OpenMMLab decoder is saved in the same layout, but only this package can
+        load it.
+
+        Args:
+            folder: Folder to write to; created if it does not exist.
+            dtype: Dtype of the saved weights. Default: the dtype of the model.
+
+        Raises:
+            ValueError: The decoder is folded, or a weight is out of the range of ``dtype``.
+        """
+        description = self._description()
+        write_folder(Path(folder), HUB.from_ours(self.state_dict()), description, dtype)
+
+    def push_to_hub(
+        self,
+        model_id: str,
+        *,
+        run: str | Path | None = None,
+        license: str | None = None,
+        **options: Unpack[hub.UploadOptions],
+    ) -> str:
+        """Upload the model to the Hub, with a model card.
+
+        Args:
+            model_id: OWNER/NAME; created if it does not exist.
+            run: Folder of the training run of the model. Its scores and its recipe are written
+                to the model card. Default: a model card without scores.
+            license: License id as used on the Hub, such as "apache-2.0".
+            **options: ``private``, ``token``, ``revision``, ``message``.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            CheckpointError: The Hub rejected the upload, or the run has no readable report.
+        """
+        text = card.model_card(self._description(), model_id, run=run, license=license)
+        return hub.upload(self.save_pretrained, model_id, card=text, **options)
+
+    def _description(self) -> Description:
+        if isinstance(getattr(self, "decoder", None), FoldedDecoder):
+            raise ValueError("a folded model cannot be saved; save the model it was folded from")
+        return Description(self.kind, self.config, self.classes, self.preprocessing)
 
 
-def load_encoder(
-    source: str | Path,
-    *,
-    out_indices: Sequence[int] = (0, 1, 2, 3),
-    in_channels: int | None = None,
-    **options: Unpack[hub.HubOptions],
-) -> MixTransformer:
-    """Load the encoder of any model; see `MixTransformer.from_pretrained`."""
-    checkpoint = open_checkpoint(source, **options)
-    checkpoint.check(("encoder.",))
-    channels = checkpoint.config.in_channels if in_channels is None else in_channels
-    with torch.device("meta"):
-        encoder = MixTransformer(replace(checkpoint.config, in_channels=channels), out_indices)
-    tensors = _to_float32(checkpoint.read("encoder."), channels)
-    encoder.load_state_dict(
-        {name.removeprefix("encoder."): tensor for name, tensor in tensors}, assign=True
-    )
-    return encoder.eval()
+Model = TypeVar("Model", bound=PretrainedModel)
 
 
 def assemble(
-    whole: type[Whole],
+    model_class: type[Model],
     checkpoint: Checkpoint,
     classes: Classes | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
     *,
     reinitialize_classifier: bool = False,
-) -> Whole:
+) -> Model:
     """Build a model and put a checkpoint's weights into it.
 
     Weights are re-initialized only where the arguments ask for it, and each time with a log
     message.
 
     Args:
-        whole: `SegFormer` or `SegFormerClassifier`.
+        model_class: `SegFormer` or `SegFormerClassifier`.
         checkpoint: An opened checkpoint.
         classes: As for `SegFormer.from_pretrained`.
         num_classes: As for `SegFormer.from_pretrained`.
@@ -127,8 +183,9 @@ def assemble(
     """
     if classes is not None:
         classes = ClassSet.of(classes)
-    kind, part = ("segmenter", "decoder.") if whole is SegFormer else ("classifier", "head.")
-    head = part.removesuffix(".")
+    kind = model_class.kind
+    head = _HEADS[kind]
+    part = f"{head}."
     source, found = checkpoint.config, checkpoint.kind
     if num_classes is None and classes is not None:
         same_count = found == kind and len(classes) == len(checkpoint.classes)
@@ -154,7 +211,7 @@ def assemble(
     preprocessing = adapt_preprocessing(checkpoint.preprocessing, config.in_channels)
     try:
         with torch.device("meta"):
-            model = whole(config, classes, preprocessing)
+            model = model_class(config, classes, preprocessing)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.origin}: {error}") from None
     if reinitialize:
@@ -176,10 +233,9 @@ def assemble(
         )
     classifier = "decoder.classifier." if kind == "segmenter" else "head."
     parts = ("encoder.", part) if found == kind else ("encoder.",)
-    stored = (pair for part in parts for pair in checkpoint.read(part))
     tensors = {
         name: tensor
-        for name, tensor in _to_float32(stored, config.in_channels)
+        for name, tensor in read_float32(checkpoint, parts, config.in_channels)
         if not (reinitialize and name.startswith(classifier))
     }
     model.load_state_dict(tensors, strict=False, assign=True)
@@ -226,39 +282,22 @@ def adapt_preprocessing(preprocessing: Preprocessing, channels: int) -> Preproce
     return replace(preprocessing, mean=adapt(preprocessing.mean), std=adapt(preprocessing.std))
 
 
-def save(
-    model: SegFormer | SegFormerClassifier, folder: str | Path, *, dtype: torch.dtype | None = None
-) -> None:
-    """Write a model in the Hub layout; see `SegFormer.save_pretrained`."""
-    if isinstance(model, SegFormer) and not isinstance(model.decoder, MLPDecoder):
-        raise ValueError("a folded model cannot be saved; save the model it was folded from")
-    write_folder(Path(folder), HUB.from_ours(model.state_dict()), _description(model), dtype)
-
-
-def push(
-    model: SegFormer | SegFormerClassifier,
-    model_id: str,
-    *,
-    run: str | Path | None = None,
-    license: str | None = None,
-    **options: Unpack[hub.UploadOptions],
-) -> str:
-    """Publish a model with a card; see `SegFormer.push_to_hub`."""
-    text = card.model_card(_description(model), model_id, run=run, license=license)
-    return hub.upload(partial(save, model), model_id, card=text, **options)
-
-
-def _description(model: SegFormer | SegFormerClassifier) -> Description:
-    kind = "segmenter" if isinstance(model, SegFormer) else "classifier"
-    return Description(kind, model.config, model.classes, model.preprocessing)
-
-
-def _to_float32(
-    tensors: Iterator[tuple[str, Tensor]], channels: int
+def read_float32(
+    checkpoint: Checkpoint, parts: Sequence[str], channels: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in float32, the first convolution for ``channels`` channels."""
-    for name, tensor in tensors:
-        if name == FIRST_CONVOLUTION:
-            yield name, adapt_in_channels(tensor.float(), channels)
-        else:
-            yield name, tensor if name.endswith("num_batches_tracked") else tensor.float()
+    """Read tensors in float32, the first convolution adapted to the number of channels.
+
+    Args:
+        checkpoint: An opened checkpoint.
+        parts: Beginnings of the names, such as "encoder.".
+        channels: Image channels of the model.
+
+    Yields:
+        Name and tensor.
+    """
+    for part in parts:
+        for name, tensor in checkpoint.read(part):
+            if name == FIRST_CONVOLUTION:
+                yield name, adapt_in_channels(tensor.float(), channels)
+            else:
+                yield name, tensor if name.endswith("num_batches_tracked") else tensor.float()

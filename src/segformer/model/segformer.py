@@ -6,32 +6,23 @@ Legend: B batch, H W pixels, C channels, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segformer.classes import ClassSet
+from segformer.classes import Classes, ClassSet
 from segformer.config import SegFormerConfig
 from segformer.image import Preprocessing
 from segformer.machine import idle_cpus_only
 from segformer.model.decoder import FoldedDecoder, MLPDecoder
 from segformer.model.encoder import MixTransformer
+from segformer.model.pretrained import PretrainedModel
 from segformer.model.products import passes_through, reuse_memory
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-    from segformer.checkpoints.hub import HubOptions, UploadOptions
-
-Classes: TypeAlias = ClassSet | Sequence[str] | Mapping[int, str]
-"""A class set, or class names as a list or as ``{id: name}``."""
-
-
-class SegFormer(nn.Module):
+class SegFormer(PretrainedModel):
     """The segmentation model: Mix Transformer encoder and all-MLP decoder.
 
     Args:
@@ -44,18 +35,15 @@ class SegFormer(nn.Module):
         ValueError: The number of classes does not match ``config.num_classes``.
     """
 
+    kind = "segmenter"
+
     def __init__(
         self,
         config: SegFormerConfig,
         classes: Classes | None = None,
         preprocessing: Preprocessing | None = None,
     ):
-        super().__init__()
-        self.config = config
-        self.classes = (
-            ClassSet.numbered(config.num_classes) if classes is None else ClassSet.of(classes)
-        )
-        self.preprocessing = preprocessing or Preprocessing.for_channels(config.in_channels)
+        super().__init__(config, classes, preprocessing)
         expected = 2 if config.num_classes == 1 else config.num_classes
         if len(self.classes) != expected:
             raise ValueError(
@@ -82,96 +70,6 @@ class SegFormer(nn.Module):
             classes = ClassSet.of(classes)
             overrides.setdefault("num_classes", len(classes))
         return cls(SegFormerConfig.from_variant(variant, **overrides), classes)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        classes: Classes | None = None,
-        num_classes: int | None = None,
-        in_channels: int | None = None,
-        **hub: Unpack[HubOptions],
-    ) -> SegFormer:
-        """Load a model from a checkpoint of any supported format.
-
-        Checkpoints of transformers, NVlabs, OpenMMLab, segmentation_models.pytorch and this
-        package are supported. The format is detected from the names of the tensors. If there is no
-        configuration file, the variant is detected from their shapes.
-
-        Args:
-            source: A Hub id (OWNER/NAME, or OWNER/NAME@REVISION), a folder, or a file of weights
-                (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``). For
-                ``model.safetensors`` and ``pytorch_model.bin``, the JSON files in the same folder
-                are read too. For the folder of a training run, its best model is loaded.
-            classes: Classes of the model. Default: as in the checkpoint.
-            num_classes: Number of classes. If it differs from the checkpoint, the classifier is
-                re-initialized. If it is given, the checkpoint can also be an encoder or a
-                classification model; the complete decoder is then initialized. Both are logged.
-                Default: as in the checkpoint.
-            in_channels: Number of image channels. If it differs from the checkpoint, the first
-                convolution is adapted (`segformer.model.pretrained.adapt_in_channels`).
-                Default: as in the checkpoint.
-            **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
-
-        Returns:
-            The model in float32, in evaluation mode, with its classes and preprocessing.
-
-        Raises:
-            CheckpointError: The model does not exist, or a tensor is missing, damaged, or has a
-                wrong shape.
-        """
-        from segformer.model import pretrained
-
-        return pretrained.load(
-            source, classes=classes, num_classes=num_classes, in_channels=in_channels, **hub
-        )
-
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Save the model in the Hub layout, which transformers can load too.
-
-        Writes ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``. Each file
-        is written completely or not at all, and replaces an existing file of the same name. A
-        model with the OpenMMLab decoder is saved in the same layout, but only this package can
-        load it.
-
-        Args:
-            folder: Folder to write to; created if it does not exist.
-            dtype: Dtype of the saved weights. Default: the dtype of the model.
-
-        Raises:
-            ValueError: The model is folded, or a weight is out of the range of ``dtype``.
-        """
-        from segformer.model import pretrained
-
-        pretrained.save(self, folder, dtype=dtype)
-
-    def push_to_hub(
-        self,
-        model_id: str,
-        *,
-        run: str | Path | None = None,
-        license: str | None = None,
-        **options: Unpack[UploadOptions],
-    ) -> str:
-        """Upload the model to the Hub, with a model card.
-
-        Args:
-            model_id: OWNER/NAME; created if it does not exist.
-            run: Folder of the training run of the model. Its scores and its recipe are written
-                to the model card. Default: a model card without scores.
-            license: License id as used on the Hub, such as "apache-2.0".
-            **options: ``private``, ``token``, ``revision``, ``message``.
-
-        Returns:
-            URL of the commit.
-
-        Raises:
-            CheckpointError: The Hub rejected the upload, or the run has no readable report.
-        """
-        from segformer.model import pretrained
-
-        return pretrained.push(self, model_id, run=run, license=license, **options)
 
     def reset_head(self) -> None:
         """Re-initialize the decoder."""
@@ -209,7 +107,7 @@ class SegFormer(nn.Module):
         return folded
 
 
-class SegFormerClassifier(nn.Module):
+class SegFormerClassifier(PretrainedModel):
     """Image classifier, as pre-trained on ImageNet: encoder, mean of the last map, linear head.
 
     Args:
@@ -222,20 +120,18 @@ class SegFormerClassifier(nn.Module):
         ValueError: The number of classes does not match ``config.num_classes``.
     """
 
+    kind = "classifier"
+
     def __init__(
         self,
         config: SegFormerConfig,
         classes: Classes | None = None,
         preprocessing: Preprocessing | None = None,
     ):
-        super().__init__()
-        self.config = config
-        self.classes = (
-            ClassSet.numbered(config.num_classes) if classes is None else ClassSet.of(classes)
-        )
-        self.preprocessing = preprocessing or replace(
-            Preprocessing.for_channels(config.in_channels), size=256, crop=(224, 224)
-        )
+        if preprocessing is None:
+            statistics = Preprocessing.for_channels(config.in_channels)
+            preprocessing = replace(statistics, size=256, crop=(224, 224))
+        super().__init__(config, classes, preprocessing)
         if len(self.classes) != config.num_classes:
             raise ValueError(
                 f"a classifier with {config.num_classes} outputs needs {config.num_classes} "
@@ -258,42 +154,6 @@ class SegFormerClassifier(nn.Module):
         """
         overrides.setdefault("num_classes", 1000 if classes is None else len(classes))
         return cls(SegFormerConfig.from_variant(variant, **overrides), classes)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        classes: Classes | None = None,
-        num_classes: int | None = None,
-        in_channels: int | None = None,
-        **hub: Unpack[HubOptions],
-    ) -> SegFormerClassifier:
-        """Load a classifier; see `SegFormer.from_pretrained` for arguments and errors."""
-        from segformer.model import pretrained
-
-        return pretrained.load_classifier(
-            source, classes=classes, num_classes=num_classes, in_channels=in_channels, **hub
-        )
-
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Save the model in the Hub layout; see `SegFormer.save_pretrained`."""
-        from segformer.model import pretrained
-
-        pretrained.save(self, folder, dtype=dtype)
-
-    def push_to_hub(
-        self,
-        model_id: str,
-        *,
-        run: str | Path | None = None,
-        license: str | None = None,
-        **options: Unpack[UploadOptions],
-    ) -> str:
-        """Upload the model to the Hub; see `SegFormer.push_to_hub`."""
-        from segformer.model import pretrained
-
-        return pretrained.push(self, model_id, run=run, license=license, **options)
 
     def reset_head(self) -> None:
         """Re-initialize the head."""

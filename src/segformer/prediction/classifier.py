@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from segformer.classes import ClassSet
 from segformer.image import ImageSource, Preprocessing, center_crop, read_image, resize
-from segformer.model import pretrained
 from segformer.model.segformer import SegFormerClassifier
 from segformer.prediction.config import PredictConfig
 from segformer.prediction.runtime import TorchRuntime
@@ -88,7 +87,7 @@ class ClassPredictor:
         self.config = replace(config or PredictConfig(), **changes)
         check_classifier_options(self.config)
         if not isinstance(model, SegFormerClassifier):
-            model = pretrained.load_classifier(model)
+            model = SegFormerClassifier.from_pretrained(model)
         self.model = model
         self.preprocessing = _override(model.preprocessing, self.config)
         self.runtime = TorchRuntime(

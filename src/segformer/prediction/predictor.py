@@ -21,7 +21,6 @@ from torch import Tensor
 
 from segformer.checkpoints.opening import SHIPPED
 from segformer.image import ImageArray, ImageSource, Preprocessing, read_image, resize
-from segformer.model import pretrained
 from segformer.model.segformer import SegFormer
 from segformer.prediction.config import SMALLEST_SIDE, PredictConfig, PredictOptions
 from segformer.prediction.prediction import Prediction
@@ -92,7 +91,7 @@ class Predictor:
             raise ValueError(f"no such options: {', '.join(sorted(unknown))}; there are {known}")
         self.config = replace(config or PredictConfig(), **options)  # type: ignore[arg-type]
         if not isinstance(model, SegFormer):
-            model = pretrained.load(SHIPPED if model is None else model)
+            model = SegFormer.from_pretrained(SHIPPED if model is None else model)
         self.model = model
         self.runtime = TorchRuntime(
             model, self.config.device, self.config.precision, compile=self.config.compile
