@@ -1,9 +1,10 @@
-"""Fused attention against two products and a softmax, on the shapes of a B0 training step.
+"""Compare fused attention with two products and a softmax, for the shapes of B0 training.
 
     python benchmarks/attention.py
 
-Prints, for each stage at 256 x 256 and batch 16, the ratio of the times of forward and backward.
-This is what `segformer.model.layers.attend` decides by.
+For each stage at 256 x 256 and batch size 16, prints the time of a forward and a backward pass with
+each implementation, and their ratio. `segformer.model.layers.attend` selects its implementation
+based on these results.
 """
 
 import time

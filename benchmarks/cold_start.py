@@ -1,9 +1,9 @@
-"""``segformer predict one.jpg`` as a whole process, and where its time goes.
+"""Measure the time of ``segformer predict one.jpg`` as a complete process, and of its parts.
 
     python benchmarks/cold_start.py
 
-From the shell's point of view, files already in the page cache: the command, transformers doing
-the same as a script, and, as the floor, importing torch alone.
+Compares the command with a transformers script that does the same. The floor is a process that
+only imports torch. All files are already in the page cache.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def main() -> None:
         )
         parts = run([sys.executable, "-c", PARTS, image, str(folder / "out")])
     row = harness.Row(
-        "segformer predict one.jpg, whole process",
+        "segformer predict one.jpg, complete process",
         seconds,
         "segformer predict",
         seconds["import torch"],
         {},
-        {"where it goes": parts.strip()},
+        {"seconds of each part": parts.strip()},
     )
     harness.report("cold_start", [row])
 

@@ -1,11 +1,11 @@
-"""One image of 512 x 512 through the model: this package, and transformers in all its ways.
+"""Measure the forward pass of one 512 x 512 image, with this package and with transformers.
 
     python benchmarks/forward.py [b0 b1 b2 b5] [--neighbor] [--quota CPUS]
 
-Same random weights, 150 classes. Transformers runs as it comes (fused attention), with plain
-attention, compiled, and exported to ONNX Runtime and OpenVINO where these are installed; in
-float32 and, where that can be had, in bfloat16. Outputs are compared first. The floor is the
-multiply-adds of the folded model over the rate of a large matrix product.
+All use the same random weights and 150 classes. Transformers runs with its default (fused)
+attention, with plain attention, compiled, and exported to ONNX Runtime and OpenVINO if these are
+installed; in float32 and, if supported, in bfloat16. The outputs are compared first. The floor is
+the number of operations of the folded model divided by the speed of a large matrix product.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ def main() -> None:
     )
     parser.add_argument("variants", nargs="*", default=["b0", "b1", "b2", "b5"])
     parser.add_argument("--precision", choices=["float32", "bfloat16"])
-    parser.add_argument("--without-exports", action="store_true", help="only PyTorch")
+    parser.add_argument(
+        "--without-exports", action="store_true", help="do not run ONNX Runtime and OpenVINO"
+    )
     harness.add_load_options(parser)
-    parser.add_argument(harness.PEAK_OF, help="used inside")
+    parser.add_argument(harness.PEAK_OF, help="internal: run in a subprocess")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -84,7 +86,7 @@ def installed(name: str) -> bool:
 
 
 def contenders(variant: str, precision: str, names: list[str]) -> dict[str, Run]:
-    """Each as a function without arguments that returns its logits in float32."""
+    """Return functions without arguments that compute logits in float32, by name."""
     torch.manual_seed(0)
     dtype = getattr(torch, precision)
     model = harness.like_trained(SegFormer.from_variant(variant)).eval()
@@ -108,7 +110,7 @@ def contenders(variant: str, precision: str, names: list[str]) -> dict[str, Run]
 
 
 def peer(model: SegFormer, attention: str = "sdpa") -> nn.Module:
-    """Transformers' model with the same weights."""
+    """Return the model of transformers with the same weights."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         theirs = transformers.SegformerForSemanticSegmentation.from_pretrained(
@@ -123,7 +125,7 @@ def run_peer(model: nn.Module, pixels: Tensor) -> Tensor:
 
 
 class _Logits(nn.Module):
-    """As a function of a tensor alone, which is what exporters take."""
+    """A model with a tensor as input and output, as exporters need it."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -134,7 +136,7 @@ class _Logits(nn.Module):
 
 
 def exported(model: nn.Module, pixels: Tensor, engine: str, precision: str) -> Run:
-    """Transformers' model through ONNX, as Optimum exports and runs it."""
+    """Export the model of transformers to ONNX and load it, as Optimum does."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(_Logits(model), (pixels,), path, dynamo=False)

@@ -1,7 +1,8 @@
-"""What the benchmarks share: turns, medians, floors, peaks of memory, the machine, a table, JSON.
+"""Common parts of the benchmarks: timing, floors, peak memory, machine description, reports.
 
-Contenders run in turns in one process, so that what else the machine does meets all alike. Peak
-memory is measured in a process for each: what running adds above what stood there before it.
+The contenders run alternately in one process, so that other load on the machine affects all of
+them in the same way. The peak memory of each contender is measured in its own process: the highest
+memory use during the run minus the memory use before the run.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ PEAK_OF = "--peak-of"
 
 @dataclass
 class Row:
-    """One piece of work, and what each contender took for it.
+    """One task, with the results of each contender.
 
     Attributes:
-        work: What is done.
-        seconds: Median of each contender; the first is the peer that ratios are to.
-        ours: Which contender this package is.
-        floor: Seconds of the least work, at the rates measured on this machine.
-        peak_mib: Memory that each adds while running.
-        notes: What else was seen, such as differences of outputs.
+        work: Description of the task.
+        seconds: Median time of each contender. The first contender is the reference for ratios.
+        ours: Name of the contender that is this package.
+        floor: Lower bound of the time in seconds, from the speeds measured on this machine.
+        peak_mib: Peak memory in MiB that each contender adds while it runs.
+        notes: Other results, such as differences between outputs.
     """
 
     work: str
@@ -55,15 +56,20 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times faster ours is than the first."""
+        """Time of the first contender divided by the time of this package."""
         return next(iter(self.seconds.values())) / self.seconds[self.ours]
 
 
 def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each.
+    """Run the contenders alternately and return the median time of each in seconds.
 
-    In each turn a contender runs three times and two of them count: the first finds caches and
-    free memory as another contender left them, which is nobody's everyday.
+    In each round a contender runs three times, and only the last two runs are measured. In the
+    first run, caches and free memory are still in the state that another contender left. The
+    first round is not measured at all.
+
+    Args:
+        contenders: Functions to measure, by name.
+        rounds: Number of measured rounds.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(rounds + 1):
@@ -77,23 +83,23 @@ def in_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str,
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
-    """Options of what a benchmark shares the machine with."""
+    """Add the options that simulate other load on the machine."""
     parser.add_argument(
-        "--neighbor", action="store_true", help="beside a process that keeps all CPUs busy"
+        "--neighbor", action="store_true", help="run next to a process that uses all CPUs"
     )
     parser.add_argument(
-        "--quota", type=float, metavar="CPUS", help="with a quota of its control group"
+        "--quota", type=float, metavar="CPUS", help="limit the CPU time with a control group"
     )
 
 
 def loaded_name(name: str, neighbor: bool, quota: float | None) -> str:
-    """Name of the results of a benchmark under this load."""
+    """Return the name of the results file of a benchmark under this load."""
     return name + "_neighbor" * neighbor + (f"_quota_{quota:g}" if quota is not None else "")
 
 
 @contextmanager
 def load(neighbor: bool, quota: float | None) -> Iterator[None]:
-    """A neighbor that multiplies matrices on all CPUs; a quota, or CPUs by affinity."""
+    """Start a process that multiplies matrices on all CPUs, and set a CPU quota or affinity."""
     process = group = None
     try:
         if quota is not None:
@@ -101,7 +107,7 @@ def load(neighbor: bool, quota: float | None) -> Iterator[None]:
         if neighbor:
             code = (
                 "import os, torch; a = torch.randn(1024, 1024)\n"
-                f"while os.getppid() == {os.getpid()}: a @ a"  # never longer than the benchmark
+                f"while os.getppid() == {os.getpid()}: a @ a"  # ends with the benchmark
             )
             process = subprocess.Popen([sys.executable, "-c", code])
             time.sleep(5)  # until it has started
@@ -116,7 +122,7 @@ def load(neighbor: bool, quota: float | None) -> Iterator[None]:
 
 
 def _set_quota(cpus: float) -> Path | None:
-    """The control group this process was put in, or None where its affinity was set instead."""
+    """Move this process to a control group and return it; None if the affinity was set instead."""
     period = 100_000
     for root, name, text in (
         (Path("/sys/fs/cgroup"), "cpu.max", f"{round(cpus * period)} {period}"),
@@ -139,7 +145,7 @@ def _set_quota(cpus: float) -> Path | None:
 
 
 def peaks(names: list[str], *arguments: str) -> dict[str, float]:
-    """MiB that each adds while it runs: the calling script again, in a process for each."""
+    """Run the script again in one process per contender; return the peak memory of each in MiB."""
     found = {}
     for name in names:
         words = [sys.executable, sys.argv[0], *arguments, PEAK_OF, name]
@@ -149,10 +155,10 @@ def peaks(names: list[str], *arguments: str) -> dict[str, float]:
 
 
 def print_peak(run: Callable[[], Any], repeats: int = 2) -> None:
-    """Print what running adds to this process at its highest, MiB; on Linux with glibc."""
+    """Print the peak memory in MiB that ``run`` adds to this process. Requires Linux with glibc."""
     run()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before does not hide what is taken now
-    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is now
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory, so that new memory is counted
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _status("VmRSS")
     for _ in range(repeats):
         run()
@@ -166,7 +172,7 @@ def _status(key: str) -> int:
 
 @cache
 def product_rate(dtype: torch.dtype) -> float:
-    """Multiply-adds a second, times two: the best of a large product's kernels here."""
+    """Measure the speed of a large matrix product with the fastest kernel, in operations/s."""
     a, b = torch.randn(2, 2048, 2048, dtype=dtype)
     maps, filters = a.view(1, 64, 32, 2048).permute(0, 3, 1, 2), b[:, :, None, None]
     with torch.inference_mode():
@@ -176,13 +182,13 @@ def product_rate(dtype: torch.dtype) -> float:
 
 @cache
 def copy_rate() -> float:
-    """Bytes a second that a copy of 256 MiB reads and writes."""
+    """Measure the speed of a 256 MiB copy, in bytes/s; reads and writes both count."""
     source, target = torch.zeros(2, 64 * MIB)
     return 2 * 256 * MIB / in_turns({"copy": lambda: target.copy_(source)}, 5)["copy"]
 
 
 def operations(run: Callable[[], Any]) -> int:
-    """Multiply-adds, times two, that a run takes."""
+    """Count the operations of a run: two per multiply-add."""
     counter = FlopCounterMode(display=False)
     with counter:
         run()
@@ -190,7 +196,7 @@ def operations(run: Callable[[], Any]) -> int:
 
 
 def like_trained(model: nn.Module) -> nn.Module:
-    """Random statistics for the BatchNorms, which fresh models leave at 0 and 1."""
+    """Set the BatchNorm statistics, which are 0 and 1 in new models, to random values."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and isinstance(module.running_mean, Tensor):
             nn.init.normal_(module.running_mean, std=0.1)
@@ -200,7 +206,7 @@ def like_trained(model: nn.Module) -> nn.Module:
 
 
 def machine() -> dict[str, Any]:
-    """What this ran on."""
+    """Describe this machine."""
     cpu = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -223,7 +229,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(name: str, rows: Iterable[Row]) -> None:
-    """Print rows as they come, and write them to ``benchmarks/results/NAME.json``."""
+    """Print each row when it is ready, and write all to ``benchmarks/results/NAME.json``."""
     records = []
     for row in rows:
         records.append({**asdict(row), "ratio": row.ratio})

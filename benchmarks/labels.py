@@ -1,13 +1,17 @@
-"""Logits to class ids at full size: by the corner argument, and as everybody does it.
+"""Compare two ways to compute a full-size label map from logits.
 
     python benchmarks/labels.py
 
-The peer is what transformers documents: bilinear interpolation of the logits to the image's
-size, then argmax. The logits are the shipped model's on a photograph: its eleven classes, and
-beside them linear functions of the features that they come from, so that there are as many as
-asked for. In the first three rows these lie below the real classes nearly everywhere, as most of
-150 classes do in an image; in the others every class wins somewhere, the hardest case. Ids are
-compared first. The floor is reading the logits once, and writing the ids, at the rate of a copy.
+The reference is the method in the documentation of transformers: bilinear interpolation of the
+logits to the image size, then argmax. This package computes the label map from the corners of each
+cell (`segformer.prediction.upsample`).
+
+The logits come from the shipped model and a photograph. They contain the eleven classes of the
+model and additional classes, which are linear functions of the same features. In the first three
+rows the additional classes are below the real classes almost everywhere, as most of 150 classes are
+in an image. In the other rows all classes are additional ones and compete with each other, which is
+the hardest case. The class ids are compared first. The floor is the time to read the logits once
+and write the class ids, at the speed of a copy.
 """
 
 from __future__ import annotations
@@ -40,8 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--case", type=int, help="used inside")
-    parser.add_argument(harness.PEAK_OF, help="used inside")
+    parser.add_argument("--case", type=int, help="internal: run in a subprocess")
+    parser.add_argument(harness.PEAK_OF, help="internal: run in a subprocess")
     options = parser.parse_args()
     if options.peak_of:
         harness.print_peak(contenders(*CASES[options.case])[options.peak_of])
@@ -74,7 +78,7 @@ def row(case: int) -> harness.Row:
 
 def contenders(classes: int, size: tuple[int, int], contested: bool) -> dict[str, Run]:
     low = logits(classes, size, contested)
-    planes = low.contiguous()  # as transformers' model leaves them; ours leaves channels last
+    planes = low.contiguous()  # the memory layout of transformers; this package uses channels-last
 
     def interpolate_and_argmax() -> NDArray[np.integer]:
         full = F.interpolate(planes[None], size=size, mode="bilinear", align_corners=False)
@@ -84,7 +88,7 @@ def contenders(classes: int, size: tuple[int, int], contested: bool) -> dict[str
 
 
 def logits(classes: int, size: tuple[int, int], contested: bool) -> Tensor:
-    """(K, h, w), a quarter of ``size``."""
+    """Return logits (K, h, w) at a quarter of ``size``."""
     torch.manual_seed(0)
     model = Predictor().model.eval()
     image = model.preprocessing.normalize(resize(data.astronaut(), size))

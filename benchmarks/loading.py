@@ -1,10 +1,11 @@
-"""Loading a B5 from each format: size on disk, time and peak memory, and transformers beside it.
+"""Measure loading a B5 from each checkpoint format: size on disk, time, peak memory.
 
     python benchmarks/loading.py
 
-Writes a SegFormer-B5 of random weights in every format, then loads each in a process of its own.
-Peak memory is what loading adds to the process at its highest, over the size of the weights in
-float32. All must give the same logits, which is checked first.
+Writes a SegFormer-B5 with random weights in every format, then loads each file in its own process,
+and one of them with transformers too. The peak memory is the highest memory use while loading minus
+the memory use before. It is also printed as a ratio to the size of the weights in float32. First
+checks that all files give the same logits.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--variant", default="b5")
-    parser.add_argument("--load", nargs=2, metavar=("CODE", "FILE"), help="used inside")
+    parser.add_argument(
+        "--load", nargs=2, metavar=("CODE", "FILE"), help="internal: run in a subprocess"
+    )
     options = parser.parse_args()
     if options.load is not None:
         print(json.dumps(load(*options.load)))
@@ -58,7 +61,7 @@ def main() -> None:
 
 
 def write(variant: str, folder: Path) -> list[tuple[str, Path]]:
-    """The same weights in every format (OpenMMLab's with its own decoder), checked to load."""
+    """Write the same weights in every format (OpenMMLab with its own decoder) and check them."""
     torch.manual_seed(0)
     model = SegFormer.from_variant(variant).eval()
     model.save_pretrained(folder / "hf")
@@ -78,7 +81,7 @@ def write(variant: str, folder: Path) -> list[tuple[str, Path]]:
 
 
 def load(code: str, path: str) -> dict[str, float]:
-    """Load a model here and now; imports and the first use of the machinery do not count."""
+    """Load a model and measure it; imports and a first load are not included."""
     whole: Any = SegFormer
     if code == "transformers":
         from transformers import SegformerForSemanticSegmentation
@@ -96,7 +99,7 @@ def load(code: str, path: str) -> dict[str, float]:
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has held so far; on Linux, where a child starts at nothing."""
+    """Return the peak memory of this process so far, in bytes. Requires Linux."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 

@@ -1,12 +1,13 @@
-"""A photograph in a file to its label map, and a thousand of them to files.
+"""Measure the time from a JPEG file to its label map, and from 1,000 JPEG files to PNG files.
 
     python benchmarks/photograph.py [--images 1000] [--neighbor] [--quota CPUS]
 
-JPEGs of 1280 x 720, B0 of 150 classes at 512 x 512, float32, random weights: as transformers'
-documentation shows it (Pillow, image processor, model, post_process_semantic_segmentation), and
-``Predictor``; then many files to PNGs of class ids, with transformers one by one in that way, and
-with ``segformer predict``'s own function. Label maps are compared first. The floor is the folded
-model's multiply-adds over the rate of a large matrix product, decoding and encoding as measured.
+The files are JPEGs of 1280 x 720 pixels. The model is B0 with 150 classes and random weights, in
+float32 at 512 x 512. For one file, compares ``Predictor`` with the code in the documentation of
+transformers (Pillow, image processor, model, post_process_semantic_segmentation). For many files,
+compares the function behind ``segformer predict`` with a loop over the same transformers code. The
+label maps are compared first. The floor is the number of operations of the folded model divided by
+the speed of a large matrix product, plus the measured time of decoding and encoding.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=1000)
     harness.add_load_options(parser)
-    parser.add_argument(harness.PEAK_OF, help="used inside")
+    parser.add_argument(harness.PEAK_OF, help="internal: run in a subprocess")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def write_images(folder: Path, count: int) -> list[Path]:
-    """Different crops of one photograph, enlarged: JPEGs of a camera's size and detail."""
+    """Write different, enlarged crops of one photograph as JPEGs of 1280 x 720 pixels."""
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{i:04}.jpg" for i in range(count)]
     photograph = Image.fromarray(data.astronaut())
@@ -114,14 +115,14 @@ def one(path: Path, found: dict[str, Run]) -> harness.Row:
     )
 
 
-def floor(path: Path, label_maps: NDArray[np.integer], written: bool) -> float:
-    """Seconds of the least work for an image."""
+def floor(path: Path, label_map: NDArray[np.integer], written: bool) -> float:
+    """Return a lower bound of the time for one image, in seconds."""
     folded = SegFormer.from_variant("b0").fold()
     with torch.no_grad():
         work = harness.operations(lambda: folded(torch.zeros(1, 3, 512, 512)))
     parts: dict[str, Callable[[], Any]] = {"decode": lambda: read_image(path, 3)}
     if written:
-        parts["encode"] = lambda: Image.fromarray(label_maps.astype(np.uint8)).save(
+        parts["encode"] = lambda: Image.fromarray(label_map.astype(np.uint8)).save(
             io.BytesIO(), "png"
         )
     rate = harness.product_rate(torch.float32)
@@ -129,7 +130,7 @@ def floor(path: Path, label_maps: NDArray[np.integer], written: bool) -> float:
 
 
 def many(paths: list[Path]) -> harness.Row:
-    """Each once: with so many images, turns are not needed."""
+    """Run each contender once; with this many images, alternating runs are not needed."""
     model, theirs, processor = build()
     predictor = Predictor(model)
     few = paths[: max(20, len(paths) // 10)]
@@ -145,15 +146,14 @@ def many(paths: list[Path]) -> harness.Row:
             result = predict_files(predictor, find_images([paths[0].parent]), out, overlay=False)
             assert len(result.images) == len(paths)
 
-        for name, run, share in ((PEER, peer_files, len(few)), (OURS, own_files, len(paths))):
+        for name, run, count in ((PEER, peer_files, len(few)), (OURS, own_files, len(paths))):
             began, busy = time.perf_counter(), busy_seconds()
             run()
             elapsed = time.perf_counter() - began
-            seconds[name] = elapsed * len(paths) / share
+            seconds[name] = elapsed * len(paths) / count
             cores[name] = round((busy_seconds() - busy) / elapsed, 2)
-        size = Path(out) / f"{paths[0].stem}.png"
-        label_maps = np.asarray(Image.open(size))
-    least = floor(paths[0], label_maps, written=True)
+        label_map = np.asarray(Image.open(Path(out) / f"{paths[0].stem}.png"))
+    least = floor(paths[0], label_map, written=True)
     return harness.Row(
         f"{len(paths)} JPEGs to PNGs of class ids, b0 float32",
         seconds,
@@ -162,8 +162,8 @@ def many(paths: list[Path]) -> harness.Row:
         {},
         {
             "cores busy": cores,
-            "images a second": {n: round(len(paths) / s, 2) for n, s in seconds.items()},
-            "transformers": f"measured on {len(few)}, and multiplied",
+            "images per second": {n: round(len(paths) / s, 2) for n, s in seconds.items()},
+            "transformers": f"measured on {len(few)} images, scaled to {len(paths)}",
         },
     )
 

@@ -1,12 +1,13 @@
-"""What pre-training as a classifier gains: the paper's path from classification to segmentation.
+"""Measure how much pre-training as a classifier improves the mIoU of segmentation.
 
     python benchmarks/pretraining.py parsing --recipe src/segformer/recipes/camvid-b0.yaml
 
-Cuts square patches out of the training images of a segmentation data set, one folder per class of
-the pixel in the middle, and trains a classifier on them. Then trains two segmentation models with
-the same recipe, steps and seed: one from fresh weights, one from the classifier's encoder. Prints
-top-1 of the classifier and the validation mIoU of both, and writes ``gain.json``. The patches come
-from the training split alone, so nothing of the validation images is seen.
+Like the paper, trains a classifier first and uses its encoder for segmentation. The classifier is
+trained on square patches of the training images of a segmentation data set; the class of a patch is
+the class of its central pixel. Then trains two segmentation models with the same recipe, steps and
+seed: one from random weights, one from the encoder of the classifier. Prints the top-1 accuracy of
+the classifier and the validation mIoU of both models, and writes ``gain.json``. All patches come
+from the training split, so no validation image is used.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from segformer.training.config import ClassificationTrainConfig, TrainConfig
 from segformer.training.run import train
 
 PATCH, HELD_OUT = 96, 10
-"""Side of a patch in pixels; every tenth image's patches validate the classifier."""
+"""Side of a patch in pixels; the patches of every tenth image validate the classifier."""
 
 
 def main() -> None:
@@ -34,10 +35,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--recipe", type=Path, required=True, help="of the segmentation")
+    parser.add_argument("--recipe", type=Path, required=True, help="recipe for segmentation")
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining"))
-    parser.add_argument("--patches", type=int, default=8, help="per class and image")
-    parser.add_argument("--epochs", type=int, default=12, help="of the classifier")
+    parser.add_argument("--patches", type=int, default=8, help="patches per class and image")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of the classifier")
     options = parser.parse_args()
     training = open_dataset(options.dataset, "train")
     patches = options.out / "patches"
@@ -70,14 +71,14 @@ def main() -> None:
         assert outcome is not None
         scores[name] = outcome.score
     gain = scores["pretrained"] - scores["fresh"]
-    print(f"classifier: {top1.words} on patches, {images} to train on")
+    print(f"classifier: {top1.words} on patches, {images} training patches")
     print(f"mIoU fresh {scores['fresh']:.2%}, pretrained {scores['pretrained']:.2%}: {gain:+.2%}")
     result = {"top1": top1.score, "patches": images, **scores, "gain": gain}
     write_json(options.out / "gain.json", result)
 
 
 def cut_patches(dataset: Dataset, folder: Path, per_class: int) -> Counter[str]:
-    """Patches around random pixels of each class that an image has, as class folders."""
+    """Write patches around random pixels of each class of an image, one folder per class."""
     rng = np.random.default_rng(0)
     counts: Counter[str] = Counter()
     for number, sample in enumerate(dataset):

@@ -1,12 +1,13 @@
-"""The same minutes of training: this package, and a plain loop around transformers' own model.
+"""Compare training for the same time with this package and with a plain transformers loop.
 
     python benchmarks/training.py camvid --recipe src/segformer/recipes/camvid-b0.yaml
 
-Trains with the recipe and notes the minutes; then trains transformers' model of the same variant
-for as many minutes on the same crops in the same order, with the same batch, optimizer, rate and
-schedule, as its documentation shows: ``model(pixel_values, labels=labels).loss.backward()``. First
-checks that both models compute the same from the same weights. Prints minutes, steps, images per
-second, validation mIoU and peak memory of each, and the ratio of the speeds.
+Trains with the recipe and measures the minutes. Then trains the transformers model of the same
+variant for the same number of minutes, as in the documentation of transformers:
+``model(pixel_values, labels=labels).loss.backward()``. Both use the same crops in the same order,
+the same batch size, optimizer, learning rate and schedule. First checks that both models give the
+same logits with the same weights. Prints minutes, steps, images per second, validation mIoU and
+peak memory of each.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> None:
     )
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--recipe", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, help="only the peer, for so long: used inside")
+    parser.add_argument("--minutes", type=float, help="internal: train only transformers")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     options = parser.parse_args()
     training = open_dataset(options.dataset, "train")
@@ -61,21 +62,21 @@ def main() -> None:
         minutes = float(RunFolder(run).read_metrics()[-1]["minutes"])
         assert config.max_steps is not None
         print_row("ours", minutes, config.max_steps, config.batch_size, outcome.score)
-    # In a process of its own, so that each has its own peak of memory
+    # In its own process, so that the peak memory is measured separately
     words = [sys.executable, __file__, str(options.dataset), "--recipe", str(options.recipe)]
     words += ["--minutes", f"{minutes:.3f}", "--precision", options.precision]
     subprocess.run(words, check=True)
 
 
 def peer_model(config: SegmentationTrainConfig, training: Dataset) -> Any:
-    """Transformers' model with the weights that ours starts from."""
+    """Return the model of transformers with the initial weights of this package."""
     with tempfile.TemporaryDirectory() as folder:
         build_model(config, training).save_pretrained(folder)
         return transformers.SegformerForSemanticSegmentation.from_pretrained(folder)
 
 
 def check_equal(config: SegmentationTrainConfig, training: Dataset) -> None:
-    """Both compute the same from the same weights."""
+    """Check that both models give the same logits with the same weights."""
     pixels = torch.randn(1, 3, config.crop_size, config.crop_size)
     with torch.no_grad():
         ours = build_model(config, training).eval()(pixels)
@@ -88,7 +89,7 @@ def check_equal(config: SegmentationTrainConfig, training: Dataset) -> None:
 def train_peer(
     training: Dataset, config: SegmentationTrainConfig, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """A plain loop, until the minutes are over; the schedule is laid out by its measured speed."""
+    """Train in a plain loop for the given time; the schedule is based on the measured speed."""
     assert config.lr is not None and config.num_workers is not None and config.max_steps is not None
     assert config.warmup_steps is not None
     model = peer_model(config, training).train()

@@ -1,10 +1,11 @@
-"""A training step: forward, loss and backward of four crops of 512 x 512, 150 classes.
+"""Measure a training step: forward, loss, backward of four 512 x 512 crops with 150 classes.
 
     python benchmarks/training_step.py [b0 b2]
 
-Transformers' own loss on its own model, and this package's on the same weights, in float32 and
-under autocast to bfloat16; without dropout, so that the losses can be compared first. The floor is
-three times the folded model's multiply-adds over the rate of a large matrix product.
+Compares the model and loss of transformers with those of this package, with the same weights, in
+float32 and under autocast to bfloat16. Dropout is off, so that the losses can be compared first.
+The floor is three times the number of operations of the folded model divided by the speed of a
+large matrix product.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument("variants", nargs="*", default=["b0", "b2"])
     parser.add_argument("--precision", choices=["float32", "bfloat16"])
-    parser.add_argument(harness.PEAK_OF, help="used inside")
+    parser.add_argument(harness.PEAK_OF, help="internal: run in a subprocess")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -62,7 +63,7 @@ def row(variant: str, precision: str) -> harness.Row:
 
 
 def operations(variant: str) -> int:
-    """Of the forward pass; backwards it takes twice as many."""
+    """Count the operations of the forward pass; the backward pass needs twice as many."""
     folded = SegFormer.from_variant(variant).fold()
     with torch.no_grad():
         return BATCH * harness.operations(lambda: folded(torch.zeros(1, 3, SIDE, SIDE)))
@@ -70,10 +71,10 @@ def operations(variant: str) -> int:
 
 def contenders(variant: str, precision: str, names: list[str]) -> dict[str, Step]:
     torch.manual_seed(0)
-    reuse_memory()  # as a training does
+    reuse_memory()  # as in real training
     model = SegFormer.from_variant(variant, drop_path=0.0, dropout=0.0)
     pixels = torch.randn(BATCH, 3, SIDE, SIDE)
-    # Areas, as masks have them
+    # Uniform areas, as in real masks
     mask = torch.randint(0, 150, (BATCH, SIDE // 64, SIDE // 64))
     mask = mask.repeat_interleave(64, 1).repeat_interleave(64, 2)
     found: dict[str, Step] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -45,6 +46,15 @@ def test_help_of_a_command_teaches_and_needs_no_torch(
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert "Example: segformer" in result.stdout
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_tells_what_defaults_mean(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: segformer {command}")
+    assert "None" not in text
 
 
 def test_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +144,27 @@ def test_train_evaluate_predict_from_recipe_to_image(
     assert scores["protocol"]["scales"] == [1.0]
 
 
-def test_resume_takes_no_other_option(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--resume", "run", "--epochs", "3"], ["--resume=run", "--cache"]):
+def test_resume_takes_only_a_longer_schedule(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--resume", "run", "--lr", "3"], ["--resume=run", "--cache"]):
         assert main(["train", *words]) == 1
-        assert "takes no other option" in capsys.readouterr().err
+        assert "the only other options it takes are --epochs" in capsys.readouterr().err
+
+
+def test_options_of_the_other_task_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "d", "--task", "classify", "--dice-weight", "1"]) == 1
+    assert "--dice-weight is an option of task segment" in capsys.readouterr().err
+    assert main(["train", "d", "--mixup-alpha", "1"]) == 1
+    assert "--mixup-alpha is an option of task classify" in capsys.readouterr().err
+
+
+def test_the_configuration_of_a_run_is_a_recipe(tmp_path: Path, tiny_variant: str) -> None:
+    dataset, recipe = draw_dataset(tmp_path / "shapes"), tmp_path / "a.yaml"
+    recipe.write_text(
+        f"dataset: {dataset}\nout: {tmp_path / 'first'}\nvariant: tiny\ncrop_size: 32\n"
+        "short_side: 48\nbatch_size: 6\nmax_steps: 3\nnum_workers: 0\n"
+    )
+    assert main(["train", "--recipe", str(recipe)]) == 0
+    again = str(tmp_path / "first" / "config.yaml")
+    second = tmp_path / "second"
+    assert main(["train", "--recipe", again, "--epochs", "1", "--out", str(second)]) == 0
+    assert "max_steps: 1" in (second / "config.yaml").read_text()  # of the epochs, not the recipe

@@ -1,4 +1,4 @@
-"""The fast decoder against the plain formula of the paper, written out here."""
+"""Compare the fast decoder with the plain formula of the paper, implemented here."""
 
 from dataclasses import replace
 
@@ -45,7 +45,9 @@ def maps_of(height: int, width: int, *, requires_grad: bool = False) -> list[Ten
     ]
 
 
-def test_strips_change_nothing(decoder: MLPDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_output(
+    decoder: MLPDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder, features = decoder.eval(), maps_of(61, 99)
     exact = decoder(features)
     monkeypatch.setattr(products, "_CHUNK_BYTES", 1)  # chunks of eight rows
@@ -91,7 +93,7 @@ def test_folded_equals_the_plain_formula(decoder: MLPDecoder, size: tuple[int, i
         torch.testing.assert_close(decoder.fold()(features), expected, rtol=0, atol=1e-10)
 
 
-def test_batch_norm_statistics_are_those_of_the_plain_formula(decoder: MLPDecoder) -> None:
+def test_batch_norm_statistics_equal_the_plain_formula(decoder: MLPDecoder) -> None:
     features = maps_of(64, 64)
     projected = []
     for linear, maps in zip(decoder.projections, features, strict=True):
@@ -103,8 +105,8 @@ def test_batch_norm_statistics_are_those_of_the_plain_formula(decoder: MLPDecode
     torch.testing.assert_close(decoder.norm.running_mean, expected, rtol=0, atol=1e-10)
 
 
-def test_dropping_by_weights_drops_whole_channels() -> None:
-    """With a classifier that reads one channel each, a logit is its channel or 0, scaled."""
+def test_dropout_drops_whole_channels() -> None:
+    """If the classifier copies the channels, each logit map is its scaled channel or 0."""
     torch.manual_seed(0)
     config = replace(TINY, dropout=0.25, num_classes=16)
     decoder = MLPDecoder(config).double().train()
@@ -122,7 +124,7 @@ def test_dropping_by_weights_drops_whole_channels() -> None:
     torch.testing.assert_close(dropped, expected, rtol=0, atol=1e-10)
 
 
-def test_folding_a_model_shares_the_encoder_and_leaves_the_model_alone(
+def test_fold_shares_the_encoder_and_does_not_change_the_model(
     tiny_model: SegFormer,
 ) -> None:
     pixels = torch.randn(1, 3, 61, 99)
@@ -137,7 +139,7 @@ def test_folding_a_model_shares_the_encoder_and_leaves_the_model_alone(
         folded.save_pretrained("anywhere")
 
 
-def test_a_model_runs_at_other_sizes_than_it_was_trained_at() -> None:
+def test_a_trained_model_accepts_other_image_sizes() -> None:
     torch.manual_seed(0)
     model = SegFormer(TINY)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)

@@ -14,7 +14,7 @@ from segformer.model.products import Linear
 
 @settings(max_examples=25, deadline=None)
 @given(height=st.integers(29, 140), width=st.integers(29, 140))
-def test_map_sizes_at_any_image_size(height: int, width: int) -> None:
+def test_map_sizes_for_any_image_size(height: int, width: int) -> None:
     config = SegFormerConfig(
         hidden_sizes=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_attention_heads=(1, 2, 3, 4)
     )
@@ -25,7 +25,7 @@ def test_map_sizes_at_any_image_size(height: int, width: int) -> None:
         assert maps[stage].shape == (1, config.hidden_sizes[stage], *size)
 
 
-def test_smallest_size_is_exact(tiny_model: SegFormer) -> None:
+def test_smallest_image_size(tiny_model: SegFormer) -> None:
     smallest = tiny_model.config.min_size
     assert smallest == 29
     assert tiny_model(torch.zeros(1, 3, smallest, 1000)).shape == (1, 5, 8, 250)
@@ -35,8 +35,8 @@ def test_smallest_size_is_exact(tiny_model: SegFormer) -> None:
         tiny_model(torch.zeros(1, 3, 1, 1000))
 
 
-def test_wrong_channels_and_dimensions(tiny_model: SegFormer) -> None:
-    with pytest.raises(ValueError, match="takes images of 3 channels, these have 4"):
+def test_wrong_channels_or_dimensions_are_errors(tiny_model: SegFormer) -> None:
+    with pytest.raises(ValueError, match="expects images with 3 channels, but these have 4"):
         tiny_model(torch.zeros(1, 4, 64, 64))
     with pytest.raises(ValueError, match=r"must be \(B, C, H, W\)"):
         tiny_model(torch.zeros(3, 64, 64))
@@ -44,16 +44,16 @@ def test_wrong_channels_and_dimensions(tiny_model: SegFormer) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
 @pytest.mark.parametrize("classes", [1, 2, 300])
-def test_any_channels_and_classes(channels: int, classes: int) -> None:
+def test_any_number_of_channels_and_classes(channels: int, classes: int) -> None:
     model = SegFormer.from_variant("b0", in_channels=channels, num_classes=classes)
     assert model(torch.zeros(2, channels, 64, 96)).shape == (2, classes, 16, 24)
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4])
-def test_attention_is_the_paper_s_formula(reduction: int) -> None:
+def test_attention_equals_the_formula_of_the_paper(reduction: int) -> None:
     torch.manual_seed(0)
     layer = EfficientSelfAttention(12, 3, reduction, eps=1e-6).double()
-    tokens = torch.randn(2, 9, 10, 12, dtype=torch.float64)  # 9 rows: one is left out by r = 2, 4
+    tokens = torch.randn(2, 9, 10, 12, dtype=torch.float64)  # r = 2, 4 do not use the last row
     reduced = tokens
     if reduction > 1:
         reduced = F.conv2d(
@@ -90,19 +90,21 @@ def test_attention_equals_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
-def test_strips_and_kernels_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_and_kernels_do_not_change_the_output(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(products, "_CHUNK_BYTES", 1)
     monkeypatch.setattr(products, "_MIN_ROWS", rows)
     tokens = torch.randn(2, 13, 7, 12)
     for layer in (MixFFN(12, 4), EfficientSelfAttention(12, 3, 2, 1e-6), Linear(12, 5)):
-        exact = layer.double()(tokens.double()).float()  # products of float64 stay MKL's
+        exact = layer.double()(tokens.double()).float()  # float64 products use MKL
         with torch.no_grad():
             torch.testing.assert_close(layer.float()(tokens), exact, rtol=0, atol=1e-5)
         torch.testing.assert_close(layer(tokens), exact, rtol=0, atol=1e-5)
 
 
-def test_mix_ffn_is_the_paper_s_formula() -> None:
+def test_mix_ffn_equals_the_formula_of_the_paper() -> None:
     torch.manual_seed(0)
     layer = MixFFN(6, 4).double()
     tokens = torch.randn(2, 5, 7, 6, dtype=torch.float64)
@@ -122,17 +124,17 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean() -> None:
     assert layer.eval()(branch) is branch
 
 
-def test_maps_stay_in_channels_last_memory(tiny_model: SegFormer) -> None:
+def test_maps_are_in_channels_last_memory(tiny_model: SegFormer) -> None:
     for maps in tiny_model.encoder(torch.zeros(1, 3, 64, 64)):
         assert maps.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_classifier_outputs() -> None:
+def test_classifier_output_shape() -> None:
     model = SegFormerClassifier.from_variant("b0", num_classes=7).eval()
     assert model(torch.zeros(2, 3, 70, 90)).shape == (2, 7)
 
 
-def test_out_indices_choose_maps_and_spare_the_rest(tiny_model: SegFormer) -> None:
+def test_out_indices_select_maps(tiny_model: SegFormer) -> None:
     config, pixels = tiny_model.config, torch.randn(1, 3, 64, 96)
     some = MixTransformer(config, out_indices=(0, 2)).eval()
     some.load_state_dict(tiny_model.encoder.state_dict())
@@ -142,11 +144,11 @@ def test_out_indices_choose_maps_and_spare_the_rest(tiny_model: SegFormer) -> No
         for maps, expected in zip(some(pixels), (everything[0], everything[2]), strict=True):
             torch.testing.assert_close(maps, expected, rtol=0, atol=0)
     for wrong in ((), (2, 1), (0, 0), (4,), (-1,)):
-        with pytest.raises(ValueError, match="rising numbers from 0 to 3"):
+        with pytest.raises(ValueError, match="increasing numbers from 0 to 3"):
             MixTransformer(config, out_indices=wrong)
 
 
-def test_frozen_stages_stay_as_they_are(tiny_model: SegFormer) -> None:
+def test_frozen_stages_are_not_trained(tiny_model: SegFormer) -> None:
     encoder = tiny_model.encoder.freeze(2).train()
     assert [stage.training for stage in encoder.stages] == [False, False, True, True]
     encoder(torch.randn(1, 3, 64, 64))[-1].sum().backward()
@@ -154,11 +156,11 @@ def test_frozen_stages_stay_as_they_are(tiny_model: SegFormer) -> None:
     assert learning == {"2", "3"}
     encoder.freeze(0)
     assert all(p.requires_grad for p in encoder.parameters())
-    with pytest.raises(ValueError, match="4 stages to freeze, not 5"):
+    with pytest.raises(ValueError, match="cannot freeze 5 stages: the encoder has 4"):
         encoder.freeze(5)
 
 
-def test_gradient_checkpointingd_activations_give_the_same_gradients() -> None:
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     config = SegFormerConfig(
         hidden_sizes=(8, 16, 24, 32),
         depths=(2, 2, 2, 2),

@@ -1,4 +1,4 @@
-"""Inference on a model as it is: its weights of now, its mode untouched."""
+"""Inference uses the current weights of a model and does not change its mode."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ def modes(model: nn.Module) -> list[bool]:
     return [module.training for module in model.modules()]
 
 
-def test_inference_copy_shares_parameters_and_leaves_the_mode_alone(tiny_model: SegFormer) -> None:
+def test_inference_copy_shares_parameters_and_keeps_the_mode(tiny_model: SegFormer) -> None:
     tiny_model.train()
     tiny_model.encoder.freeze(1)
     before = modes(tiny_model)
@@ -46,7 +46,7 @@ def test_inference_copy_follows_training_and_loaded_weights(tiny_model: SegForme
     with torch.no_grad():
         first = inference(pixels)
     optimizer = torch.optim.SGD(tiny_model.train().parameters(), 0.1)
-    tiny_model(pixels).square().mean().backward()  # BatchNorm's statistics move as well
+    tiny_model(pixels).square().mean().backward()  # also updates the BatchNorm statistics
     optimizer.step()
     assert follows()
     tiny_model.load_state_dict(randomize(SegFormer(TINY), seed=3).state_dict())
@@ -64,7 +64,7 @@ def test_inference_copy_of_a_classifier() -> None:
         torch.testing.assert_close(model.eval()(pixels), expected, rtol=0, atol=0)
 
 
-def test_fold_leaves_the_mode_alone(tiny_model: SegFormer) -> None:
+def test_fold_keeps_the_mode(tiny_model: SegFormer) -> None:
     before = modes(tiny_model.train())
     folded = tiny_model.fold()
     assert modes(tiny_model) == before
@@ -72,7 +72,9 @@ def test_fold_leaves_the_mode_alone(tiny_model: SegFormer) -> None:
 
 
 @pytest.mark.parametrize("head", ["original", "openmmlab"])
-def test_evaluation_without_gradients_folds(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_without_gradients_folds_the_decoder(
+    head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = randomize(SegFormer(replace(TINY, decoder=head))).eval()
     pixels = torch.randn(1, 3, 61, 99)
     folds = []
@@ -88,7 +90,7 @@ def test_evaluation_without_gradients_folds(head: str, monkeypatch: pytest.Monke
     with torch.no_grad():
         torch.testing.assert_close(model(pixels), expected, rtol=0, atol=1e-5)
         assert folds == [model.decoder]
-        model.train()(pixels)  # statistics of the batch cannot be folded
+        model.train()(pixels)  # batch statistics cannot be folded
         assert len(folds) == 1
         model.eval().decoder.norm.train()
         model(pixels)
@@ -96,8 +98,10 @@ def test_evaluation_without_gradients_folds(head: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_in_half_precision_fold_in_full(tiny_model: SegFormer, dtype: torch.dtype) -> None:
-    """The composed weights are rounded once, not in between."""
+def test_half_precision_weights_are_folded_in_float32(
+    tiny_model: SegFormer, dtype: torch.dtype
+) -> None:
+    """The composed weights are rounded only once, at the end."""
     half = tiny_model.to(dtype)
     with torch.no_grad():
         expected = SegFormer(TINY).eval()

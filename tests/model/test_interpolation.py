@@ -14,7 +14,7 @@ from segformer.model.interpolation import interpolate_rows, upsampling_matrix
     size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
 )
-def test_rows_are_those_of_interpolate(
+def test_rows_equal_interpolate(
     low: tuple[int, int], size: tuple[int, int], cut: tuple[float, float]
 ) -> None:
     logits = torch.randn(3, *low, dtype=torch.float64)
@@ -29,13 +29,13 @@ def test_rows_are_those_of_interpolate(
 
 @settings(deadline=None, max_examples=30)
 @given(low=st.integers(1, 40), high=st.integers(1, 200))
-def test_matrix_interpolates(low: int, high: int) -> None:
+def test_matrix_equals_interpolate(low: int, high: int) -> None:
     values = torch.randn(low)
     expected = F.interpolate(values[None, None], size=high, mode="linear")[0, 0]
     torch.testing.assert_close(upsampling_matrix(low, high) @ values, expected)
 
 
-def test_bfloat16_takes_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_uses_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     tokens = torch.randn(2, 5, 8, 3).bfloat16()
     whole = F.interpolate(tokens.float().permute(0, 3, 1, 2), size=(20, 32), mode="bilinear")

@@ -1,4 +1,4 @@
-"""Exporters of PyTorch with dynamic sizes."""
+"""The exporters of PyTorch, with dynamic sizes."""
 
 import importlib.util
 from pathlib import Path

@@ -11,7 +11,7 @@ from segformer.prediction.upsample import logits_to_label_map
 
 
 def assert_best(ids: np.ndarray, logits: torch.Tensor) -> None:
-    """Each pixel's class is the best of the upsampled logits, or within rounding of it."""
+    """Check that each class has the largest upsampled logit, up to rounding errors."""
 
     def upsampled(values: torch.Tensor) -> torch.Tensor:
         return F.interpolate(values[None].double(), size=ids.shape, mode="bilinear")[0]
@@ -19,7 +19,7 @@ def assert_best(ids: np.ndarray, logits: torch.Tensor) -> None:
     full = upsampled(logits.nan_to_num())
     full[upsampled(logits.isnan()) > 1e-9] = torch.inf
     chosen = full.gather(0, torch.from_numpy(ids.astype(np.int64))[None])[0]
-    # A NaN may count even where its fraction is zero, as it mostly does in PyTorch
+    # A NaN with weight zero may still give NaN, as in most kernels of PyTorch
     near = F.max_pool2d(logits.isnan().any(0, keepdim=True).double(), 3, 1, 1)
     leaked = upsampled(near)[0] > 0
     assert ((chosen >= full.amax(0) - 1e-5) | leaked).all()
@@ -33,7 +33,7 @@ def assert_best(ids: np.ndarray, logits: torch.Tensor) -> None:
     kind=st.sampled_from(["noise", "smooth", "ties", "constant", "nan"]),
     seed=st.integers(0, 9),
 )
-def test_best_classes_are_those_of_the_upsampled_logits(
+def test_label_map_is_the_argmax_of_the_upsampled_logits(
     low: tuple[int, int], size: tuple[int, int], classes: int, kind: str, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -48,7 +48,7 @@ def test_best_classes_are_those_of_the_upsampled_logits(
         logits[torch.rand(logits.shape) < 0.05] = torch.nan
     ids, _ = logits_to_label_map([logits], size)
     assert_best(ids, logits)
-    if kind == "ties":  # sums of few integers and halves: nothing is rounded, the first wins
+    if kind == "ties":  # exact arithmetic without rounding: the lowest class wins
         power = tuple(4 * side for side in low)
         full = F.interpolate(logits[None], size=power, mode="bilinear")[0]
         assert np.array_equal(logits_to_label_map([logits], power)[0], full.argmax(0).numpy())
@@ -60,7 +60,7 @@ def test_best_classes_are_those_of_the_upsampled_logits(
     size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     seed=st.integers(0, 9),
 )
-def test_one_class_is_foreground_above_zero(
+def test_binary_foreground_is_above_zero(
     low: tuple[int, int], size: tuple[int, int], seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -70,14 +70,16 @@ def test_one_class_is_foreground_above_zero(
     assert ((ids == (full > 0)) | (np.abs(full) < 1e-5)).all()
 
 
-def test_classes_that_are_ruled_out_do_not_win() -> None:
+def test_classes_with_logits_of_minus_infinity_do_not_win() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 9, 9)
     logits[2, 3:6, 2:7] = -torch.inf
     assert_best(logits_to_label_map([logits], (36, 36))[0], logits.clamp(min=-1e30))
 
 
-def test_cells_are_settled_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processing_few_cells_at_a_time_gives_the_same_label_map(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     logits = torch.randn(7, 20, 20)
     whole, _ = logits_to_label_map([logits], (80, 80))
@@ -86,8 +88,8 @@ def test_cells_are_settled_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert_best(whole, logits)
 
 
-def test_memory_is_bounded_at_large_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two classes whose winner changes in every cell, each cell of 900 pixels."""
+def test_memory_is_bounded_for_large_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best of two classes differs within almost every cell; a cell has 900 pixels."""
     torch.manual_seed(0)
     logits = torch.randn(2, 40, 40)
     plain, _ = logits_to_label_map([logits], (1200, 1200))
@@ -111,28 +113,30 @@ def test_memory_is_bounded_at_large_ratios(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("classes", [2, 19, 300])
-def test_strips_change_nothing(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_output(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     logits = torch.randn(classes, 13, 17)
     monkeypatch.setattr(upsample, "_CHUNK_VALUES", 61 * classes * 3)
     ids, confidence = logits_to_label_map([logits], (50, 61), confidence=True)
     whole = F.interpolate(logits[None], size=(50, 61), mode="bilinear")[0]
-    assert (ids == whole.argmax(0).numpy()).mean() > 0.999  # ties of rounding
+    assert (ids == whole.argmax(0).numpy()).mean() > 0.999  # up to rounding errors
     np.testing.assert_allclose(confidence, whole.softmax(0).amax(0), atol=1e-5)
     assert ids.dtype == (np.uint8 if classes <= 256 else np.uint16)
 
 
-def test_views_are_averaged_as_probabilities() -> None:
+def test_probabilities_of_views_are_averaged() -> None:
     torch.manual_seed(0)
-    views = [3 * torch.randn(4, 8, 9), torch.randn(4, 16, 18), torch.randn(4, 6, 7)]
-    ids, confidence = logits_to_label_map(views, (32, 36), confidence=True)
-    full = [F.interpolate(v[None], size=(32, 36), mode="bilinear")[0].softmax(0) for v in views]
+    tta_logits = [3 * torch.randn(4, 8, 9), torch.randn(4, 16, 18), torch.randn(4, 6, 7)]
+    ids, confidence = logits_to_label_map(tta_logits, (32, 36), confidence=True)
+    full = [
+        F.interpolate(v[None], size=(32, 36), mode="bilinear")[0].softmax(0) for v in tta_logits
+    ]
     mean = sum(full) / 3
     assert (ids == mean.argmax(0).numpy()).mean() > 0.999
     np.testing.assert_allclose(confidence, mean.amax(0), atol=1e-5)
 
 
-def test_binary_is_a_threshold_of_one_half() -> None:
+def test_binary_threshold_is_one_half() -> None:
     logits = torch.tensor([[[-1.0, 1.0]]])
     ids, confidence = logits_to_label_map([logits], (1, 8), confidence=True)
     assert ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]

@@ -88,7 +88,9 @@ def test_loss_and_gradient_equal_the_plain_formula(
 
 @pytest.mark.parametrize("size", [(12, 16), (15, 20), (11, 9)])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"focal_gamma": 2.0}])
-def test_gradients_in_double_precision(size: tuple[int, int], options: dict[str, float]) -> None:
+def test_gradients_equal_numerical_gradients(
+    size: tuple[int, int], options: dict[str, float]
+) -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
     mask = torch.randint(0, 3, (2, *size))
@@ -101,7 +103,7 @@ def test_gradients_in_double_precision(size: tuple[int, int], options: dict[str,
     assert torch.autograd.gradcheck(loss, logits)
 
 
-def test_improbable_classes_keep_a_finite_loss() -> None:
+def test_loss_is_finite_for_tiny_probabilities() -> None:
     logits = torch.tensor([0.0, 300.0]).view(1, 2, 1, 1).expand(1, 2, 3, 3).clone()
     logits.requires_grad_()
     mask = torch.zeros(1, 12, 12, dtype=torch.long)
@@ -111,8 +113,8 @@ def test_improbable_classes_keep_a_finite_loss() -> None:
     torch.testing.assert_close(gradient.sum((0, 2, 3)), torch.tensor([-1.0, 1.0]))
 
 
-@pytest.mark.parametrize(("below", "least"), [(0.3, 0.01), (0.05, 0.25)])
-def test_only_hard_pixels_count(below: float, least: float) -> None:
+@pytest.mark.parametrize(("threshold", "min_kept"), [(0.3, 0.01), (0.05, 0.25)])
+def test_ohem_uses_only_hard_pixels(threshold: float, min_kept: float) -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 4, 6, 6, requires_grad=True)
     mask = torch.randint(0, 4, (2, 24, 24))
@@ -120,29 +122,29 @@ def test_only_hard_pixels_count(below: float, least: float) -> None:
     full = upsampled(logits, mask)
     prob = full.softmax(1).gather(1, mask.where(mask != 255, 0)[:, None])[:, 0]
     labeled = prob[mask != 255].sort().values
-    threshold = max(below, labeled[round(least * len(labeled)) - 1].item())
-    hard = mask.where(prob <= threshold, 255)
-    actual = cross_entropy_at_mask_size(logits, mask, ohem=OHEM(below, least))
+    highest = max(threshold, labeled[round(min_kept * len(labeled)) - 1].item())
+    hard = mask.where(prob <= highest, 255)
+    actual = cross_entropy_at_mask_size(logits, mask, ohem=OHEM(threshold, min_kept))
     torch.testing.assert_close(actual, plain(logits, hard))
     torch.testing.assert_close(
         *(torch.autograd.grad(loss, logits)[0] for loss in (actual, plain(logits, hard)))
     )
 
 
-def test_a_class_id_too_many_is_named() -> None:
+def test_error_names_an_invalid_class_id() -> None:
     mask = torch.zeros(1, 8, 8, dtype=torch.long)
     mask[0, 3, 3] = 7
-    with pytest.raises(ValueError, match="class id 7; there are 2 classes"):
+    with pytest.raises(ValueError, match="class id 7; valid ids are 0 to 1, and 255"):
         cross_entropy_at_mask_size(torch.zeros(1, 1, 2, 2), mask)
 
 
-def test_smoothing_and_focal_weights_exclude_each_other() -> None:
+def test_label_smoothing_with_focal_loss_is_an_error() -> None:
     logits, mask = torch.zeros(1, 2, 2, 2), torch.zeros(1, 8, 8, dtype=torch.long)
-    with pytest.raises(ValueError, match="one of them 0"):
+    with pytest.raises(ValueError, match="one of them 0; they are 0.1 and 2"):
         cross_entropy_at_mask_size(logits, mask, label_smoothing=0.1, focal_gamma=2)
 
 
-def test_without_weights_it_is_pytorch_s_mean() -> None:
+def test_without_weights_equals_pytorch_mean() -> None:
     logits, mask = torch.randn(2, 4, 5, 5), torch.randint(0, 4, (2, 20, 20))
     full = F.interpolate(logits, size=(20, 20), mode="bilinear")
     torch.testing.assert_close(
@@ -151,7 +153,7 @@ def test_without_weights_it_is_pytorch_s_mean() -> None:
 
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 3.0])])
-def test_binary(weights: torch.Tensor | None) -> None:
+def test_binary_equals_two_classes(weights: torch.Tensor | None) -> None:
     logits = torch.randn(2, 1, 5, 5, requires_grad=True)
     mask = torch.randint(0, 2, (2, 20, 20))
     mask[:, :3] = 255
@@ -164,7 +166,7 @@ def test_binary(weights: torch.Tensor | None) -> None:
     )
 
 
-def test_nothing_labeled_is_zero_not_nan() -> None:
+def test_loss_is_zero_without_labeled_pixels() -> None:
     logits = torch.randn(1, 4, 5, 5, requires_grad=True)
     mask = torch.full((1, 9, 9), 255)
     for function in (cross_entropy_at_mask_size, dice_loss, lovasz_loss):
@@ -186,7 +188,7 @@ def test_half_precision_logits() -> None:
 
 
 @pytest.mark.parametrize("loss", [cross_entropy_at_mask_size, lovasz_loss, dice_loss])
-def test_autocast_changes_nothing(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_autocast_does_not_change_the_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     logits, mask = torch.randn(2, 4, 8, 8), torch.randint(0, 4, (2, 32, 32))
     expected = loss(logits, mask)
     cast = []
@@ -199,14 +201,14 @@ def test_autocast_changes_nothing(loss: Callable[[Tensor, Tensor], Tensor]) -> N
 
     with torch.autocast("cpu", torch.bfloat16), Watch():
         (logits @ logits.mT).sum()
-        assert len(cast) > 0  # products are rounded here
+        assert len(cast) > 0  # autocast rounds this product
         cast.clear()
         assert torch.equal(loss(logits, mask), expected)
     assert not cast
 
 
-def test_small_gradients_survive_float16() -> None:
-    """A loss scale multiplies the gradient before it is rounded to float16."""
+def test_small_gradients_do_not_underflow_in_float16() -> None:
+    """The gradient is multiplied by the loss scale before it is rounded to float16."""
     logits = torch.tensor([14.0, 0.0]).view(1, 2, 1, 1).repeat(1, 1, 8, 8)
     mask = torch.zeros(1, 32, 32, dtype=torch.long)
     half, full = logits.half().requires_grad_(), logits.requires_grad_()
@@ -217,7 +219,7 @@ def test_small_gradients_survive_float16() -> None:
     torch.testing.assert_close(gradient.float() / 2.0**16, expected, rtol=1e-3, atol=0)
 
 
-def test_second_derivatives_are_refused() -> None:
+def test_second_derivatives_are_an_error() -> None:
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     loss = cross_entropy_at_mask_size(logits, torch.zeros(1, 8, 8, dtype=torch.long))
     (gradient,) = torch.autograd.grad(loss.square(), logits, create_graph=True)
@@ -230,10 +232,10 @@ def test_second_derivatives_are_refused() -> None:
 def test_one_synchronization_with_a_device(
     weighted: bool, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading a value, or a shape that depends on values, waits for a GPU."""
+    """Python waits for a GPU to read a value, or a shape that depends on values."""
     torch.manual_seed(0)
     logits = torch.randn(3, 4, 6, 6, requires_grad=True)
-    logits.data[0, 0] = -200  # a class whose probability is 0 in float32
+    logits.data[0, 0] = -200  # this class has probability 0 in float32
     mask = torch.randint(0, 4, (3, *size))
     mask[:, :3] = 255
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0]) if weighted else None
@@ -260,18 +262,18 @@ def test_one_synchronization_with_a_device(
     torch.testing.assert_close(gradient, expected_gradient)
 
 
-def test_dice_of_right_and_wrong() -> None:
+def test_dice_of_correct_and_wrong_predictions() -> None:
     mask = torch.zeros(1, 16, 16, dtype=torch.long)
     mask[:, 8:] = 1
     mask[:, :, 12:] = 255
     sharp = 20.0 * F.one_hot(mask.clamp(max=1)[:, ::4, ::4], 3).movedim(-1, 1)
     assert dice_loss(sharp, mask).item() == pytest.approx(0, abs=0.01)
-    assert dice_loss(sharp.flip(2), mask).item() > 0.85  # the + 1 of the smoothing remains
+    assert dice_loss(sharp.flip(2), mask).item() > 0.85  # not 1, because of the + 1 in the formula
     binary = sharp[:, 1:2] - sharp[:, :1]
     assert dice_loss(binary, mask).item() == pytest.approx(0, abs=0.01)
 
 
-def test_lovasz_is_the_jaccard_loss_of_hard_decisions() -> None:
+def test_lovasz_equals_the_jaccard_loss_for_certain_predictions() -> None:
     torch.manual_seed(0)
     mask = torch.randint(0, 3, (2, 16, 16)).repeat_interleave(4, 1).repeat_interleave(4, 2)
     mask[:, :8] = 255

@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from segformer.cli.terminal import FAILED, parse, show
+from segformer.cli.terminal import PARTIAL, parse, show
 
 if TYPE_CHECKING:
     from segformer.checkpoints.opening import Checkpoint
@@ -34,9 +34,8 @@ def run(words: list[str]) -> int:
 
         Example: segformer evaluate water/ --model runs/water/best --out evaluation
 
-        Unreadable images and masks are skipped and listed. Exit codes: 0, all images were scored;
-        1, an error, or some images were skipped (the report is then written without them);
-        2, wrong usage; 130, interrupted.
+        Unreadable images and masks are skipped and listed, and the report is written without them.
+        The exit code is then 3.
 
         Attributes:
             dataset: Folder with dataset.yaml, or with images/val and masks/val; for a classifier,
@@ -56,7 +55,9 @@ def run(words: list[str]) -> int:
         out: Path = Path("evaluation")
         overwrite: bool = False
         match_classes: MatchClasses = "name"
-        config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
+        config: Annotated[
+            PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="prediction")
+        ] = field(default_factory=PredictConfig)
 
     options = parse(Evaluate, "evaluate", words)
 
@@ -75,7 +76,7 @@ def run(words: list[str]) -> int:
         print(f"skipped images: {len(failed)}", file=sys.stderr)
         for failure in failed:
             print(f"  {failure}", file=sys.stderr)
-        return FAILED
+        return PARTIAL
     return 0
 
 

@@ -5,8 +5,10 @@ not the strings of PEP 563.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from segformer.cli.terminal import parse, show
+from segformer.options import depends
 
 
 def run(words: list[str]) -> int:
@@ -22,13 +24,15 @@ def run(words: list[str]) -> int:
         Example: segformer info nvidia/segformer-b0-finetuned-ade-512-512 --size 1024 2048
 
         Attributes:
-            model: Folder, file or Hub id of a model. Default: the one that ships inside.
-            size: Height and width in pixels to count MACs for. Default: the model's own.
+            model: Folder, file or Hub id of a model.
+            size: Height and width in pixels to count MACs for.
             json: Print JSON.
         """
 
-        model: tyro.conf.Positional[str | None] = None
-        size: tuple[int, int] | None = None
+        model: Annotated[
+            tyro.conf.Positional[str | None], depends("MODEL", "the human parsing model inside")
+        ] = None
+        size: Annotated[tuple[int, int] | None, depends("H W", "that of the model")] = None
         json: bool = False
 
     options = parse(Info, "info", words)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from segformer.cli.terminal import FAILED, PARTIAL, parse, printable
 
@@ -24,6 +24,7 @@ def run(words: list[str]) -> int:
     """Run the command; returns the exit code."""
     import tyro
 
+    from segformer.options import depends
     from segformer.prediction.config import PredictConfig
 
     @dataclass
@@ -39,21 +40,25 @@ def run(words: list[str]) -> int:
 
         Attributes:
             images: Files, folders, or patterns such as 'photos/*.jpg'.
-            model: Folder, file or Hub id of a model. Default: the human parsing model that ships
-                with the package.
+            model: Folder, file or Hub id of a model.
             out: Folder for the results.
             overlay: Write overlays.
             overwrite: Replace files that exist. An image that is read is never replaced.
             skip_existing: Keep files that exist, and skip images that have all their results.
         """
 
-        images: tyro.conf.Positional[tuple[str, ...]]
-        model: str | None = None
+        images: Annotated[
+            tyro.conf.Positional[tuple[str, ...]],
+            tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint=""),
+        ]
+        model: Annotated[str | None, depends("MODEL", "the human parsing model inside")] = None
         out: Path = Path("predictions")
         overlay: bool = True
         overwrite: bool = False
         skip_existing: bool = False
-        config: tyro.conf.OmitArgPrefixes[PredictConfig] = field(default_factory=PredictConfig)
+        config: Annotated[
+            PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="prediction")
+        ] = field(default_factory=PredictConfig)
 
     options = parse(Predict, "predict", words)
     if not options.images:

@@ -208,6 +208,7 @@ def _conclude(report: SplitReport, unclear: list[str]) -> None:
             f"{dataset.channels}; write channels: {channels} into dataset.yaml",
         )
     report.warnings += [f"{mask}: no image belongs to this mask" for mask in dataset.stray_masks]
+    report.warnings += dataset.problems
     if unclear:
         report.warnings.append(
             f"{_first(unclear)}: EXIF turns the image, and the size of its mask cannot tell "

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from segformer.classes import ClassSet
 from segformer.data.description import SPLITS, Description, read_description
 from segformer.data.errors import Color, DatasetError
+from segformer.data.layouts.archive import unpacked
+from segformer.data.layouts.base import WHOLE, subfolders
+from segformer.data.layouts.recognition import LAYOUTS, Recognized, recognize
 from segformer.data.masks import WHITE, read_values, to_class_ids, values_of
 from segformer.data.pairing import MaskNames, Sample, find_samples
 from segformer.image import (
@@ -23,6 +26,9 @@ from segformer.image import (
 )
 
 __all__ = ["SPLITS", "Dataset", "DatasetError", "Sample", "open_dataset", "splits"]
+
+_LEVELS = 3
+"""Folders, one in another, in which a data set is looked for."""
 
 _SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
@@ -44,7 +50,8 @@ class Dataset:
         colors: Class id of each color, for RGB masks.
         described: The classes come from a ``dataset.yaml``, not from the values of the masks.
         allow_missing_classes: Classes need not occur in the training split.
-        notes: Sentences about what was decided from the masks, for the user to read.
+        notes: Sentences about what was recognized or decided, for the user to read.
+        problems: Sentences about entries of annotation files that belong to no sample.
     """
 
     root: Path
@@ -58,6 +65,7 @@ class Dataset:
     described: bool = True
     allow_missing_classes: bool = False
     notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -83,8 +91,13 @@ class Dataset:
         if sample.mask is None:
             raise DatasetError(f"{sample.image}: there is no mask for this image")
         image = read_image(sample.image, self.channels, as_8_bit=self.as_8_bit)
-        values = read_values(sample.mask)
         height, width = image.shape[:2]
+        if not isinstance(sample.mask, Path):
+            class_ids = sample.mask.rasterize(height, width)
+            if class_ids.shape != (height, width):
+                raise DatasetError(_describe_sizes(sample, image.shape[:2], class_ids.shape))
+            return image, class_ids
+        values = read_values(sample.mask)
         if height != width and values.shape[:2] == (width, height):
             orientation = exif_orientation(sample.image)
             if orientation in _SIDEWAYS and exif_orientation(sample.mask) == 1:
@@ -111,7 +124,7 @@ def orientation_is_unclear(sample: Sample, is_square: bool) -> bool:
         sample: Image and mask.
         is_square: Height and width of the image are the same.
     """
-    if sample.mask is None:
+    if not isinstance(sample.mask, Path):
         return False
     orientation = exif_orientation(sample.image)
     if orientation == 1 or exif_orientation(sample.mask) != 1:
@@ -122,50 +135,111 @@ def orientation_is_unclear(sample: Sample, is_square: bool) -> bool:
 def _describe_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...]) -> str:
     """The sentence for an image and a mask of different sizes."""
     return (
-        f"{sample.mask}: the mask is {mask[1]} x {mask[0]} pixels, "
+        f"{sample.mask_file}: the mask is {mask[1]} x {mask[0]} pixels, "
         f"its image {image[1]} x {image[0]}"
     )
 
 
-def open_dataset(source: str | Path, split: str = "train") -> Dataset:
+def open_dataset(source: str | Path, split: str = "train", *, layout: str | None = None) -> Dataset:
     """Open one split of a data set.
 
     Args:
-        source: Folder with ``dataset.yaml``, that file itself, or a folder that has
-            ``images/{train,val}`` beside ``masks/{train,val}``.
-        split: Which of its splits.
+        source: Folder with ``dataset.yaml``, that file itself, a folder that has
+            ``images/{train,val}`` beside ``masks/{train,val}``, a folder in one of the known
+            layouts, or a zip of one of these, which is unpacked beside itself.
+        split: Which of its splits; "all" is the only one of a source that is not divided.
+        layout: Name of the layout. Default: the one the folder is recognized by.
 
     Raises:
-        DatasetError: There is none, the description is wrong, or the split is empty.
+        DatasetError: There is none, it can be read in several ways, the description is wrong, or
+            the split is empty.
     """
-    path = Path(source)
-    if not path.exists():
-        raise DatasetError(f"{path}: no such data set")
+    path, recognized = _locate(Path(source), layout)
+    if recognized is not None:
+        return _from_layout(recognized, split)
     file = path / "dataset.yaml" if path.is_dir() else path
-    if file.is_file():
-        return _from_description(file, split)
-    if (path / "images").is_dir() and ((path / "masks").is_dir() or split == "test"):
-        return _from_folders(path, split)
-    raise DatasetError(
-        f"{path}: not a data set: it needs a dataset.yaml, or images in images/train and "
-        "images/val beside masks of the same names in masks/train and masks/val"
-    )
+    return _from_description(file, split) if file.is_file() else _from_folders(path, split)
 
 
-def splits(source: str | Path) -> list[str]:
-    """The splits a data set has: those of "train", "val" and "test" that exist.
+def splits(source: str | Path, *, layout: str | None = None) -> list[str]:
+    """The splits a data set has, "train", "val" and "test" first.
+
+    Args:
+        source: As `open_dataset` takes it.
+        layout: Name of the layout. Default: the one the folder is recognized by.
 
     Raises:
         DatasetError: It is no data set.
     """
-    path = Path(source)
+    path, recognized = _locate(Path(source), layout)
+    if recognized is not None:
+        return recognized.layout.splits(recognized.root)
     file = path / "dataset.yaml" if path.is_dir() else path
     if file.is_file():
         folders = read_description(file).folders
         return [split for split in SPLITS if split in folders]
-    if not (path / "images").is_dir():
-        open_dataset(path)  # raises
-    return [split for split in SPLITS if (path / "images" / split).is_dir()]
+    found = [split for split in SPLITS if (path / "images" / split).is_dir()]
+    return found or [WHOLE]
+
+
+def _locate(source: Path, layout: str | None) -> tuple[Path, Recognized | None]:
+    """The folder or description to read, and its layout if it has one of the known ones."""
+    if not source.exists():
+        raise DatasetError(f"{source}: no such data set")
+    if source.suffix.lower() == ".zip" and source.is_file():
+        source = unpacked(source)
+    if source.name == "data.yaml":  # YOLO's description names a folder of images and labels
+        source = source.parent
+    if source.is_file() and layout is None:
+        return source, None
+    own = _own_folder(source) if layout is None else None
+    if own is not None:
+        return own, None
+    if not source.is_dir():
+        raise DatasetError(f"{source}: a layout can be given for a folder or a zip")
+    recognized = recognize(source, layout)
+    if recognized is None:
+        known = ", ".join(layout.title for layout in LAYOUTS)
+        raise DatasetError(
+            f"{source}: not a data set: it needs a dataset.yaml, or images in images/train and "
+            f"images/val beside masks of the same names in masks/train and masks/val, or one of "
+            f"the layouts {known}"
+        )
+    return recognized.root, recognized
+
+
+def _own_folder(source: Path) -> Path | None:
+    """The folder with a description, or with images and masks: the source or the only one inside.
+
+    Zips often hold one folder that holds everything.
+    """
+    folder = source
+    for _ in range(_LEVELS):
+        if (folder / "dataset.yaml").is_file():
+            return folder
+        images, masks = folder / "images", folder / "masks"
+        if images.is_dir() and (masks.is_dir() or (images / "test").is_dir()):
+            return folder
+        inside = subfolders(folder)
+        if len(inside) != 1:
+            return None
+        folder = inside[0]
+    return None
+
+
+def _from_layout(recognized: Recognized, split: str) -> Dataset:
+    layout, root = recognized.layout, recognized.root
+    found = layout.read(root, split)
+    return Dataset(
+        root=root,
+        split=split,
+        samples=found.samples,
+        classes=found.classes,
+        stray_masks=found.stray_masks,
+        allow_missing_classes=True,
+        notes=(f"read as {layout.title}: {recognized.reason}",),
+        problems=found.problems,
+    )
 
 
 def _from_description(file: Path, split: str) -> Dataset:
@@ -197,7 +271,7 @@ def _samples(description: Description, split: str) -> tuple[tuple[Sample, ...], 
 
 
 def _masks_of(samples: tuple[Sample, ...]) -> list[Path]:
-    return [sample.mask for sample in samples if sample.mask is not None]
+    return [sample.mask for sample in samples if isinstance(sample.mask, Path)]
 
 
 def _black_and_white(classes: ClassSet, masks: list[Path]) -> tuple[ClassSet, list[str]]:
@@ -229,12 +303,15 @@ def _lossy_notes(classes: ClassSet, masks: list[Path]) -> list[str]:
 
 def _from_folders(root: Path, split: str) -> Dataset:
     """Without a description, the classes are the values of the training masks."""
-    if not (root / "images" / split).is_dir():
-        raise DatasetError(f"{root}: the data set has no split {split!r}")
+    divided = any((root / "images" / name).is_dir() for name in SPLITS)
+    if not (root / "images" / split).is_dir() if divided else split != WHOLE:
+        found = "" if divided else f"; it is not divided, its only split is {WHOLE!r}"
+        raise DatasetError(f"{root}: the data set has no split {split!r}{found}")
 
     def pair(name: str) -> tuple[tuple[Sample, ...], tuple[Path, ...]]:
-        names = MaskNames(root / "masks" / name, root=root)
-        return find_samples(root / "images" / name, names, name)
+        folder = name if divided else "."
+        names = MaskNames(root / "masks" / folder, root=root)
+        return find_samples(root / "images" / folder, names, name)
 
     samples, stray = pair(split)
     training = samples
@@ -243,8 +320,8 @@ def _from_folders(root: Path, split: str) -> Dataset:
     masks = _masks_of(training)
     classes, notes = _black_and_white(ClassSet(("background", "foreground")), masks)
     if not notes:
-        found = values_of(masks)
-        highest = max(found - {255}, default=0)
+        values = values_of(masks)
+        highest = max(values - {255}, default=0)
         if highest > 254:
             raise DatasetError(
                 f"{root}: masks hold values up to {highest}; describe the classes in a dataset.yaml"

@@ -74,7 +74,7 @@ def to_class_ids(
         if is_gray and (not colors or (values.any() and not _all_known(values, colors))):
             values = values[:, :, 0]  # class ids stored as RGB
         else:
-            return _ids_of_colors(path, values, colors)
+            return ids_of_colors(path, values, colors)
     class_ids = classes.to_class_ids(values)
     unknown = classes.unknown_values(class_ids)
     if unknown:
@@ -129,21 +129,23 @@ def _all_known(values: NDArray[np.integer], colors: Mapping[Color, int]) -> bool
     return bool(colors) and set(_count_colors(values)) <= set(colors)
 
 
-def _ids_of_colors(
+def ids_of_colors(
     path: Path, values: NDArray[np.integer], colors: Mapping[Color, int]
 ) -> NDArray[np.integer]:
-    """(H, W, 3) -> (H, W) class ids.
+    """Class ids (H, W) of colors (H, W, 3).
 
     Raises:
         ColoredMask: Colors have no class.
     """
     codes = _codes(values)
-    table = sorted((_code(color), class_id) for color, class_id in colors.items())
-    if table:
-        known, ids = (np.array(column, np.int64) for column in zip(*table, strict=True))
-        nearest = np.searchsorted(known, codes).clip(max=len(known) - 1)
-        if (known[nearest] == codes).all():
-            return ids[nearest].astype(np.int32)
+    class_ids = np.zeros(codes.shape, np.int32)
+    known = np.zeros(codes.shape, bool)
+    for color, class_id in colors.items():
+        here = codes == _code(color)
+        class_ids[here] = class_id
+        known |= here
+    if known.all():
+        return class_ids
     unknown = {c: n for c, n in _count_colors(values).items() if c not in colors}
     listed = sorted(unknown.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{list(color)} ({count} pixels)" for color, count in listed[:_SHOWN])
@@ -155,9 +157,12 @@ def _ids_of_colors(
     )
 
 
-def _codes(values: NDArray[np.integer]) -> NDArray[np.int64]:
-    wide = values.astype(np.int64)
-    return (wide[:, :, 0] << 16) + (wide[:, :, 1] << 8) + wide[:, :, 2]
+def _codes(values: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Each color as one number."""
+    wide = np.int32 if values.dtype == np.uint8 else np.int64
+    codes: NDArray[np.integer] = values[:, :, 0].astype(wide)
+    codes = (codes << 8) + values[:, :, 1]
+    return (codes << 8) + values[:, :, 2]
 
 
 def _code(color: Color) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from segformer.data.annotation import Annotation
 from segformer.data.errors import DatasetError
 from segformer.image import IMAGE_SUFFIXES, MASK_SUFFIXES
 
@@ -25,12 +26,17 @@ class Sample:
     Attributes:
         name: Path of the image inside its split's folder, for messages and reports.
         image: File.
-        mask: File, or None where there is no mask.
+        mask: File, an annotation to rasterize, or None where there is no mask.
     """
 
     name: str
     image: Path
-    mask: Path | None
+    mask: Path | Annotation | None
+
+    @property
+    def mask_file(self) -> Path | None:
+        """File of the mask or annotation."""
+        return self.mask if self.mask is None or isinstance(self.mask, Path) else self.mask.file
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Plots and example images of a training run; needs matplotlib."""
+"""Plots and example images of a training run. Requires matplotlib."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def curves_plot(
     path: str | Path,
     score: str = "mIoU",
 ) -> None:
-    """Plot loss, learning rate and validation score over the optimizer steps.
+    """Plot the loss, the learning rate and the validation score against the optimizer step.
 
     Args:
-        training: (step, loss, learning rate) rows.
-        validation: (step, score) rows; scores from 0 to 1.
+        training: Rows (step, loss, learning rate).
+        validation: Rows (step, score); scores from 0 to 1.
         path: Image file to write.
-        score: Name of the score.
+        score: Name of the score, shown in the title.
     """
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     loss_axes, rate_axes, score_axes = figure.subplots(1, 3)
@@ -56,11 +56,11 @@ def curves_plot(
 def class_sheet(
     predictor: ClassPredictor, samples: Sequence[tuple[Path, int]], path: str | Path
 ) -> None:
-    """Draw images with their true and predicted class.
+    """Draw images with their true and predicted classes.
 
     Args:
         predictor: The classifier.
-        samples: Image files and true class ids; unreadable files are skipped.
+        samples: Image files and their true class ids; unreadable files are skipped.
         path: Image file to write.
     """
     truths = dict(samples)
@@ -82,18 +82,18 @@ def class_sheet(
         axes.set_axis_off()
         ((name, prob),) = result.top(1).items()
         true = result.classes.names[truths[result.source]]
-        words = f"{name} {prob:.0%}" + ("" if name == true else f"\nis {true}")
-        axes.set_title(words, fontsize=8, color="black" if name == true else "tab:red")
+        title = f"{name} {prob:.0%}" + ("" if name == true else f"\ntrue: {true}")
+        axes.set_title(title, fontsize=8, color="black" if name == true else "tab:red")
     _write(figure, path)
 
 
 def examples_sheet(
     pairs: Sequence[tuple[Prediction, NDArray[np.integer]]], path: str | Path, width: int = 320
 ) -> None:
-    """Draw a row per image: the image, its true classes, its predicted classes.
+    """Draw one row per image: the image, its true classes and its predicted classes.
 
     Args:
-        pairs: Predictions and true class ids (H, W). Without any, no file is written.
+        pairs: Predictions and true class ids (H, W). If empty, no file is written.
         path: Image file to write.
         width: Width of each column in pixels.
     """
@@ -126,7 +126,7 @@ def examples_sheet(
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Running mean over a twentieth of the values."""
+    """Return the moving average, with a window of 5 % of the number of values."""
     window = max(1, len(values) // 20)
     padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
     return np.convolve(padded, np.ones(window) / window, mode="valid")

@@ -1,1 +1,1 @@
-"""The network: encoder, decoder and the table of B0..B5."""
+"""The network: encoder, decoder and complete models."""

@@ -1,18 +1,18 @@
-"""The all-MLP decoder in its exact fast form.
+"""The all-MLP decoder, in a faster form that is mathematically identical.
 
-The paper (section 3.2) projects each stage to the decoder width D, upsamples all to 1/4,
-concatenates, and fuses with a 1x1 convolution. Projection, upsampling and fusion are linear,
-and bilinear weights sum to one, so with W_i the fusion's slice for stage i and P_i, b_i that
-stage's projection
+The paper (section 3.2) projects each stage to the decoder width D, upsamples all stages to 1/4,
+concatenates them, and fuses them with a 1x1 convolution. Projection, upsampling and fusion are
+linear, and bilinear weights sum to one. Let W_i be the slice of the fusion weight for stage i, and
+P_i, b_i the projection of that stage. Then
 
     fuse(concat_i up(P_i x_i + b_i)) = sum_i up((W_i P_i) x_i) + sum_i W_i b_i
 
-Each stage is therefore multiplied by the composed weight W_i P_i at its own resolution: the widest
-product of the model, 4 D^2 per token, disappears. The parameters stay the published ones, and
-gradients reach them through the composition.
+So each stage is multiplied by the composed weight W_i P_i at its own resolution. This removes the
+most expensive product of the model, 4 D^2 per token. The parameters are the same as in published
+checkpoints, and gradients are propagated to them through the composition.
 
-OpenMMLab's head has a BatchNorm and a ReLU after each projection. Those stay where they are, at
-each stage's own resolution, and W_i alone commutes with the upsampling.
+The decoder of OpenMMLab has a BatchNorm and a ReLU after each projection. They are applied at the
+resolution of each stage, and only W_i is moved before the upsampling.
 
 Legend: B batch, h w tokens of stage 1, C channels, D decoder width, K classes.
 """
@@ -44,11 +44,12 @@ class MLPDecoder(nn.Module):
     """Projections, fusion, BatchNorm, ReLU, dropout over whole channels, classifier.
 
     Attributes:
-        projections: Four linears C_i -> D, stage 1 first; without bias where a norm follows.
-        stage_norms: BatchNorms over D after the projections, each before a ReLU: OpenMMLab's
-            head alone has them.
-        fuse: 1x1 convolution 4D -> D without bias; its input is ordered stage 4 first, in
-            OpenMMLab's head stage 1 first.
+        projections: Four linear layers C_i -> D, stage 1 first. They have no bias if a norm
+            follows.
+        stage_norms: BatchNorms over D, one after each projection, each followed by a ReLU. Only
+            the OpenMMLab decoder has them; otherwise None.
+        fuse: 1x1 convolution 4D -> D without bias. Its input starts with stage 4; in the
+            OpenMMLab decoder, with stage 1.
         norm: BatchNorm over D.
         classifier: 1x1 convolution D -> K.
     """
@@ -68,7 +69,7 @@ class MLPDecoder(nn.Module):
         self.dropout = config.dropout
         self.classifier = nn.Conv2d(width, config.num_classes, 1)
         if self.fuse.weight.is_meta:
-            return  # shapes alone
+            return  # no values to initialize
         nn.init.kaiming_normal_(self.fuse.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.constant_(self.classifier.get_parameter("bias"), 0)
@@ -93,10 +94,10 @@ class MLPDecoder(nn.Module):
         return self._classify_dropped(fused)
 
     def _classify_dropped(self, fused: Tensor) -> Tensor:
-        """Drop whole channels, then classify.
+        """Apply dropout to whole channels, then the classifier.
 
-        Channels are dropped by their weights in the classifier, image by image: the same
-        function as zeroing the maps, without two passes over the largest tensor of the model.
+        Each image uses classifier weights that are zero for its dropped channels. The result is
+        the same as with zeroed maps, without two passes over the largest tensor of the model.
         """
         batch, width, h, w = fused.shape
         weight = self.classifier.weight.flatten(1)
@@ -108,12 +109,16 @@ class MLPDecoder(nn.Module):
         return to_maps(logits)
 
     def compose(self) -> tuple[list[Tensor], Tensor]:
-        """The composed weights W_i P_i, each (D, C_i), stage 1 first, and sum_i W_i b_i, (D,).
+        """Return the composed weights W_i P_i and the bias sum_i W_i b_i.
 
-        Where norms follow the projections it is the slices W_i, each (D, D), and no bias.
+        If norms follow the projections, the weights are the slices W_i, each (D, D), and the bias
+        is zero.
 
-        In float32 at least, even under autocast and of weights in half precision: a product of
-        rounded weights, rounded again, would lose bits that cost nothing to keep.
+        The dtype is at least float32, also under autocast and for weights in half precision, so
+        that the product is not rounded twice.
+
+        Returns:
+            Weights, each (D, C_i), stage 1 first; bias (D,).
         """
         dtype = torch.promote_types(self.fuse.weight.dtype, torch.float32)
         with full_precision(self.fuse.weight.device):
@@ -131,11 +136,11 @@ class MLPDecoder(nn.Module):
         return weights, bias
 
     def fold(self) -> FoldedDecoder:
-        """The same function for inference, with the constants multiplied out once."""
+        """Return an equivalent decoder for inference, with the weights composed in advance."""
         return FoldedDecoder(self)
 
     def _can_fold(self) -> bool:
-        """Whether the outputs are those of inference, and no gradient is wanted."""
+        """Whether the decoder is in evaluation mode and no gradients are needed."""
         norms = (self.norm, *(self.stage_norms or ()))
         return not (
             torch.is_grad_enabled()
@@ -145,10 +150,11 @@ class MLPDecoder(nn.Module):
 
 
 class FoldedDecoder(nn.Module):
-    """`MLPDecoder` for inference: constants multiplied out, BatchNorm folded into the weights.
+    """`MLPDecoder` for inference: composed weights, with the BatchNorm folded into them.
 
     Args:
-        decoder: Its current weights are copied; later changes to them have no effect.
+        decoder: The decoder to fold. Its current weights are copied; later changes to them have
+            no effect.
     """
 
     bias: Tensor
@@ -179,12 +185,13 @@ class FoldedDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class _Folded:
-    """Constants of a decoder at inference.
+    """Folded weights of a decoder, for inference.
 
     Attributes:
-        projections: Weight (D, C_i) and bias (D,) of each stage's projection, its BatchNorm
-            included; empty unless a ReLU follows the projections.
-        weights: (D, C_i), or (D, D) behind projections, of each stage, stage 1 first.
+        projections: Weight (D, C_i) and bias (D,) of the projection of each stage, including its
+            BatchNorm. Empty unless a ReLU follows the projections.
+        weights: Weight of each stage, stage 1 first: (D, C_i), or (D, D) if ``projections`` is
+            not empty.
         bias: (D,).
     """
 
@@ -194,7 +201,7 @@ class _Folded:
 
 
 def _fold(decoder: MLPDecoder) -> _Folded:
-    """The constants of the decoder's current weights."""
+    """Fold the current weights of the decoder."""
     dtype = decoder.fuse.weight.dtype
     with full_precision(decoder.fuse.weight.device):
         weights, bias = decoder.compose()
@@ -225,10 +232,10 @@ def _decode(features: Sequence[Tensor], folded: _Folded, classifier: nn.Module) 
 
 
 def _decode_in_chunks(features: Sequence[Tensor], folded: _Folded, classifier: nn.Module) -> Tensor:
-    """The fused map, the widest tensor of the model, is computed and classified in chunks.
+    """Compute and classify the fused map, the largest tensor of the model, in chunks of rows.
 
-    The bias is added to the coarsest contribution, which has the fewest tokens: upsampling
-    keeps constants.
+    The bias is added to the coarsest contribution, which has the fewest tokens. This is exact,
+    because upsampling does not change constants.
     """
     finest, *coarser = [to_tokens(maps) for maps in features]
     biases = [None] * (len(coarser) - 1) + [folded.bias]
@@ -247,19 +254,21 @@ def _decode_in_chunks(features: Sequence[Tensor], folded: _Folded, classifier: n
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A BatchNorm's running statistics and weights as one factor and one summand, (D,) each."""
+    """Convert a BatchNorm with running statistics to a scale and a shift, (D,) each."""
     assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("the decoder's BatchNorm keeps no running statistics to fold in")
+        raise ValueError(
+            "the BatchNorm of the decoder has no running statistics, so it cannot be folded"
+        )
     dtype = torch.promote_types(norm.weight.dtype, torch.float32)
     scale = norm.weight.to(dtype) * torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
     return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
 def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
-    """Sum over the stages of up(weight_i x_i), plus bias: (B, D, h_1, w_1).
+    """Return the sum over the stages of up(weight_i x_i), plus bias: (B, D, h_1, w_1).
 
-    The bias enters at full resolution once; upsampling would not change it.
+    The bias is added once, at full resolution; upsampling would not change it.
     """
     finest = linear(to_tokens(features[0]), weights[0], bias)
     contributions = [
@@ -276,10 +285,10 @@ def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -
 
 
 class _SumUpsampled(torch.autograd.Function):
-    """The finest contribution, (B, h, w, D), plus the coarser ones upsampled to it, in chunks.
+    """Add the upsampled coarser contributions to the finest one, (B, h, w, D), in chunks of rows.
 
-    No contribution is stored at full size, and in the backward pass all share the gradient of the
-    sum.
+    No upsampled contribution is stored as a whole. In the backward pass the gradient of the sum
+    is used for all contributions.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The Mix Transformer: blocks in stages, four stages, four maps.
+"""The Mix Transformer encoder: four stages of transformer blocks, four feature maps.
 
 Legend: B batch, H W pixels, h w tokens, C channels.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class EncoderBlock(nn.Module):
-    """Attention and Mix-FFN, each behind a LayerNorm and inside a residual."""
+    """Attention and Mix-FFN, each with a LayerNorm before it and a residual connection."""
 
     def __init__(self, config: SegFormerConfig, stage: int, drop_path: float):
         super().__init__()
@@ -49,7 +49,7 @@ class EncoderBlock(nn.Module):
 
 
 class EncoderStage(nn.Module):
-    """Patch merging, blocks, LayerNorm: in this order, as the released models have it."""
+    """Patch merging, blocks, LayerNorm, in the order of the released models."""
 
     def __init__(self, config: SegFormerConfig, stage: int, drop_paths: list[float]):
         super().__init__()
@@ -81,20 +81,21 @@ class EncoderStage(nn.Module):
 
 
 class MixTransformer(nn.Module):
-    """The hierarchical encoder MiT (paper, section 3.1), alone a backbone for any head.
+    """The hierarchical encoder MiT (paper, section 3.1), usable as a backbone for any head.
 
     Args:
-        config: Its encoder fields are used.
-        out_indices: Which stages' maps to return, in order; stages behind the last do not run.
+        config: Model configuration; only the encoder fields are used.
+        out_indices: Stages to return the maps of, in increasing order. Stages after the last one
+            are not run.
 
     Attributes:
-        stages: Four stages, at 1/4, 1/8, 1/16 and 1/32 of the image.
-        out_channels: Of each map that is returned: for B0 32, 64, 160, 256, for B1 to B5 64, 128,
-            320, 512.
-        strides: Pixels per cell of each map that is returned: 4, 8, 16, 32.
+        stages: Four stages, at 1/4, 1/8, 1/16 and 1/32 of the image size.
+        out_channels: Number of channels of each returned map; of all four maps 32, 64, 160, 256
+            for B0 and 64, 128, 320, 512 for B1 to B5.
+        strides: Stride of each returned map in pixels; of all four maps 4, 8, 16, 32.
 
     Raises:
-        ValueError: ``out_indices`` are not rising numbers from 0 to 3.
+        ValueError: ``out_indices`` is empty or not strictly increasing from 0 to 3.
 
     Example:
         >>> encoder = MixTransformer.from_variant("b0", out_indices=(1, 3))
@@ -109,7 +110,9 @@ class MixTransformer(nn.Module):
         if not self.out_indices or list(self.out_indices) != sorted(
             {*self.out_indices} & {0, 1, 2, 3}
         ):
-            raise ValueError(f"out_indices must be rising numbers from 0 to 3, not {out_indices}")
+            raise ValueError(
+                f"out_indices must be increasing numbers from 0 to 3, not {out_indices}"
+            )
         self.out_channels = tuple(config.hidden_sizes[i] for i in self.out_indices)
         self.strides = tuple(STRIDES[i] for i in self.out_indices)
         self.frozen_stages = 0
@@ -125,7 +128,13 @@ class MixTransformer(nn.Module):
     def from_variant(
         cls, variant: str, out_indices: Sequence[int] = (0, 1, 2, 3), **overrides: object
     ) -> MixTransformer:
-        """Fresh weights for "b0".."b5"; ``overrides`` are fields of `SegFormerConfig`."""
+        """Create a randomly initialized encoder.
+
+        Args:
+            variant: "b0" to "b5".
+            out_indices: Stages to return the maps of.
+            **overrides: Fields of `SegFormerConfig`.
+        """
         return cls(SegFormerConfig.from_variant(variant, **overrides), out_indices)
 
     @classmethod
@@ -137,21 +146,22 @@ class MixTransformer(nn.Module):
         in_channels: int | None = None,
         **hub: Unpack[HubOptions],
     ) -> MixTransformer:
-        """Load the encoder of a segmentation model, a classification model, or an encoder's file.
+        """Load the encoder of a segmentation, classification or encoder checkpoint.
 
         Args:
-            source: As for `SegFormer.from_pretrained`.
-            out_indices: Which stages' maps to return.
-            in_channels: Another number of channels than the model's own. The first convolution is
-                then adapted (`segformer.model.pretrained.adapt_in_channels`).
+            source: See `SegFormer.from_pretrained`.
+            out_indices: Stages to return the maps of.
+            in_channels: Number of image channels. If it differs from the checkpoint, the first
+                convolution is adapted (`segformer.model.pretrained.adapt_in_channels`).
+                Default: as in the checkpoint.
             **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Returns:
             The encoder in float32, in evaluation mode.
 
         Raises:
-            CheckpointError: There is no such model, or a tensor is missing, damaged, or of another
-                shape than the model's.
+            CheckpointError: The model does not exist, or a tensor is missing, damaged, or has a
+                wrong shape.
         """
         from segformer.model import pretrained
 
@@ -160,29 +170,35 @@ class MixTransformer(nn.Module):
         )
 
     def freeze(self, stages: int = 4) -> MixTransformer:
-        """Keep the first stages as they are in training: no gradients, no stochastic depth.
+        """Exclude the first stages from training: no gradients, no stochastic depth.
 
         Args:
-            stages: How many; 0 lets all learn again.
+            stages: Number of stages to freeze, 0 to 4; 0 unfreezes all.
+
+        Returns:
+            The encoder itself.
+
+        Raises:
+            ValueError: ``stages`` is out of range.
         """
         if not 0 <= stages <= len(self.stages):
-            raise ValueError(f"there are {len(self.stages)} stages to freeze, not {stages}")
+            raise ValueError(f"cannot freeze {stages} stages: the encoder has {len(self.stages)}")
         self.frozen_stages = stages
         for i, stage in enumerate(self.stages):
             stage.requires_grad_(i >= stages)
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> MixTransformer:
-        """Training mode for the stages that are not frozen."""
+        """Set training or evaluation mode; frozen stages stay in evaluation mode."""
         super().train(mode)
         for stage in self.stages[: self.frozen_stages]:
             stage.eval()
         return self
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> MixTransformer:
-        """Gradient checkpointing: keep no activations inside blocks, make them again backwards.
+        """Recompute the activations inside blocks in the backward pass instead of storing them.
 
-        Training then takes about a third longer and far less memory; gradients are the same.
+        Training takes about a third longer and needs much less memory; gradients are the same.
         """
         for stage in self.stages:
             assert isinstance(stage, EncoderStage)
@@ -190,17 +206,18 @@ class MixTransformer(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Feature maps of a batch of images, those of ``out_indices``.
+        """Compute the feature maps of a batch of images.
 
         Args:
-            pixels: (B, in_channels, H, W), normalized, any height and width of at least
+            pixels: (B, in_channels, H, W), float, normalized; height and width at least
                 ``config.min_size``.
 
         Returns:
-            Maps (B, C_i, ceil(H / s), ceil(W / s)) for the strides s = 4, 8, 16, 32.
+            One map (B, C_i, ceil(H / s), ceil(W / s)) per stage in ``out_indices``, where the
+            stride s is 4, 8, 16 or 32.
 
         Raises:
-            ValueError: Another number of dimensions or channels, or too small an image.
+            ValueError: Wrong number of dimensions or channels, or the image is too small.
         """
         self.check(pixels)
         maps = []
@@ -211,13 +228,14 @@ class MixTransformer(nn.Module):
         return maps
 
     def check(self, pixels: Tensor) -> None:
-        """Raise a ValueError that says what is wrong with ``pixels``, if anything is."""
+        """Raise ValueError if the model cannot process images of the shape of ``pixels``."""
         expected = self.config.in_channels
         if pixels.ndim != 4:
             raise ValueError(f"pixels must be (B, C, H, W), not {tuple(pixels.shape)}")
         if pixels.shape[1] != expected:
             raise ValueError(
-                f"the model takes images of {expected} channels, these have {pixels.shape[1]}"
+                f"the model expects images with {expected} channels, but these have "
+                f"{pixels.shape[1]}"
             )
         smallest, (height, width) = self.config.min_size, pixels.shape[2:]
         if min(height, width) < smallest:
@@ -228,9 +246,9 @@ class MixTransformer(nn.Module):
 
 
 def _initialize(module: nn.Module) -> None:
-    """Initial weights as the original encoder draws them."""
+    """Initialize the weights of a layer with the distributions of the original encoder."""
     if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-        return  # shapes alone; drawing those would import PyTorch's compiler, which takes a second
+        return  # no values to set; trying would import the PyTorch compiler, which takes 1 s
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -1,7 +1,7 @@
-"""Bilinear upsampling a chunk of rows at a time.
+"""Bilinear upsampling of a few rows at a time.
 
-As `torch.nn.functional.interpolate` with ``align_corners=False`` does it: pixel centers are
-aligned, and what would lie outside takes the border's value.
+The results are those of `torch.nn.functional.interpolate` with ``align_corners=False``: pixel
+centers are aligned, and positions outside the border take the value of the border.
 
 Legend: B batch, h w tokens, H W size after upsampling, C channels.
 """
@@ -17,24 +17,24 @@ from torch.nn import functional as F
 from segformer.model.layers import to_maps, to_tokens
 
 _DENSE = 256
-"""Values a row up to which, in bfloat16, the product with a matrix mostly of zeros is faster than
-PyTorch's interpolation."""
+"""Largest row width at which, in bfloat16, a product with a dense matrix of weights is faster than
+the interpolation of PyTorch."""
 
 
 def source_positions(low: int, high: int, start: int, stop: int) -> Tensor:
-    """Where upsampled rows, or columns, lie among those before upsampling.
+    """Return the positions of upsampled rows (or columns) in units of source rows.
 
-    The only place that knows the alignment: pixel centers, as with ``align_corners=False``.
+    Only this function defines the alignment: pixel centers, as with ``align_corners=False``.
 
     Args:
-        low: Rows before upsampling.
-        high: Rows after.
+        low: Number of rows before upsampling.
+        high: Number of rows after upsampling.
         start: First upsampled row.
-        stop: Row after the last one.
+        stop: One after the last upsampled row.
 
     Returns:
-        (stop - start,) float64, from -0.5 to low - 0.5; on the CPU, as not every device has
-        float64.
+        (stop - start,) float64, from -0.5 to low - 0.5. Always on the CPU, because some devices
+        do not support float64.
     """
     return (torch.arange(start, stop, dtype=torch.float64) + 0.5) * (low / high) - 0.5
 
@@ -42,20 +42,20 @@ def source_positions(low: int, high: int, start: int, stop: int) -> Tensor:
 def source_rows(
     low: int, high: int, top: int, bottom: int, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Between which rows each upsampled row lies.
+    """Return the two source rows of each upsampled row, and their weight.
 
-    The same holds for columns.
+    The function works for columns too.
 
     Args:
-        low: Rows before upsampling.
-        high: Rows after.
-        top: First upsampled row wanted.
-        bottom: Row after the last one wanted.
-        like: Results are where this is, weights of its type.
+        low: Number of rows before upsampling.
+        high: Number of rows after upsampling.
+        top: First upsampled row.
+        bottom: One after the last upsampled row.
+        like: Tensor that gives the device of the results and the dtype of the weights.
 
     Returns:
-        For each wanted row the row above it, the row below it, both int64 in 0..low - 1, and the
-        weight of the one below, 0..1.
+        For each upsampled row: the source row above and the source row below, int64 in
+        0..low - 1, and the weight of the row below, 0..1. Each is (bottom - top,).
     """
     position = source_positions(low, high, top, bottom).clamp(min=0)
     above = position.long().clamp(max=low - 1)
@@ -66,8 +66,8 @@ def source_rows(
 
 @lru_cache(maxsize=16)
 def upsampling_matrix(low: int, high: int) -> Tensor:
-    """(high, low) weights with which ``low`` values make ``high`` interpolated ones, float32."""
-    with torch.inference_mode(False):  # it is kept, and may meet gradients later
+    """Return the (high, low) float32 matrix that interpolates ``low`` values to ``high``."""
+    with torch.inference_mode(False):  # the cached matrix may be used with gradients later
         matrix = torch.zeros(high, low)
         above, below, weight = source_rows(low, high, 0, high, matrix)
         matrix.scatter_add_(1, above[:, None], 1 - weight[:, None])
@@ -75,7 +75,13 @@ def upsampling_matrix(low: int, high: int) -> Tensor:
 
 
 def interpolate_rows(tokens: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
-    """Rows ``top`` to ``bottom`` of tokens (B, h, w, C) upsampled to ``size`` = (H, W).
+    """Upsample tokens to ``size``, computing only some rows of the result.
+
+    Args:
+        tokens: (B, h, w, C).
+        size: (H, W) of the complete result.
+        top: First row to compute.
+        bottom: One after the last row to compute.
 
     Returns:
         (B, bottom - top, W, C).
@@ -85,12 +91,12 @@ def interpolate_rows(tokens: Tensor, size: tuple[int, int], top: int, bottom: in
 
 
 def blend_rows(above: Tensor, below: Tensor, weight: Tensor, width: int) -> Tensor:
-    """Rows between two others each, upsampled to ``width``.
+    """Interpolate between pairs of rows, then along the rows to ``width``.
 
     Args:
-        above: (B, n, w, C).
-        below: (B, n, w, C).
-        weight: (n,) of the row below.
+        above: First row of each pair, (B, n, w, C).
+        below: Second row of each pair, (B, n, w, C).
+        weight: (n,) weight of the second row, 0..1.
         width: W.
 
     Returns:

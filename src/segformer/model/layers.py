@@ -1,8 +1,8 @@
-"""The three layers of the paper's section 3.1: patch merging, attention, Mix-FFN.
+"""The layers of section 3.1 of the paper: patch merging, attention, Mix-FFN.
 
-Tokens stay channels-last, (B, h, w, C), from the first convolution to the last norm: linears
-and LayerNorms act on the last axis, and a convolution takes the same memory, permuted, as its
-``channels_last`` format. No transpose is ever copied.
+Tokens are channels-last, (B, h, w, C), in the whole encoder. Linear layers and LayerNorms act on
+the last axis. Convolutions use a permuted view of the same memory, in ``channels_last`` format,
+so no transposed copies are made.
 
 Legend: B batch, h w tokens, C channels, r spatial reduction, M keys, d channels of a head.
 """
@@ -17,7 +17,7 @@ from segformer.model.products import Linear, chunks, onednn, passes_through
 
 
 def to_tokens(maps: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h, w, C); a view where the memory is channels_last."""
+    """(B, C, h, w) -> (B, h, w, C); a view, contiguous if ``maps`` is channels_last."""
     return maps.permute(0, 2, 3, 1)
 
 
@@ -27,14 +27,14 @@ def to_maps(tokens: Tensor) -> Tensor:
 
 
 class OverlapPatchMerging(nn.Module):
-    """A strided convolution whose patches overlap, then a LayerNorm.
+    """A strided convolution with overlapping patches, then a LayerNorm.
 
     Args:
-        in_channels: Channels of the maps that come in.
-        channels: Channels C of the tokens that go out.
-        kernel: Side of a patch; padding is half of it.
-        stride: Step between patches.
-        eps: Of the LayerNorm.
+        in_channels: Channels of the input maps.
+        channels: Channels C of the output tokens.
+        kernel: Patch size in pixels of the input; the padding is ``kernel // 2``.
+        stride: Distance between patches in pixels of the input.
+        eps: Epsilon of the LayerNorm.
     """
 
     def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, eps: float):
@@ -48,22 +48,22 @@ class OverlapPatchMerging(nn.Module):
 
 
 _EXPLICIT_SCORES = 1 << 24
-"""Attention scores, of all images and heads, up to which a CPU is better off keeping them."""
+"""Largest number of attention scores, over images and heads, that is stored on a CPU."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """Scaled dot-product attention: softmax(query key^T / sqrt(d)) value, head by head.
+    """Scaled dot-product attention: softmax(query key^T / sqrt(d)) value, for each head.
 
-    PyTorch's fused kernel never stores the scores, which is what counts on a GPU. The few keys
-    that the reduction leaves make small score matrices, though, and a CPU is faster with two
-    products and a softmax: with gradients in bfloat16 three to six times
-    (``benchmarks/attention.py``), without up to twice.
+    The fused kernel of PyTorch does not store the scores, which makes it fast on a GPU. After the
+    spatial reduction there are few keys, so the score matrices are small, and on a CPU two
+    products and a softmax are faster: three to six times with gradients in bfloat16
+    (``benchmarks/attention.py``), up to twice without gradients.
 
     Args:
         query: (B, h, w, C).
         key: (B, M, C).
         value: (B, M, C).
-        heads: Of C / heads = d channels each.
+        heads: Number of heads, each of d = C / heads channels.
 
     Returns:
         (B, h, w, C).
@@ -85,9 +85,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 
 
 def _attend_by_convolutions(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """An image at a time, in chunks: keys, then values, are the filters of a 1x1 convolution.
+    """Attention as two grouped 1x1 convolutions per image, in chunks of rows.
 
-    Each head is a group of channels, so nothing is transposed.
+    The keys are the filters of the first convolution, the values those of the second. Each head
+    is a group of channels, so no transposed copies are made.
     """
     batch, h, w, channels = query.shape
     keys, d = key.shape[1], channels // heads
@@ -108,23 +109,23 @@ def _attend_by_convolutions(query: Tensor, key: Tensor, value: Tensor, heads: in
 
 
 class EfficientSelfAttention(nn.Module):
-    """Attention of all tokens to a map of keys and values that is r times smaller each way.
+    """Attention of all tokens to keys and values from a map reduced by r in height and width.
 
-    The reduction is a convolution with kernel = stride = r; rows and columns that do not fill
-    a patch are left out, as the convolution's arithmetic has it.
+    The reduction is a convolution with kernel = stride = r, without padding. Rows and columns
+    at the end that do not fill a patch are not used.
 
     Args:
         channels: C.
-        heads: Attention heads; divides C.
-        reduction: r; 1 keeps every token.
-        eps: Of the LayerNorm after the reduction.
+        heads: Number of attention heads; C must be divisible by it.
+        reduction: Spatial reduction r; 1 means no reduction.
+        eps: Epsilon of the LayerNorm after the reduction.
     """
 
     def __init__(self, channels: int, heads: int, reduction: int, eps: float):
         super().__init__()
         self.heads = heads
         self.query = Linear(channels, channels)
-        self.key_value = Linear(channels, 2 * channels)  # keys first: one product for both
+        self.key_value = Linear(channels, 2 * channels)  # keys first, then values
         self.output = Linear(channels, channels)
         self.reduction = (
             nn.Conv2d(channels, channels, reduction, reduction) if reduction > 1 else None
@@ -141,14 +142,14 @@ class EfficientSelfAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Feed-forward with a 3x3 depth-wise convolution, which stands in for positional encoding.
+    """Feed-forward network with a 3x3 depth-wise convolution instead of positional encoding.
 
     Paper, equation 3: linear, depth-wise convolution, GELU, linear. The zero padding of the
-    convolution is what tells a token where it is.
+    convolution provides the position information.
 
     Args:
         channels: C.
-        ratio: Widening of the hidden tokens.
+        ratio: Number of hidden channels divided by C.
     """
 
     def __init__(self, channels: int, ratio: int):
@@ -168,7 +169,7 @@ class MixFFN(nn.Module):
             return self.contract(F.gelu(self._hidden(tokens)))
         contracted = torch.empty_like(tokens)
         for top, bottom in parts:
-            # One row more on either side, for the convolution to see
+            # The 3x3 convolution also needs the neighboring row on each side
             first, last = max(top - 1, 0), min(bottom + 1, h)
             hidden = self._hidden(tokens[:, first:last])[:, top - first : bottom - first]
             contracted[:, top:bottom] = self.contract(F.gelu(hidden))
@@ -179,10 +180,10 @@ class MixFFN(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drops a whole residual branch for some of the images.
+    """Stochastic depth: in training, drops the residual branch for random images of the batch.
 
     Args:
-        probability: Of dropping; survivors are scaled by 1 / (1 - probability).
+        probability: Probability of dropping; kept branches are scaled by 1 / (1 - probability).
     """
 
     def __init__(self, probability: float):
@@ -198,5 +199,5 @@ class DropPath(nn.Module):
         return branch * mask.bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
-        """The probability, for printing a model."""
+        """Return the probability, shown when a model is printed."""
         return f"{self.probability:.3f}"

@@ -1,6 +1,6 @@
-"""Matrix products and chunks: how the layers' arithmetic is laid onto a machine.
+"""Matrix products and chunk sizes that suit the processor.
 
-Nothing here changes what is computed, only by which kernel and in pieces of which size.
+This module selects kernels and chunk sizes; it does not change what is computed.
 
 Legend: B batch, h w tokens, C channels, M keys.
 """
@@ -21,34 +21,35 @@ _ONEDNN = torch.backends.mkldnn.is_available() and (  # type: ignore[no-untyped-
 )
 
 _CHUNK_BYTES = 8 << 20
-"""Of a temporary that is only passed through: it stays in the cache, and its memory is used again.
+"""Size of the temporary tensor of a chunk. It fits in the cache, and its memory is reused.
 
-Smaller ones cost more in calls than they save in traffic (``benchmarks/forward.py``).
+With smaller chunks, the cost of more calls exceeds the saved memory traffic
+(``benchmarks/forward.py``).
 """
 
 _LARGEST_KEPT = (32 << 20) - 8192
-"""Bytes of the largest block, its header included, that glibc learns from."""
+"""Bytes of the largest block that raises the mmap threshold of glibc, with room for its header."""
 
 _MIN_ROWS = 8
-"""Of a chunk, so that the rows which neighboring chunks both compute stay a small fraction."""
+"""Minimum rows of a chunk, so that rows computed by two neighboring chunks are a small fraction."""
 
 
 def is_traced() -> bool:
-    """Whether a compiler or an exporter looks on: it takes the plain formulas, of any size."""
+    """Whether a compiler or exporter traces the model; it needs plain formulas for any size."""
     return torch.compiler.is_compiling() or bool(
         torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """A context without autocast; it does nothing on devices that have none, such as "meta"."""
+    """Return a context that disables autocast; no effect on devices without it, such as "meta"."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def onednn(tensor: Tensor) -> bool:
-    """Whether PyTorch hands convolutions of ``tensor`` to oneDNN."""
+    """Whether PyTorch uses oneDNN for convolutions of ``tensor``."""
     return (
         _ONEDNN
         and tensor.device.type == "cpu"
@@ -58,10 +59,11 @@ def onednn(tensor: Tensor) -> bool:
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, of (B, h, w, C) tokens by the fastest kernel.
+    """`torch.nn.functional.linear` for (B, h, w, C) tokens, with the fastest kernel.
 
-    On x86 PyTorch hands float32 products to MKL, which on processors that are not Intel's reaches
-    less than half of what oneDNN reaches; convolutions and bfloat16 products go to oneDNN.
+    On x86 PyTorch computes float32 products with MKL. On processors from other vendors than
+    Intel, MKL reaches less than half the speed of oneDNN, which PyTorch uses for convolutions and
+    for bfloat16 products. So float32 products are computed as 1x1 convolutions.
     """
     if tokens.ndim != 4 or not onednn(tokens) or tokens.dtype == torch.bfloat16:
         return F.linear(tokens, weight, bias)
@@ -71,7 +73,7 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` for (B, h, w, C) tokens, by the fastest kernel."""
+    """`torch.nn.Linear` for (B, h, w, C) tokens, with the fastest kernel."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, h, w, C_in) -> (B, h, w, C_out)."""
@@ -79,37 +81,39 @@ class Linear(nn.Linear):
 
 
 def passes_through(tensor: Tensor) -> bool:
-    """Whether temporaries of ``tensor`` may be made chunk by chunk: inference on a CPU.
+    """Whether to process ``tensor`` in chunks: only for inference on a CPU.
 
-    Gradients need them whole, a GPU is best filled at once, and a compiler makes its own chunks.
+    Gradients need the complete temporaries, a GPU is faster without chunks, and a compiler
+    chooses its own chunks.
     """
     return tensor.device.type == "cpu" and not torch.is_grad_enabled() and not is_traced()
 
 
 def reuse_memory() -> None:
-    """Have the C library keep memory that is freed, up to 64 MB, for the next temporary.
+    """Make glibc keep up to 64 MB of freed memory for the next temporary tensors.
 
-    By glibc's rules a block of 32 MB, taken and given back untouched, is what teaches it so for
-    blocks up to that size; elsewhere nothing happens. Without it, temporaries of some MB go back
-    to the system and are mapped, page by page, and cleared again, in every layer.
+    Allocating and freeing one block of 32 MB raises the dynamic thresholds of glibc, so that
+    blocks up to that size are reused. With other C libraries this has no effect. Otherwise,
+    temporaries of some MB would return to the system, and the system would map and clear their
+    pages again in every layer.
     """
     torch.empty(_LARGEST_KEPT, dtype=torch.uint8)
 
 
 def chunks(shape: tuple[int, int, int], channels: int, like: Tensor) -> Iterator[tuple[int, int]]:
-    """First and last row of chunks whose (B, rows, w, channels) fit the cache.
+    """Split the rows of a tensor into chunks, so that temporaries fit in the cache.
 
     Args:
-        shape: B, h, w.
-        channels: Of the widest temporary.
-        like: Its type decides the bytes.
+        shape: (B, h, w).
+        channels: Number of channels of the largest temporary.
+        like: Tensor with the dtype of the temporary.
 
     Yields:
-        ``top`` and ``bottom``, from 0 to h; one chunk of all rows where that fits.
+        First row and one after the last row of each chunk; a single chunk if all rows fit.
     """
     batch, height, width = shape
     rows = max(_MIN_ROWS, _CHUNK_BYTES // (batch * width * channels * like.element_size()))
-    # As many chunks as it takes, of equal height: no last one of a row or two
+    # Chunks of equal height: no small chunk remains at the end
     count = -(-height // rows)
     edges = [round(i * height / count) for i in range(count + 1)]
     yield from pairwise(edges)

@@ -1,4 +1,4 @@
-"""The two models: SegFormer for segmentation, SegFormerClassifier for ImageNet's task.
+"""The two models: `SegFormer` for segmentation, `SegFormerClassifier` for classification.
 
 Legend: B batch, H W pixels, C channels, K classes.
 """
@@ -28,19 +28,20 @@ if TYPE_CHECKING:
     from segformer.checkpoints.hub import HubOptions, UploadOptions
 
 Classes: TypeAlias = ClassSet | Sequence[str] | Mapping[int, str]
-"""A class set, or the names of its classes as a list or ``{id: name}``."""
+"""A class set, or class names as a list or as ``{id: name}``."""
 
 
 class SegFormer(nn.Module):
-    """The segmentation model: Mix Transformer and all-MLP decoder.
+    """The segmentation model: Mix Transformer encoder and all-MLP decoder.
 
     Args:
-        config: Shapes and arithmetic.
-        classes: Its classes. Left out: numbered ones.
-        preprocessing: How images become its input. Left out: 512 x 512, ImageNet statistics.
+        config: Model configuration.
+        classes: Classes of the model. Default: "class 0", "class 1", ...
+        preprocessing: How images are converted to model input. Default: resize to 512 x 512,
+            normalize with the ImageNet mean and standard deviation.
 
     Raises:
-        ValueError: ``classes`` and ``config.num_classes`` disagree.
+        ValueError: The number of classes does not match ``config.num_classes``.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class SegFormer(nn.Module):
         expected = 2 if config.num_classes == 1 else config.num_classes
         if len(self.classes) != expected:
             raise ValueError(
-                f"a model of {config.num_classes} output channels has {expected} classes, "
-                f"not the {len(self.classes)} that were named"
+                f"a model with {config.num_classes} output channels needs {expected} classes, "
+                f"but {len(self.classes)} were given"
             )
         self.encoder = MixTransformer(config)
         self.decoder: MLPDecoder | FoldedDecoder = MLPDecoder(config)
@@ -68,12 +69,13 @@ class SegFormer(nn.Module):
     def from_variant(
         cls, variant: str, *, classes: Classes | None = None, **overrides: Any
     ) -> SegFormer:
-        """A model with fresh weights.
+        """Create a randomly initialized model.
 
         Args:
             variant: "b0" to "b5".
-            classes: Its classes; fixes ``num_classes`` unless that is given.
-            **overrides: Fields of `SegFormerConfig`, such as ``num_classes`` (1 = binary with a
+            classes: Classes of the model. They also set ``num_classes``, unless it is given.
+                Default: "class 0", "class 1", ...
+            **overrides: Fields of `SegFormerConfig`, such as ``num_classes`` (1: binary, with a
                 sigmoid) or ``in_channels``.
         """
         if classes is not None:
@@ -91,31 +93,33 @@ class SegFormer(nn.Module):
         in_channels: int | None = None,
         **hub: Unpack[HubOptions],
     ) -> SegFormer:
-        """Load a model from a checkpoint of any format.
+        """Load a model from a checkpoint of any supported format.
 
-        Transformers, NVlabs, OpenMMLab, segmentation_models.pytorch and this package write such
-        checkpoints. The names of the tensors tell the format, and their shapes the variant where
-        there is no configuration.
+        Checkpoints of transformers, NVlabs, OpenMMLab, segmentation_models.pytorch and this
+        package are supported. The format is detected from the names of the tensors. If there is no
+        configuration file, the variant is detected from their shapes.
 
         Args:
             source: A Hub id (OWNER/NAME, or OWNER/NAME@REVISION), a folder, or a file of weights
-                (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``). A file
-                ``model.safetensors`` or ``pytorch_model.bin`` is read with the JSON files beside
-                it, and the folder of a training run stands for its best model.
-            classes: Other classes than the model's own.
-            num_classes: Another number of classes than the model's own. The classifier is then
-                re-initialized. With it an encoder or a classification model can be loaded too;
-                its whole decoder is then initialized. Both are logged.
-            in_channels: Another number of channels than the model's own. The first convolution is
-                then adapted (`segformer.model.pretrained.adapt_in_channels`).
+                (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``). For
+                ``model.safetensors`` and ``pytorch_model.bin``, the JSON files in the same folder
+                are read too. For the folder of a training run, its best model is loaded.
+            classes: Classes of the model. Default: as in the checkpoint.
+            num_classes: Number of classes. If it differs from the checkpoint, the classifier is
+                re-initialized. If it is given, the checkpoint can also be an encoder or a
+                classification model; the complete decoder is then initialized. Both are logged.
+                Default: as in the checkpoint.
+            in_channels: Number of image channels. If it differs from the checkpoint, the first
+                convolution is adapted (`segformer.model.pretrained.adapt_in_channels`).
+                Default: as in the checkpoint.
             **hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``.
 
         Returns:
             The model in float32, in evaluation mode, with its classes and preprocessing.
 
         Raises:
-            CheckpointError: There is no such model, or a tensor is missing, damaged, or of another
-                shape than the model's.
+            CheckpointError: The model does not exist, or a tensor is missing, damaged, or has a
+                wrong shape.
         """
         from segformer.model import pretrained
 
@@ -124,18 +128,19 @@ class SegFormer(nn.Module):
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the model in the Hub layout, which transformers loads too.
+        """Save the model in the Hub layout, which transformers can load too.
 
-        ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` are written, each
-        whole or not at all; files of these names in the folder are replaced. A model with
-        OpenMMLab's decoder is written the same way, but only this package can read it.
+        Writes ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``. Each file
+        is written completely or not at all, and replaces an existing file of the same name. A
+        model with the OpenMMLab decoder is saved in the same layout, but only this package can
+        load it.
 
         Args:
-            folder: Created if missing.
-            dtype: Type of the stored weights. Default: as they are.
+            folder: Folder to write to; created if it does not exist.
+            dtype: Dtype of the saved weights. Default: the dtype of the model.
 
         Raises:
-            ValueError: The model is folded, or a weight does not fit into ``dtype``.
+            ValueError: The model is folded, or a weight is out of the range of ``dtype``.
         """
         from segformer.model import pretrained
 
@@ -149,41 +154,41 @@ class SegFormer(nn.Module):
         license: str | None = None,
         **options: Unpack[UploadOptions],
     ) -> str:
-        """Publish the model on the Hub, with a card that describes it.
+        """Upload the model to the Hub, with a model card.
 
         Args:
-            model_id: OWNER/NAME; created if missing.
-            run: Folder of the training run that made the model: its scores and its recipe go into
-                the card. Default: a card without scores.
-            license: As the Hub names licenses, such as "apache-2.0".
+            model_id: OWNER/NAME; created if it does not exist.
+            run: Folder of the training run of the model. Its scores and its recipe are written
+                to the model card. Default: a model card without scores.
+            license: License id as used on the Hub, such as "apache-2.0".
             **options: ``private``, ``token``, ``revision``, ``message``.
 
         Returns:
             URL of the commit.
 
         Raises:
-            CheckpointError: The Hub refused, or the run has no readable report.
+            CheckpointError: The Hub rejected the upload, or the run has no readable report.
         """
         from segformer.model import pretrained
 
         return pretrained.push(self, model_id, run=run, license=license, **options)
 
     def reset_head(self) -> None:
-        """Give the decoder fresh weights."""
+        """Re-initialize the decoder."""
         self.decoder = MLPDecoder(self.config)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits at a quarter of the image's size.
+        """Compute logits at a quarter of the image size.
 
         Args:
-            pixels: (B, in_channels, H, W), normalized, float; both sides at least
-                ``config.min_size`` (29 for B0..B5), otherwise of any size.
+            pixels: (B, in_channels, H, W), float, normalized; height and width at least
+                ``config.min_size`` (29 for B0..B5).
 
         Returns:
             (B, num_classes, ceil(H / 4), ceil(W / 4)).
 
         Raises:
-            ValueError: Another number of dimensions or channels, or too small an image.
+            ValueError: Wrong number of dimensions or channels, or the image is too small.
         """
         if not passes_through(pixels):
             return self.decoder(self.encoder(pixels))
@@ -191,11 +196,11 @@ class SegFormer(nn.Module):
             return self.decoder(self.encoder(pixels))
 
     def fold(self) -> SegFormer:
-        """A model for inference with the same outputs, whose decoder is folded once.
+        """Return a model for inference with the same outputs and a folded decoder.
 
-        Encoder and classifier share their parameters with this model, while the folded weights of
-        the decoder are copies: use it on a model that is not trained any further, such as for an
-        export. `inference_copy` follows a model that is.
+        The encoder and the classifier share their parameters with this model, but the folded
+        weights of the decoder are copies. Use this only if the model is not trained further, for
+        example to export it. `inference_copy` returns a model that follows further training.
         """
         folded = inference_copy(self)
         assert isinstance(folded, SegFormer)
@@ -205,16 +210,16 @@ class SegFormer(nn.Module):
 
 
 class SegFormerClassifier(nn.Module):
-    """Encoder, mean over the last map, linear head: the model that ImageNet trains.
+    """Image classifier, as pre-trained on ImageNet: encoder, mean of the last map, linear head.
 
     Args:
-        config: Shapes and arithmetic; its decoder fields are not used.
-        classes: Its classes. Left out: numbered ones.
-        preprocessing: How images become its input. Left out: short side 256, of which the
-            middle 224 x 224 are kept.
+        config: Model configuration; the decoder fields are not used.
+        classes: Classes of the model. Default: "class 0", "class 1", ...
+        preprocessing: How images are converted to model input. Default: resize the short side to
+            256, crop the central 224 x 224 pixels.
 
     Raises:
-        ValueError: ``classes`` and ``config.num_classes`` disagree.
+        ValueError: The number of classes does not match ``config.num_classes``.
     """
 
     def __init__(
@@ -233,8 +238,8 @@ class SegFormerClassifier(nn.Module):
         )
         if len(self.classes) != config.num_classes:
             raise ValueError(
-                f"a classifier of {config.num_classes} outputs has as many classes, not the "
-                f"{len(self.classes)} that were named"
+                f"a classifier with {config.num_classes} outputs needs {config.num_classes} "
+                f"classes, but {len(self.classes)} were given"
             )
         self.encoder = MixTransformer(config, out_indices=(3,))
         self.reset_head()
@@ -243,11 +248,12 @@ class SegFormerClassifier(nn.Module):
     def from_variant(
         cls, variant: str, *, classes: Classes | None = None, **overrides: Any
     ) -> SegFormerClassifier:
-        """A classifier with fresh weights.
+        """Create a randomly initialized classifier.
 
         Args:
             variant: "b0" to "b5".
-            classes: Its classes; left out, 1000 numbered ones, or ``num_classes``.
+            classes: Classes of the model. Default: "class 0", "class 1", ...; their number is
+                ``num_classes`` or, if not given, 1000.
             **overrides: Fields of `SegFormerConfig`.
         """
         overrides.setdefault("num_classes", 1000 if classes is None else len(classes))
@@ -263,7 +269,7 @@ class SegFormerClassifier(nn.Module):
         in_channels: int | None = None,
         **hub: Unpack[HubOptions],
     ) -> SegFormerClassifier:
-        """Load a classifier; arguments and errors as for `SegFormer.from_pretrained`."""
+        """Load a classifier; see `SegFormer.from_pretrained` for arguments and errors."""
         from segformer.model import pretrained
 
         return pretrained.load_classifier(
@@ -271,7 +277,7 @@ class SegFormerClassifier(nn.Module):
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the model in the Hub layout; see `SegFormer.save_pretrained`."""
+        """Save the model in the Hub layout; see `SegFormer.save_pretrained`."""
         from segformer.model import pretrained
 
         pretrained.save(self, folder, dtype=dtype)
@@ -284,13 +290,13 @@ class SegFormerClassifier(nn.Module):
         license: str | None = None,
         **options: Unpack[UploadOptions],
     ) -> str:
-        """Publish the model on the Hub; see `SegFormer.push_to_hub`."""
+        """Upload the model to the Hub; see `SegFormer.push_to_hub`."""
         from segformer.model import pretrained
 
         return pretrained.push(self, model_id, run=run, license=license, **options)
 
     def reset_head(self) -> None:
-        """Give the head fresh weights."""
+        """Re-initialize the head."""
         self.head = nn.Linear(self.config.hidden_sizes[-1], self.config.num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
@@ -304,14 +310,14 @@ class SegFormerClassifier(nn.Module):
 
 
 def inference_copy(model: nn.Module) -> nn.Module:
-    """The model in evaluation mode, without changing the mode of the model itself.
+    """Return a copy in evaluation mode that shares the parameters; the mode of ``model`` is kept.
 
-    Modules are copied; parameters and buffers are the model's own objects. So changes in place,
-    such as a step of an optimizer, `load_state_dict` or a move to another device, are seen by
-    both. Parameters that are replaced by other objects are not.
+    Modules are copied, but parameters and buffers are the same objects. So changes in place, such
+    as an optimizer step, `load_state_dict` or a move to another device, apply to both. If a
+    parameter is replaced by another object, the copy keeps the old one.
 
-    Without gradients the copy runs at full speed: the decoder is folded at each call, which costs
-    about 2 % of its time.
+    Without gradients the copy runs at full speed: it folds the decoder at each call, which takes
+    about 2 % of the time.
     """
     inference = copy.copy(model)
     inference._parameters = dict(model._parameters)
@@ -326,7 +332,10 @@ def inference_copy(model: nn.Module) -> nn.Module:
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Class probabilities (B, K, ...); two classes for a binary model's one logit."""
+    """Convert logits (B, K, ...) to class probabilities of the same shape.
+
+    The single logit of a binary model (K = 1) gives two classes, background and foreground.
+    """
     if logits.shape[1] == 1:
         foreground = logits.sigmoid()
         return torch.cat([1 - foreground, foreground], dim=1)

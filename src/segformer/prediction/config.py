@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
+from segformer.options import depends
 from segformer.prediction.windows import window_starts
 
 SMALLEST_SIDE = 32
@@ -58,17 +59,16 @@ class PredictConfig:
         window: Side in pixels of windows to run one by one over the image, at its own size unless
             size or short_side is given; logits are averaged where windows overlap. A multiple
             of 4.
-        stride: Pixels between windows, a multiple of 4. Default: three quarters of a window.
+        stride: Pixels between windows, a multiple of 4.
         scales: Ratios at which to run the image; the probabilities are averaged.
         flip: Also run the mirror image at each scale.
         confidence: Keep the probability of each pixel's class.
         value_range: Stored values that mean black and white, for a model of 8-bit images on images
-            of 16 bits or floats. Default: what the file says, else the whole range of its type.
-        device: Where to run: cpu, cuda, cuda:1, mps. Default: the best there is.
+            of 16 bits or floats.
+        device: Where to run: cpu, cuda, cuda:1, mps.
         precision: bfloat16 is faster where the hardware supports it; logits differ in the third
             digit.
-        batch_size: Images of one size, or windows, to run at once. Default: 8, and 1 on a CPU,
-            where batches are not faster.
+        batch_size: Images of one size, or windows, to run at once.
         compile: Compile the model with PyTorch, on a GPU with CUDA graphs: the first image of
             each size takes a minute, the others less time. On a CPU it needs a C++ compiler and
             is slower.
@@ -77,17 +77,20 @@ class PredictConfig:
         ValueError: Options that contradict each other, or values that are not possible.
     """
 
-    size: tuple[int, int] | None = None
-    short_side: int | None = None
-    window: int | None = None
-    stride: int | None = None
+    size: Annotated[tuple[int, int] | None, depends("H W", "that of the model")] = None
+    short_side: Annotated[int | None, depends("PIXELS", "that of the model")] = None
+    window: Annotated[int | None, depends("PIXELS", "the whole image at once")] = None
+    stride: Annotated[int | None, depends("PIXELS", "three quarters of a window")] = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     confidence: bool = False
-    value_range: tuple[float, float] | None = None
-    device: str | None = None
+    value_range: Annotated[
+        tuple[float, float] | None,
+        depends("LOW HIGH", "what the file says, else the whole range of its type"),
+    ] = None
+    device: Annotated[str | None, depends("DEVICE", "the best there is")] = None
     precision: Literal["float32", "bfloat16"] = "float32"
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, depends("INT", "8; 1 on a CPU, which gains nothing")] = None
     compile: bool = False
 
     def __post_init__(self) -> None:

@@ -1,21 +1,22 @@
-"""Where the windows of a large image lie: integers in, integers out."""
+"""Positions of the windows of a large image."""
 
 from __future__ import annotations
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixel of each window along one side.
+    """Return the first pixel of each window along one side of an image.
 
-    Windows step by ``stride``; the last is moved back to end with the side, so every window is
-    whole and every pixel covered. One window at 0 where the side is no longer than it.
+    The distance between windows is ``stride``. The last window is moved back so that it ends at
+    the end of the side. So all windows have the full size, and all pixels are covered. If the side
+    is not longer than a window, there is one window at 0.
 
     Args:
-        length: Of the side, pixels.
-        window: Of a window, pixels.
-        stride: Between windows, pixels; at most ``window``.
+        length: Length of the side in pixels.
+        window: Length of a window in pixels.
+        stride: Distance between windows in pixels; at most ``window``.
 
     Raises:
-        ValueError: A stride that would leave gaps, or sizes that are not positive.
+        ValueError: ``stride`` is larger than ``window``, or a value is not positive.
     """
     if min(length, window, stride) < 1:
         raise ValueError(f"length {length}, window {window} and stride {stride} must be positive")

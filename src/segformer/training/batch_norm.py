@@ -7,9 +7,26 @@ Legend: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
-from torch.distributed.nn import functional as collectives
+from torch import Tensor, distributed, nn
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum of a tensor over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        total = upstream[0].clone()
+        distributed.all_reduce(total)
+        return total
 
 
 class SynchronizedBatchNorm(nn.BatchNorm2d):
@@ -33,11 +50,11 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         values = input.float()
         own = values.new_tensor([values.numel() / self.num_features])
-        sums = collectives.all_reduce(torch.cat([values.sum((0, 2, 3)), own]))  # type: ignore[no-untyped-call]
+        sums = _AllReduce.apply(torch.cat([values.sum((0, 2, 3)), own]))  # type: ignore[no-untyped-call]
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centered = values - mean[:, None, None]
-        squares = collectives.all_reduce(centered.square().sum((0, 2, 3)))  # type: ignore[no-untyped-call]
+        squares = _AllReduce.apply(centered.square().sum((0, 2, 3)))  # type: ignore[no-untyped-call]
         variance = squares / count
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None

@@ -1,4 +1,4 @@
-"""Losses of low-resolution logits against full-resolution masks.
+"""Loss functions for low-resolution logits and full-resolution masks.
 
 Legend: B batch, K classes, h w logits, H W mask, n pixels of a chunk.
 """
@@ -24,17 +24,18 @@ _P = ParamSpec("_P")
 
 @dataclass(frozen=True)
 class OHEM:
-    """Online hard example mining: only pixels whose class is not yet probable count.
+    """Online hard example mining: only pixels with a low probability of their class are used.
 
-    As mmsegmentation's ``OHEMPixelSampler`` does it, with a fraction where that counts pixels.
+    Like ``OHEMPixelSampler`` of mmsegmentation, but ``min_kept`` is a fraction, not a number of
+    pixels.
 
     Attributes:
-        below: Probability of a pixel's class below which it counts.
-        least: Fraction of the labeled pixels that count at least, the least probable ones.
+        threshold: Pixels with a probability of their class up to this value are used.
+        min_kept: Minimum fraction of the labeled pixels that are used, lowest probability first.
     """
 
-    below: float = 0.7
-    least: float = 0.0625
+    threshold: float = 0.7
+    min_kept: float = 0.0625
 
 
 def cross_entropy_at_mask_size(
@@ -48,44 +49,45 @@ def cross_entropy_at_mask_size(
     focal_gamma: float = 0.0,
     ohem: OHEM | None = None,
 ) -> Tensor:
-    """Cross-entropy of bilinearly upsampled logits, without ever holding the upsampled logits.
+    """Cross-entropy of bilinearly upsampled logits, without storing the upsampled logits.
 
-    Its gradient with respect to the logits is the adjoint of the upsampling applied to
-    softmax - one-hot, so loss and gradient are computed together, in one pass over chunks of
-    pixels that fit the cache (`segformer.training.upsampling`), and only the low-resolution
-    gradient is kept.
+    The gradient with respect to the logits is the adjoint of the upsampling applied to
+    softmax - one-hot. So the loss and the gradient are computed together, in one pass over chunks
+    of pixels that fit in the cache (`segformer.training.upsampling`). Only the low-resolution
+    gradient is stored.
 
     Args:
-        logits: (B, K, h, w); K = 1 means binary, with a sigmoid, and is as two classes from there.
+        logits: (B, K, h, w). K = 1 is a binary model with a sigmoid; its classes are 0 and 1.
         mask: (B, H, W) class ids, int64.
         class_weights: (K,), or (2,) for a binary model; as in `torch.nn.functional.cross_entropy`.
-        ignore_index: Class id of pixels that do not count.
-        avg_non_ignore: Divide by the (weighted) number of pixels that count; false divides by all
-            pixels, ignored ones included, as the original training did.
-        label_smoothing: Fraction of the target that is spread over all classes, as in PyTorch.
-        focal_gamma: Weigh each pixel by (1 - p) to this power, p the probability of its class:
-            the focal loss (Lin et al. 2017, equation 4).
-        ohem: Count only the hard ones; the average is over those that count.
+        ignore_index: Class id of pixels that are ignored.
+        avg_non_ignore: If true, divide by the (weighted) number of pixels that are not ignored.
+            If false, divide by the number of all pixels, as in the original training.
+        label_smoothing: Fraction of the target that is spread over all classes, as in PyTorch;
+            at least 0 and less than 1.
+        focal_gamma: Multiply the loss of each pixel by (1 - p) to this power, where p is the
+            probability of its class: the focal loss (Lin et al. 2017, equation 4).
+        ohem: If given, use only hard pixels; the average is over these pixels.
 
     Returns:
-        Scalar, float32. 0 where nothing is labeled.
+        Scalar, float32 (float64 for float64 logits). 0 if no pixel is labeled.
 
     Raises:
-        ValueError: A class id that the model has no class for; label smoothing together with a
-            focal loss, or outside of 0..1.
+        ValueError: The mask contains an invalid class id, ``label_smoothing`` or ``focal_gamma``
+            is out of range, or both are used.
     """
     if not 0 <= label_smoothing < 1 or focal_gamma < 0 or (label_smoothing and focal_gamma):
         raise ValueError(
-            f"label smoothing {label_smoothing} must be in 0..1, the focal loss's gamma "
-            f"{focal_gamma} not negative, and one of them 0"
+            "label_smoothing must be at least 0 and less than 1, focal_gamma at least 0, and one "
+            f"of them 0; they are {label_smoothing} and {focal_gamma}"
         )
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], 1)  # sigmoid(x) = softmax(0, x)
-    impossible = ((mask < 0) | (mask >= logits.shape[1])) & (mask != ignore_index)
-    if impossible.any():
+    invalid = ((mask < 0) | (mask >= logits.shape[1])) & (mask != ignore_index)
+    if invalid.any():
         raise ValueError(
-            f"the mask holds class id {mask[impossible][0].item()}; there are "
-            f"{logits.shape[1]} classes, and {ignore_index} is ignored"
+            f"the mask contains class id {mask[invalid][0].item()}; valid ids are 0 to "
+            f"{logits.shape[1] - 1}, and {ignore_index} for ignored pixels"
         )
     arithmetic = _PixelLoss(ignore_index, class_weights, label_smoothing, focal_gamma)
     with full_precision(logits.device):
@@ -96,12 +98,12 @@ def cross_entropy_at_mask_size(
 
 
 _SMALLEST_PROB = 1e-30
-"""Below it, a float32 probability has lost digits and its logarithm is taken another way."""
+"""Smaller float32 probabilities are imprecise; their logarithm is computed with logsumexp."""
 
 
 @dataclass(frozen=True)
 class _PixelLoss:
-    """The loss of single pixels, and its gradient with respect to their logits."""
+    """The loss of each pixel, and its gradient with respect to the logits of the pixel."""
 
     ignore_index: int
     class_weights: Tensor | None
@@ -109,17 +111,17 @@ class _PixelLoss:
     focal_gamma: float
 
     def __call__(self, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum over the pixels that count, and gradients.
+        """Return the sum of the loss over the pixels that are not ignored, and the gradients.
 
-        With p the softmax, the gradient of cross-entropy is p - one-hot; a smoothed target stands
-        in for the one-hot, and focal weights make it a multiple.
+        The gradient of cross-entropy is p - one-hot, where p is the softmax. Label smoothing
+        replaces the one-hot by the smoothed target; the focal loss multiplies the gradient.
 
         Args:
             logits: (n, K).
             ids: (n,) class ids.
 
         Returns:
-            Scalar; (n, K), 0 where pixels do not count.
+            Loss, scalar; gradients (n, K), 0 for ignored pixels.
         """
         classes = logits.shape[1]
         counted = ids != self.ignore_index
@@ -155,9 +157,15 @@ class _PixelLoss:
 
 
 def _softmax(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Probabilities (n, K); of each pixel's class its probability, minus its logarithm, and place.
+    """Return the softmax and the values of the class of each pixel.
 
-    The place, (n,), is where that class lies in the flattened (n, K).
+    Args:
+        logits: (n, K).
+        ids: (n,) class ids.
+
+    Returns:
+        Probabilities (n, K). For the class of each pixel, each (n,): its probability, its negative
+        log likelihood, and its index in the flattened (n, K).
     """
     probs = logits.softmax(1)
     place = torch.arange(len(ids), device=ids.device) * logits.shape[1] + ids
@@ -170,7 +178,7 @@ def _softmax(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 def _waiting_costs(tensor: Tensor) -> bool:
-    """Whether a decision on values would have Python wait for the device, as on a GPU."""
+    """Whether reading a value makes Python wait for the device, as on a GPU."""
     return tensor.device.type != "cpu"
 
 
@@ -198,7 +206,7 @@ class _AtMaskSize(torch.autograd.Function):
         else:
             divisor = _counted(ids, arithmetic).to(precise).clamp(min=1e-12)
         total = precise.new_zeros(())
-        gradient = torch.empty_like(precise)  # a float16 one would underflow before it is scaled
+        gradient = torch.empty_like(precise)  # in float16 it could underflow before it is scaled
         for i, image in enumerate(images):
             for chunk in range(image.chunks):
                 loss, at_pixels = arithmetic(image.logits(chunk), ids[i][chunk])
@@ -218,7 +226,7 @@ class _AtMaskSize(torch.autograd.Function):
 
 
 def _counted(ids: list[list[Tensor]], arithmetic: _PixelLoss) -> Tensor:
-    """How many pixels count, or the sum of their classes' weights."""
+    """Return the number of pixels that are not ignored, or the sum of their class weights."""
     counted = [(chunk, chunk != arithmetic.ignore_index) for image in ids for chunk in image]
     weights = arithmetic.class_weights
     if weights is None:
@@ -229,10 +237,10 @@ def _counted(ids: list[list[Tensor]], arithmetic: _PixelLoss) -> Tensor:
 
 
 def _keep_hard(
-    images: list[Upsampling], ids: list[list[Tensor]], ignore_index: int, hard: OHEM
+    images: list[Upsampling], ids: list[list[Tensor]], ignore_index: int, ohem: OHEM
 ) -> list[list[Tensor]]:
-    """The chunks' class ids, with those of all but the hard pixels replaced by the ignored one."""
-    probs = []  # of each pixel's own class; above every threshold where it does not count
+    """Return the class ids of the chunks, with ``ignore_index`` for all but the hard pixels."""
+    probs = []  # probability of the class of each pixel; 2 for ignored pixels
     for image, chunks in zip(images, ids, strict=True):
         for chunk, classes in enumerate(chunks):
             counted = classes != ignore_index
@@ -242,8 +250,8 @@ def _keep_hard(
     labeled = int((everywhere < 2).sum())
     if labeled == 0:
         return ids
-    least = max(1, round(hard.least * labeled))
-    threshold = everywhere.kthvalue(least).values.clamp(min=hard.below)
+    min_kept = max(1, round(ohem.min_kept * labeled))
+    threshold = everywhere.kthvalue(min_kept).values.clamp(min=ohem.threshold)
     kept = iter(probs)
     return [
         [classes.where(next(kept) <= threshold, ignore_index) for classes in chunks]
@@ -252,7 +260,7 @@ def _keep_hard(
 
 
 def _in_full_precision(loss: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
-    """The loss without autocast."""
+    """Decorate a loss function so that it runs without autocast."""
 
     @wraps(loss)
     def without_autocast(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
@@ -266,17 +274,18 @@ def _in_full_precision(loss: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
 
 @_in_full_precision
 def lovasz_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Tensor:
-    """Lovasz-softmax: a convex stand-in for 1 - IoU, averaged over the classes that occur.
+    """Lovasz-softmax loss: a convex surrogate of 1 - IoU, averaged over the classes in the batch.
 
-    At the logits' resolution, the mask sampled there, over the batch as a whole.
+    The loss is computed at the resolution of the logits, with the mask sampled to that size, over
+    all images of the batch together. See Berman et al. 2018, equations 9 and 11.
 
     Args:
         logits: (B, K, h, w).
         mask: (B, H, W) class ids.
-        ignore_index: Class id of pixels that do not count.
+        ignore_index: Class id of pixels that are ignored.
 
     Returns:
-        Scalar in [0, 1], float32. From Berman et al. 2018, equations 9 and 11.
+        Scalar in [0, 1], float32.
     """
     ids, labeled = _sampled(mask, logits, ignore_index)
     probs = probabilities(logits.float()).movedim(1, -1)[labeled]  # (n, K)
@@ -295,15 +304,16 @@ def lovasz_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Ten
 
 @_in_full_precision
 def dice_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Tensor:
-    """1 - soft Dice, averaged over the classes that occur in the batch.
+    """Dice loss: 1 - soft Dice coefficient, averaged over the classes in the batch.
 
-    At the logits' resolution, the mask sampled there: a region term that holds up classes of
-    few pixels, beside cross-entropy, which minds the edges.
+    The loss is computed at the resolution of the logits, with the mask sampled to that size. It is
+    used together with cross-entropy: Dice improves classes with few pixels, cross-entropy the
+    edges.
 
     Args:
         logits: (B, K, h, w).
         mask: (B, H, W) class ids.
-        ignore_index: Class id of pixels that do not count.
+        ignore_index: Class id of pixels that are ignored.
 
     Returns:
         Scalar in [0, 1], float32.
@@ -321,7 +331,7 @@ def dice_loss(logits: Tensor, mask: Tensor, *, ignore_index: int = 255) -> Tenso
 
 
 def _sampled(mask: Tensor, logits: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Class ids at the logits' size, (B, h, w), and where there are any."""
+    """Return class ids at the size of the logits, (B, h, w), and which pixels are not ignored."""
     small = F.interpolate(mask[:, None].float(), size=logits.shape[2:], mode="nearest-exact")
     ids = small[:, 0].long()
     return ids, ids != ignore_index

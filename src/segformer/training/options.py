@@ -14,17 +14,13 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 
 from tyro.conf import arg
 
-
-def _depends(metavar: str, default: str) -> Any:
-    """How the help shows an option whose default is worked out when the training starts."""
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
+from segformer.options import depends
 
 _Text: TypeAlias = str | None
 _Int: TypeAlias = int | None
 _Float: TypeAlias = float | None
 _Floats: TypeAlias = tuple[float, ...] | None
-_Names: TypeAlias = Annotated[tuple[str, ...], _depends("[NAME [NAME ...]]", "none")]
+_Names: TypeAlias = Annotated[tuple[str, ...], depends("[NAME [NAME ...]]", "none")]
 
 POSITIVE = frozenset(
     "epochs max_steps batch_size accumulate_grad_batches crop_size short_side long_side scale_min "
@@ -78,8 +74,8 @@ class ModelOptions(Options):
         drop_path: Stochastic depth of the last encoder block.
     """
 
-    variant: Annotated[_Text, _depends("NAME", "that of the pretrained model, else b0")] = None
-    pretrained: Annotated[_Text, _depends("MODEL", "random weights")] = None
+    variant: Annotated[_Text, depends("NAME", "that of the pretrained model, else b0")] = None
+    pretrained: Annotated[_Text, depends("MODEL", "random weights")] = None
     pretrained_encoder_only: bool = False
     freeze_stages: int = 0
     gradient_checkpointing: bool = False
@@ -120,16 +116,16 @@ class DataOptions(Options):
     """
 
     crop_size: int = 512
-    eval_size: Annotated[_Int, _depends("PIXELS", "see the task")] = None
+    eval_size: Annotated[_Int, depends("PIXELS", "see the task")] = None
     mean: Annotated[
         _Floats,
-        _depends(
+        depends(
             "FLOAT ...",
             "that of the pretrained model, else ImageNet's for 8-bit RGB, else measured",
         ),
     ] = None
-    std: Annotated[_Floats, _depends("FLOAT ...", "as mean")] = None
-    rescale: Annotated[_Float, _depends("FLOAT", "as mean")] = None
+    std: Annotated[_Floats, depends("FLOAT ...", "as mean")] = None
+    rescale: Annotated[_Float, depends("FLOAT", "as mean")] = None
     hflip_prob: float = 0.5
 
     def __post_init__(self) -> None:
@@ -168,7 +164,7 @@ class SegmentationDataOptions(DataOptions):
         blur_prob: Probability of a slightly blurred crop.
     """
 
-    eval_size: Annotated[_Int, _depends("PIXELS", "short_side")] = None
+    eval_size: Annotated[_Int, depends("PIXELS", "short_side")] = None
     short_side: int = 512
     long_side: int = 2048
     scale_min: float = 0.5
@@ -207,7 +203,7 @@ class ClassificationDataOptions(DataOptions):
     """
 
     crop_size: int = 224
-    eval_size: Annotated[_Int, _depends("PIXELS", "8/7 of crop_size")] = None
+    eval_size: Annotated[_Int, depends("PIXELS", "8/7 of crop_size")] = None
     min_area: float = 0.08
     rand_augment: int = 2
     random_erasing_prob: float = 0.25
@@ -238,16 +234,14 @@ class OptimizationOptions(Options):
     """
 
     epochs: int = 50
-    max_steps: Annotated[_Int, _depends("INT", "from epochs")] = None
+    max_steps: Annotated[_Int, depends("INT", "from epochs")] = None
     batch_size: int = 8
     accumulate_grad_batches: int = 1
-    lr: Annotated[_Float, _depends("FLOAT", "6e-5 from a pretrained model, else 6e-4")] = None
-    head_lr_factor: Annotated[_Float, _depends("FLOAT", "10 from a pretrained model, else 1")] = (
-        None
-    )
+    lr: Annotated[_Float, depends("FLOAT", "6e-5 from a pretrained model, else 6e-4")] = None
+    head_lr_factor: Annotated[_Float, depends("FLOAT", "10 from a pretrained model, else 1")] = None
     min_lr: float = 0.0
     weight_decay: float = 0.01
-    warmup_steps: Annotated[_Int, _depends("INT", "1500, at most 1/20 of the steps")] = None
+    warmup_steps: Annotated[_Int, depends("INT", "1500, at most 1/20 of the steps")] = None
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     power: float = 1.0
     max_grad_norm: float = 1.0
@@ -343,7 +337,7 @@ class HardwareOptions(Options):
         num_workers: Processes per device that load images; 0 loads them in the training process.
     """
 
-    device: Annotated[str, _depends("DEVICE", "the GPUs if there are any, else the CPU")] = "auto"
+    device: Annotated[str, depends("DEVICE", "the GPUs if there are any, else the CPU")] = "auto"
     devices: int = 1
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
@@ -354,7 +348,7 @@ class HardwareOptions(Options):
         ),
     ] = "auto"
     num_workers: Annotated[
-        _Int, _depends("INT", "one per CPU that the process may use, at most 8")
+        _Int, depends("INT", "one per CPU that the process may use, at most 8")
     ] = None
 
 

@@ -140,11 +140,6 @@ class Processes:
         """Wait until every process is here."""
         self.fabric.barrier()
 
-    def close(self) -> None:
-        """Leave the group, so that the next training in this program can form its own."""
-        if self.count > 1 and distributed.is_initialized():
-            distributed.destroy_process_group()
-
     @contextmanager
     def ending_together(self) -> Iterator[None]:
         """End all processes when one fails on its own, with the message of that one.
@@ -155,20 +150,33 @@ class Processes:
             yield
         except Exception as error:
             if self.count == 1 or self._agreed:
+                self._leave()
                 raise
             store = distributed.distributed_c10d._get_default_store()
+            known = _failure_in(store)  # then another process failed, and has printed its message
+            if not known:
+                store.set(_FAILURE, str(error))
             if self.first:
-                if _failure_in(store):  # another process failed, and has printed its message
-                    self._end_children()
-                    raise SystemExit(1) from None
-                store.set(_FAILURE, str(error))
                 self._end_children()
-                raise
-            if not _failure_in(store):
-                store.set(_FAILURE, str(error))
+            elif not known:
                 console.quiet = False
                 logger.error("process %d: %s: %s", self.rank, type(error).__name__, error)
+            if distributed.get_backend() == "gloo":  # others than gloo would wait for the rest
+                self._leave()
+            if self.first and not known:
+                raise
             raise SystemExit(1) from None
+        except SystemExit:
+            self._leave()
+            raise
+        self._leave()
+        if not self.first:
+            raise SystemExit(0)  # process 0 reports
+
+    def _leave(self) -> None:
+        """Leave the group, so that the next training in this program can form its own."""
+        if self.count > 1 and distributed.is_initialized():
+            distributed.destroy_process_group()
 
     def _end_children(self) -> None:
         procs = getattr(self.fabric.strategy.launcher, "procs", [])

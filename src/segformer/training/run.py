@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer.config import SegFormerConfig
+from segformer.machine import limit_threads
 from segformer.model.products import reuse_memory
 from segformer.training.classification import Classification
 from segformer.training.config import SegmentationTrainConfig, TrainConfig
@@ -157,16 +158,11 @@ def _fit(
     model: Model,
     checkpoint: dict[str, Any] | None = None,
 ) -> Outcome | None:
+    limit_threads()
     reuse_memory()
     loop = TrainingLoop(processes, folder, task, model)
-    try:
-        loop.fit(checkpoint)
-        outcome = processes.run_in_first(loop.finish)
-    finally:
-        processes.close()
-    if not processes.first:
-        raise SystemExit(0)  # process 0 reports
-    return outcome
+    loop.fit(checkpoint)
+    return processes.run_in_first(loop.finish)
 
 
 def _extended(

@@ -12,7 +12,7 @@ from segformer.config import SegFormerConfig
 from segformer.data.check import SplitReport, check_split
 from segformer.data.dataset import Dataset, DatasetError, open_dataset, splits
 from segformer.data.loader import TrainingCrops
-from segformer.evaluation.evaluate import evaluate, score_table, write_report
+from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.evaluation.plots import examples_sheet
 from segformer.model.segformer import SegFormer
@@ -91,7 +91,7 @@ class Segmentation(Task):
         """Images and masks."""
         return {
             dataset.split: (
-                (sample.name, tuple(f for f in (sample.image, sample.mask) if f is not None))
+                (sample.name, tuple(f for f in (sample.image, sample.mask_file) if f is not None))
                 for sample in dataset
             )
             for dataset in (self.training, self.validation)
@@ -154,23 +154,36 @@ class Segmentation(Task):
     def validate(self, model: Model, device: str) -> Outcome:
         """IoU over the validation images."""
         assert isinstance(model, SegFormer)
-        return _outcome(self._evaluate(Predictor(model, device=device)))
+        matrix, _ = self._evaluate(Predictor(model, device=device))
+        return _outcome(matrix)
 
     def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
         """``report.json``, ``confusion.png`` and ``val_examples.jpg``."""
         assert self.validation is not None
         predictor = Predictor(best, device=device)
-        matrix = self._evaluate(predictor)
-        write_report(matrix, folder, self.validation, notes)
-        chosen = self.validation.samples[:: max(1, len(self.validation) // 8)][:8]
+        matrix, failed = self._evaluate(predictor)
+        write_report(matrix, folder, self.validation, notes, failed)
+        unreadable = {failure.image for failure in failed}
+        readable = [s for s in self.validation if str(s.image) not in unreadable]
+        chosen = readable[:: max(1, len(readable) // 8)][:8]
         pairs = [(predictor(s.image), self.validation.read(s)[1]) for s in chosen]
         examples_sheet(pairs, folder / "val_examples.jpg")
         return _outcome(matrix)
 
-    def _evaluate(self, predictor: Predictor) -> ConfusionMatrix:
+    def _evaluate(self, predictor: Predictor) -> tuple[ConfusionMatrix, list[Failure]]:
+        """Counts of pixels, and the images that could not be read."""
         assert self.validation is not None
+        failed: list[Failure] = []
         with ProgressBar("validating", len(self.validation), "images") as bar:
-            return evaluate(self.validation, predictor, on_image=bar.advance)
+            matrix = evaluate(
+                self.validation,
+                predictor,
+                on_image=bar.advance,
+                on_error=lambda source, error: failed.append(Failure(str(source), str(error))),
+            )
+        for failure in failed[:5]:
+            logger.warning("skipped in validation: %s", failure)
+        return matrix, failed
 
 
 def _outcome(matrix: ConfusionMatrix) -> Outcome:

@@ -1,9 +1,9 @@
-"""An image's logits at every pixel of its mask, chunk by chunk, and gradients on their way back.
+"""Upsampling of logits to the pixels of a mask in chunks, and its backward pass.
 
 The gradient with respect to low-resolution logits is the adjoint of the upsampling applied to the
-gradient at the pixels. So a loss can go through an image in chunks that fit the cache: make the
-pixels' logits, take loss and gradient, bring the gradient back, forget. Classes x H x W is never
-held.
+gradient at the pixels. So a loss can process an image in chunks that fit in the cache: compute the
+logits of the pixels, compute loss and gradient, add the gradient to the low-resolution gradient.
+Tensors of K x H x W values are never stored.
 
 Legend: K classes, h w logits, H W mask, n pixels of a chunk, r ratio.
 """
@@ -20,11 +20,11 @@ from segformer.model.interpolation import blend_rows, source_positions, source_r
 from segformer.model.layers import to_maps, to_tokens
 
 _CHUNK_VALUES = {"cpu": 1 << 19, "other": 1 << 26}
-"""Logits of a chunk: on a CPU what its cache holds, on a GPU what keeps it busy."""
+"""Number of logits in a chunk: they fit in the cache of a CPU, or are enough to use a GPU fully."""
 
 
 def upsampling(tokens: Tensor, size: tuple[int, int]) -> Upsampling:
-    """The fastest way for a ratio.
+    """Return the fastest implementation for the ratio of the sizes.
 
     Args:
         tokens: (h, w, K) logits, float32 or float64.
@@ -38,42 +38,42 @@ def upsampling(tokens: Tensor, size: tuple[int, int]) -> Upsampling:
 
 
 class Upsampling(ABC):
-    """Strips of an image's pixels, in an order of its own.
+    """Chunks of the pixels of an image; each subclass has its own order of pixels.
 
     Attributes:
-        chunks: How many there are.
+        chunks: Number of chunks.
     """
 
     chunks: int
 
     @abstractmethod
     def arrange(self, values: Tensor, outside: int) -> list[Tensor]:
-        """Values of the pixels, (H, W), as chunks (n,); ``outside`` where there is no pixel."""
+        """Split pixel values (H, W) into chunks (n,); ``outside`` fills places without a pixel."""
 
     @abstractmethod
     def logits(self, chunk: int) -> Tensor:
-        """(n, K) logits of a chunk's pixels, which may be overwritten."""
+        """Return the (n, K) logits of the pixels of a chunk; the caller may overwrite them."""
 
     @abstractmethod
     def add(self, chunk: int, gradient: Tensor) -> None:
-        """Bring the gradient at a chunk's pixels, (n, K), back; 0 where there is no pixel."""
+        """Add the gradient at the pixels of a chunk, (n, K); 0 at places without a pixel."""
 
     @abstractmethod
     def gradient(self) -> Tensor:
-        """(h, w, K) what was brought back so far."""
+        """Return the gradient with respect to the logits, (h, w, K), of all added chunks."""
 
 
 class _ByPhase(Upsampling):
-    """Where H = r h and W = r w: every cell between four tokens holds the same r x r pixels.
+    """For H = r h and W = r w: each cell between four tokens has the same r x r pixel positions.
 
-    Their logits are then one matrix, (r r, 4), times the corners, and the way back its transpose.
-    Cells go around the image as well; of those at the border only a part of the pixels exist.
+    The logits of the pixels are an (r r, 4) matrix times the four corners, and the backward pass
+    uses its transpose. There are cells around the image too; only some of their pixels exist.
     """
 
     def __init__(self, tokens: Tensor, ratio: int):
         self.height, self.width, self.classes = tokens.shape
         self.ratio = ratio
-        self.offset = (ratio + 1) // 2  # pixels of the outer cells that lie outside
+        self.offset = (ratio + 1) // 2  # pixel rows of the first cells outside the image
         weight = source_positions(1, ratio, ratio // 2, ratio // 2 + ratio).to(tokens)
         sides = torch.stack([1 - weight, weight], 1)  # (r, 2)
         self.matrix = torch.einsum("yi,xj->yxij", sides, sides).reshape(ratio**2, 4)
@@ -109,7 +109,7 @@ class _ByPhase(Upsampling):
             place.add_(weight.view(place.shape))
 
     def gradient(self) -> Tensor:
-        total = self.total.clone()  # what came to the repeated border belongs to the border
+        total = self.total.clone()  # add the gradient of the padding to the border
         for side in (total, total.transpose(0, 1)):
             side[1] += side[0]
             side[-2] += side[-1]
@@ -117,7 +117,7 @@ class _ByPhase(Upsampling):
 
 
 class _ByRow(Upsampling):
-    """Any ratio: rows of pixels, and PyTorch's own way back."""
+    """For any ratio: chunks are rows of pixels, and PyTorch computes the backward pass."""
 
     def __init__(self, tokens: Tensor, size: tuple[int, int]):
         self.tokens, self.size = tokens, size
