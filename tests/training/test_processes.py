@@ -43,7 +43,7 @@ def start(*words: str) -> subprocess.Popen[str]:
 def run(*words: str) -> tuple[int, str]:
     process = start(*words)
     try:
-        out, told = process.communicate(timeout=200)
+        out, told = process.communicate(timeout=500)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -134,7 +134,7 @@ def test_an_unexpected_error_in_one_process_ends_the_others(tmp_path: Path, rank
         ],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert result.returncode != 0
     assert "something broke" in result.stderr
