@@ -138,7 +138,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @linux_only
 def test_a_parent_that_raises_ends_with_its_workers(small_dataset: Path) -> None:
     parent, workers = start_parent(small_dataset, "raise RuntimeError('loss is NaN')")
-    _, errors = parent.communicate(timeout=60)
+    _, errors = parent.communicate(timeout=300)
     assert parent.returncode == 1
     assert "loss is NaN" in errors
     assert len(workers) == 2
@@ -149,7 +149,7 @@ def test_a_parent_that_raises_ends_with_its_workers(small_dataset: Path) -> None
 def test_workers_of_a_killed_parent_end(small_dataset: Path) -> None:
     parent, workers = start_parent(small_dataset, "time.sleep(600)")
     parent.kill()
-    parent.communicate(timeout=60)
+    parent.communicate(timeout=300)
     assert wait_for_end(workers)
 
 
@@ -171,7 +171,7 @@ def test_a_parent_can_go_on_when_its_group_is_signaled(
     assert parent.stdout is not None
     assert parent.stdout.readline() == "ready\n"
     os.killpg(parent.pid, number)
-    output, errors = parent.communicate(timeout=60)
+    output, errors = parent.communicate(timeout=300)
     assert output == "saved\n", errors
     assert parent.returncode == 0
     assert wait_for_end(workers)

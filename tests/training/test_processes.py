@@ -76,7 +76,7 @@ def test_two_processes_train_the_weights_of_one_stop_and_resume(tmp_path: Path) 
             break
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=150)
+    _, told = process.communicate(timeout=500)
     assert process.returncode == 130, told
     assert told.count("everything is saved") == 1
     assert "Traceback" not in told

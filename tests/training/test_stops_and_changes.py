@@ -55,7 +55,7 @@ def test_a_failing_training_with_workers_ends(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        _, told = process.communicate(timeout=200)
+        _, told = process.communicate(timeout=500)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
