@@ -41,7 +41,8 @@ class SplitReport:
         cooccurrence: (K, K) number of images in which both classes occur.
         sums: (3, channels): count, sum and sum of squares of the finite values of all images, or
             None before the first image that can be read.
-        complaints: Samples that something is wrong with, and what.
+        failures: Samples that cannot be used, and why.
+        unclear: Samples whose masks have an unclear orientation.
         colors: Pixels of each mask color that has no class.
         unknown_values: Pixels of each mask value that has no class.
         known_values: Other values of masks that hold such values.
@@ -58,7 +59,8 @@ class SplitReport:
     dtypes: set[str] = field(default_factory=set)
     cooccurrence: NDArray[np.int64] = field(init=False, repr=False)
     sums: NDArray[np.float64] | None = field(default=None, repr=False)
-    complaints: list[tuple[Sample, str]] = field(default_factory=list, repr=False)
+    failures: list[tuple[Sample, str]] = field(default_factory=list, repr=False)
+    unclear: list[Sample] = field(default_factory=list, repr=False)
     colors: Counter[Color] = field(default_factory=Counter, repr=False)
     unknown_values: Counter[int] = field(default_factory=Counter, repr=False)
     known_values: set[int] = field(default_factory=set, repr=False)
@@ -82,6 +84,12 @@ class SplitReport:
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
         return tuple(mean.tolist()), tuple(std.tolist())
+
+    @property
+    def complaints(self) -> list[tuple[Sample, str]]:
+        """Samples that something is wrong with, and what."""
+        words = "EXIF turns the image, and its mask may be drawn on the image before turning"
+        return [*self.failures, *((sample, words) for sample in self.unclear)]
 
     def raise_errors(self) -> None:
         """Raise a DatasetError with the same sentences, if there are any."""
@@ -117,15 +125,13 @@ def check_split(dataset: Dataset, on_sample: Callable[[], None] | None = None) -
             f"split {dataset.split!r} has no masks: models can predict it, not be evaluated on it"
         )
         return report
-    unclear = []
     for found in map_ordered(lambda sample: _examine(dataset, sample), dataset.samples):
         _add(report, found)
         if found.is_unclear:
-            unclear.append(found.sample.name)
-            report.complaints.append((found.sample, "unclear orientation of the mask"))
+            report.unclear.append(found.sample)
         if on_sample is not None:
             on_sample()
-    _conclude(report, unclear)
+    _conclude(report)
     return report
 
 
@@ -191,7 +197,7 @@ def _add(report: SplitReport, found: _Found) -> None:
         report.known_values |= found.error.known
     if found.error is not None:
         report.errors.append(str(found.error))
-        report.complaints.append((found.sample, str(found.error)))
+        report.failures.append((found.sample, str(found.error)))
         return
     assert found.counts is not None
     assert found.sums is not None
@@ -206,7 +212,7 @@ def _add(report: SplitReport, found: _Found) -> None:
         report.sums = found.sums if report.sums is None else report.sums + found.sums
 
 
-def _conclude(report: SplitReport, unclear: list[str]) -> None:
+def _conclude(report: SplitReport) -> None:
     """Errors and warnings about the split as a whole."""
     dataset = report.dataset
     classes, split = dataset.classes, dataset.split
@@ -218,9 +224,10 @@ def _conclude(report: SplitReport, unclear: list[str]) -> None:
         )
     report.warnings += [f"{mask}: no image belongs to this mask" for mask in dataset.stray_masks]
     report.warnings += dataset.problems
-    if unclear:
+    if report.unclear:
+        unclear = _first([sample.name for sample in report.unclear])
         report.warnings.append(
-            f"{_first(unclear)}: EXIF turns the image, and the size of its mask cannot tell "
+            f"{unclear}: EXIF turns the image, and the size of its mask cannot tell "
             "whether the mask is drawn on the turned image; it is taken to be, as annotation "
             "tools do"
         )

@@ -51,6 +51,20 @@ def open_splits(
             yield name, error
 
 
+def open_parts(source: str | Path, options: SourceOptions, seed: int = 0) -> list[Dataset]:
+    """Open all splits of a source.
+
+    Raises:
+        DatasetError: One of them cannot be opened or divided.
+    """
+    parts = []
+    for _, dataset in open_splits(source, options, seed):
+        if isinstance(dataset, DatasetError):
+            raise dataset
+        parts.append(dataset)
+    return parts
+
+
 def open_split(source: str | Path, split: str, options: SourceOptions, seed: int = 0) -> Dataset:
     """Open one split of a source.
 
