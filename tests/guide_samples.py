@@ -145,7 +145,7 @@ def coco_json(user: Path, description: str) -> None:
 
 
 def aerial_tiles(user: Path, description: str) -> None:
-    size = (160, 160)
+    size = (544, 544)  # more than a tile
     for tile, seed in (("2_10", 0), ("2_11", 1), ("2_13", 2)):
         image, found = boxes(6, seed, size)
         save(user / f"potsdam/2_Ortho_RGB/top_potsdam_{tile}_RGB.tif", image)
@@ -181,5 +181,6 @@ SAMPLES: dict[str, Callable[[Path, str], None]] = {
     "binary-medical-masks": binary_medical_masks,
     "roboflow-zip": roboflow_zip,
     "coco-json": coco_json,
+    "aerial-tiles": aerial_tiles,
 }
 """Guide -> function that draws its files into a folder; takes the ``dataset.yaml`` it shows."""

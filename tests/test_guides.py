@@ -111,8 +111,12 @@ def listed_files(tree: str) -> list[str]:
 @pytest.mark.parametrize("guide", GUIDES)
 def test_links_lead_somewhere(guide: str) -> None:
     text = (FOLDER / f"{guide}.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert target.startswith("https://") or (FOLDER / target).exists(), target
+    for target, heading in re.findall(r"\]\(([^)#]+)(?:#([\w-]+))?\)", text):
+        if not target.startswith("https://"):
+            page = (FOLDER / target).read_bytes().decode("utf-8", "replace")
+            lines = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in lines}
+            assert heading in {"", *anchors}, f"{target}#{heading}"
 
 
 def test_every_guide_is_in_the_index() -> None:
