@@ -31,6 +31,9 @@ SMALLER = {
 }
 """What a training of a guide is run with instead, so that it takes seconds."""
 
+RESULTS = {"people-and-clothes": "cut-out.png", "coco-json": "predictions.json"}
+"""What the last example of a guide writes."""
+
 
 def blocks(guide: str) -> list[tuple[str, str]]:
     """Language and text of the code blocks of a guide."""
@@ -63,11 +66,12 @@ def test_every_command_and_example_runs(
     monkeypatch.chdir(user)
     found = blocks(guide)
     SAMPLES[guide](user, "".join(text for language, text in found if language == "yaml"))
-    for path in listed_files(found[0][1]):
-        assert Path(path).exists(), path
     done = set()
     for language, text in found:
-        if language == "python":
+        if language == "text" and not text.startswith("segformer"):
+            for path in listed_files(text):
+                assert Path(path).exists(), path
+        elif language == "python":
             exec(compile(text, f"{guide}.md", "exec"), {})
         elif language == "":
             for line in text.replace("\\\n", "").strip().splitlines():
@@ -78,6 +82,7 @@ def test_every_command_and_example_runs(
                     assert Path(words[words.index("--out") + 1]).exists(), line
                 done.add(words[1])
     assert done >= {"data", "train", "evaluate", "predict"}
+    assert (user / RESULTS.get(guide, "masks/summary.json")).is_file()
 
 
 def arguments(words: list[str]) -> list[str]:
