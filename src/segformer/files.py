@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -63,6 +64,30 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         _replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` to write into; on success it is renamed to ``path``.
+
+    A folder at ``path`` is then removed. On failure, also by Ctrl-C, the temporary folder is
+    deleted, and what was at ``path`` stays.
+    """
+    path = Path(path)
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = path.absolute().with_name(f".partial-{uuid4().hex}")
+    partial.mkdir()
+    try:
+        yield partial
+        if path.is_dir():
+            former = partial.with_name(f".former-{uuid4().hex}")
+            path.rename(former)
+            partial.rename(path)
+            shutil.rmtree(former)
+        else:
+            partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replace(source: Path, target: Path) -> None:

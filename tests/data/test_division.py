@@ -47,7 +47,7 @@ def test_groups_and_folds(tmp_path: Path) -> None:
 def test_the_lists_of_a_run_give_the_same_division(tmp_path: Path) -> None:
     dataset = draw(tmp_path / "data")
     train, val = divide(dataset, Division(val_fraction=0.3, seed=5))
-    write_lists(tmp_path / "run", train, val)
+    write_lists(tmp_path / "run", {part.split: sorted(names(part)) for part in (train, val)})
     lists = Division(val_list=tmp_path / "run/val.txt", train_list=tmp_path / "run/train.txt")
     again = divide(dataset, lists)
     assert [names(part) for part in again] == [names(train), names(val)]
@@ -77,7 +77,7 @@ def test_presence_of_classes_in_annotations(tmp_path: Path) -> None:
     [
         (Division(), "give one of"),
         (Division(val_fraction=0.2, fold="1/5"), "give one of"),
-        (Division(train_list=Path("x"), fold="1/5"), "needs a list of validation"),
+        (Division(train_list=Path("x"), fold="1/5"), "train_list needs val_list too"),
         (Division(val_list=Path("x"), group_by="folder"), "cannot be combined"),
         (Division(val_list=Path("missing.txt")), r"missing\.txt"),
         (Division(fold="9/5"), "written like 2/5"),

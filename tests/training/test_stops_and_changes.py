@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from conftest import draw_dataset
 from segformer import SegFormer, SegmentationTrainConfig, resume, train
+from segformer.data.source import open_training
 from segformer.files import OutputExists
 from segformer.training.folder import RunFolder
+from segformer.training.samples import sample_names
 
 QUICK = {
     "variant": "tiny", "crop_size": 32, "short_side": 48, "batch_size": 2, "max_steps": 4,
@@ -217,3 +220,33 @@ def test_float16_trains_with_a_scaled_loss(tmp_path: Path, tiny_variant: str) ->
     state = torch.load(tmp_path / "run/resume.ckpt", weights_only=True)["precision"]
     assert state["scale"] > 0
     assert len([row for row in rows_of(tmp_path / "run") if row["loss"]]) == 3
+
+
+def test_a_run_divides_its_source_and_resumes_with_the_same_parts(
+    tmp_path: Path, tiny_variant: str
+) -> None:
+    dataset, run = draw_dataset(tmp_path / "shapes", train=8, val=0), tmp_path / "run"
+    with pytest.raises(ValueError, match="only all; divide it with --val-fraction"):
+        (dataset / "dataset.yaml").unlink()
+        for kind in ("images", "masks"):
+            (dataset / kind / "train").rename(dataset / kind / "scene")
+        train(dataset, run, config())
+    outcome = train(dataset, run, config(val_fraction=0.25))
+    assert outcome is not None
+    held = (run / "val.txt").read_text().splitlines()
+    assert len(held) == 2
+    assert len((run / "train.txt").read_text().splitlines()) == 6
+    # Masks that have changed would be divided in another way
+    for mask in sorted((dataset / "masks/scene").iterdir())[:3]:
+        Image.new("L", (64, 48), 1).save(mask)
+    state = torch.load(run / "resume.ckpt", weights_only=True)["task"]
+    parts = open_training(
+        dataset, config(val_fraction=0.25), earlier=sample_names(state["samples"])
+    )
+    assert parts[1] is not None
+    assert [sample.name for sample in parts[1]] == held
+    with pytest.raises(ValueError, match="3 changed in size"):
+        resume(run, max_steps=6)
+    lists = config(train_list=str(run / "train.txt"), val_list=str(run / "val.txt"))
+    train(dataset, tmp_path / "second", lists)
+    assert (tmp_path / "second/val.txt").read_text().splitlines() == held

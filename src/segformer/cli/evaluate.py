@@ -21,6 +21,7 @@ def run(words: list[str]) -> int:
     """Run the command; returns the exit code."""
     import tyro
 
+    from segformer.data.options import SeededSourceOptions
     from segformer.evaluation.matching import MatchClasses
     from segformer.prediction.config import PredictConfig
 
@@ -38,8 +39,8 @@ def run(words: list[str]) -> int:
         The exit code is then 3.
 
         Attributes:
-            dataset: Folder with dataset.yaml, or with images/val and masks/val; for a classifier,
-                folder with val/CLASS/.
+            dataset: Folder with dataset.yaml, or with images/val and masks/val, or in a known
+                layout; for a classifier, folder with val/CLASS/.
             model: Folder, file or Hub id of the model.
             split: Split of the data set to evaluate.
             out: Folder for report.json and confusion.png.
@@ -58,6 +59,9 @@ def run(words: list[str]) -> int:
         config: Annotated[
             PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="prediction")
         ] = field(default_factory=PredictConfig)
+        reading: Annotated[
+            SeededSourceOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="data set")
+        ] = field(default_factory=SeededSourceOptions)
 
     options = parse(Evaluate, "evaluate", words)
 
@@ -83,14 +87,14 @@ def run(words: list[str]) -> int:
 def _evaluate_masks(
     options: Any, checkpoint: "Checkpoint"
 ) -> tuple[Any, list[Path], Sequence[object]]:
-    from segformer.data.dataset import open_dataset
+    from segformer.data.source import open_split
     from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
     from segformer.model.pretrained import assemble
     from segformer.model.segformer import SegFormer
     from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar
 
-    dataset = open_dataset(options.dataset, options.split)
+    dataset = open_split(options.dataset, options.split, options.reading, options.reading.seed)
     predictor = Predictor(assemble(SegFormer, checkpoint), options.config)
     failed: list[Failure] = []
     with ProgressBar("evaluating", len(dataset), "images") as bar:
@@ -116,6 +120,8 @@ def _evaluate_classes(
     from segformer.progress import ProgressBar
 
     check_classifier_options(options.config)
+    if options.reading.divides or options.reading.layout is not None:
+        raise ValueError("a classifier reads folders of classes; layout and division do not apply")
     dataset = open_class_folders(options.dataset, options.split)
     predictor = ClassPredictor(assemble(SegFormerClassifier, checkpoint), options.config)
     with ProgressBar("evaluating", len(dataset), "images") as bar:

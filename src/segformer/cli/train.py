@@ -26,7 +26,8 @@ Example: segformer train imagenet/ --task classify --recipe imagenet-b0 --out ru
 
 COMMON_HELP = """
 The run folder holds config.yaml, metrics.csv, best/ and last/ (each a model), curves.png,
-confusion.png, val_examples.jpg and report.json. Continue a run that was stopped or killed with
+confusion.png, val_examples.jpg, report.json, and the names of the images in train.txt and val.txt.
+Continue a run that was stopped or killed with
 segformer train --resume runs/water
 """
 
@@ -93,7 +94,7 @@ def _command(config: Any, recipe: Any) -> type[Any]:
     def option(kind: Any, metavar: str, default: str, help: str) -> Any:
         return Annotated[kind, arg(metavar=metavar, help_behavior_hint=default, help=help)]
 
-    layout = "dataset.yaml, or images/{train,val} and masks/{train,val}"
+    layout = "dataset.yaml, or images/{train,val} and masks/{train,val}, or a known layout"
     if config.task == "classify":
         layout = "train/CLASS/ and val/CLASS/"
     dataset: Any = option(Path | None, "DATASET", "", f"Folder with {layout}.")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from segformer.data.dataset import Dataset, orientation_is_unclear
 from segformer.data.errors import Color, ColoredMask, DatasetError, UnknownValues
 from segformer.data.pairing import Sample
+from segformer.data.parallel import map_ordered
 from segformer.image import ImageArray, WrongChannels
 
 logger = logging.getLogger(__name__)
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 _LISTED = 50
 """Errors or warnings that a description lists."""
 
-_NAMED = 8
+_NAMED = 10
 """Files or classes that one sentence names."""
 
 
@@ -39,7 +38,11 @@ class SplitReport:
         ignored: Number of unlabeled pixels.
         sizes: Number of images of each (height, width).
         dtypes: Types of the images' stored values.
-        sums: For each image (3, channels): count, sum and sum of squares of its finite values.
+        cooccurrence: (K, K) number of images in which both classes occur.
+        sums: (3, channels): count, sum and sum of squares of the finite values of all images, or
+            None before the first image that can be read.
+        failures: Samples that cannot be used, and why.
+        unclear: Samples whose masks have an unclear orientation.
         colors: Pixels of each mask color that has no class.
         unknown_values: Pixels of each mask value that has no class.
         known_values: Other values of masks that hold such values.
@@ -54,7 +57,10 @@ class SplitReport:
     ignored: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     dtypes: set[str] = field(default_factory=set)
-    sums: list[NDArray[np.float64]] = field(default_factory=list, repr=False)
+    cooccurrence: NDArray[np.int64] = field(init=False, repr=False)
+    sums: NDArray[np.float64] | None = field(default=None, repr=False)
+    failures: list[tuple[Sample, str]] = field(default_factory=list, repr=False)
+    unclear: list[Sample] = field(default_factory=list, repr=False)
     colors: Counter[Color] = field(default_factory=Counter, repr=False)
     unknown_values: Counter[int] = field(default_factory=Counter, repr=False)
     known_values: set[int] = field(default_factory=set, repr=False)
@@ -63,6 +69,7 @@ class SplitReport:
     def __post_init__(self) -> None:
         self.pixels = np.zeros(len(self.dataset.classes), np.int64)
         self.images = np.zeros(len(self.dataset.classes), np.int64)
+        self.cooccurrence = np.zeros((len(self.dataset.classes),) * 2, np.int64)
 
     @property
     def frequencies(self) -> NDArray[np.float64]:
@@ -72,10 +79,17 @@ class SplitReport:
     @property
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, in stored units."""
-        count, total, squares = np.sum(self.sums, axis=0)
+        assert self.sums is not None
+        count, total, squares = self.sums
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
         return tuple(mean.tolist()), tuple(std.tolist())
+
+    @property
+    def complaints(self) -> list[tuple[Sample, str]]:
+        """Samples that something is wrong with, and what."""
+        words = "EXIF turns the image, and its mask may be drawn on the image before turning"
+        return [*self.failures, *((sample, words) for sample in self.unclear)]
 
     def raise_errors(self) -> None:
         """Raise a DatasetError with the same sentences, if there are any."""
@@ -111,15 +125,13 @@ def check_split(dataset: Dataset, on_sample: Callable[[], None] | None = None) -
             f"split {dataset.split!r} has no masks: models can predict it, not be evaluated on it"
         )
         return report
-    unclear = []
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for found in pool.map(lambda sample: _examine(dataset, sample), dataset.samples):
-            _add(report, found)
-            if found.is_unclear:
-                unclear.append(found.sample.name)
-            if on_sample is not None:
-                on_sample()
-    _conclude(report, unclear)
+    for found in map_ordered(lambda sample: _examine(dataset, sample), dataset.samples):
+        _add(report, found)
+        if found.is_unclear:
+            report.unclear.append(found.sample)
+        if on_sample is not None:
+            on_sample()
+    _conclude(report)
     return report
 
 
@@ -185,19 +197,22 @@ def _add(report: SplitReport, found: _Found) -> None:
         report.known_values |= found.error.known
     if found.error is not None:
         report.errors.append(str(found.error))
+        report.failures.append((found.sample, str(found.error)))
         return
     assert found.counts is not None
     assert found.sums is not None
     report.pixels += found.counts
-    report.images += found.counts > 0
+    present = np.flatnonzero(found.counts)
+    report.images[present] += 1
+    report.cooccurrence[np.ix_(present, present)] += 1
     report.ignored += found.ignored
     report.sizes[found.size] += 1
     report.dtypes.add(found.dtype)
     if found.channels == report.dataset.channels:
-        report.sums.append(found.sums)
+        report.sums = found.sums if report.sums is None else report.sums + found.sums
 
 
-def _conclude(report: SplitReport, unclear: list[str]) -> None:
+def _conclude(report: SplitReport) -> None:
     """Errors and warnings about the split as a whole."""
     dataset = report.dataset
     classes, split = dataset.classes, dataset.split
@@ -209,9 +224,10 @@ def _conclude(report: SplitReport, unclear: list[str]) -> None:
         )
     report.warnings += [f"{mask}: no image belongs to this mask" for mask in dataset.stray_masks]
     report.warnings += dataset.problems
-    if unclear:
+    if report.unclear:
+        unclear = _first([sample.name for sample in report.unclear])
         report.warnings.append(
-            f"{_first(unclear)}: EXIF turns the image, and the size of its mask cannot tell "
+            f"{unclear}: EXIF turns the image, and the size of its mask cannot tell "
             "whether the mask is drawn on the turned image; it is taken to be, as annotation "
             "tools do"
         )
@@ -235,8 +251,8 @@ def _conclude(report: SplitReport, unclear: list[str]) -> None:
             f"classes without a pixel in split 'train': {_first(missing)}; remove them from "
             f"names, or write allow_missing_classes: true into dataset.yaml{_hint_of_255(report)}"
         )
-    else:
-        report.warnings += [f"class {name!r} never occurs in split {split!r}" for name in missing]
+    elif missing:
+        report.warnings.append(f"classes without a pixel in split {split!r}: {_first(missing)}")
     if len(classes) > 1 and np.count_nonzero(report.pixels) == 1:
         only = classes.names[int(report.pixels.argmax())]
         report.warnings.append(
@@ -276,7 +292,7 @@ def suggested_yaml(reports: list[SplitReport]) -> str:
     names = list(dataset.classes.names)
     lines = []
     channels = sum((report.found_channels for report in reports), Counter[int]())
-    if len(channels) == 1 and not any(report.sums for report in reports):
+    if len(channels) == 1 and all(r.sums is None for r in reports):
         lines.append(f"channels: {next(iter(channels))}")
     colors = sum((report.colors for report in reports), Counter[Color]())
     unknown = sum((report.unknown_values for report in reports), Counter[int]())

@@ -50,6 +50,7 @@ class Dataset:
         colors: Class id of each color, for RGB masks.
         described: The classes come from a ``dataset.yaml``, not from the values of the masks.
         allow_missing_classes: Classes need not occur in the training split.
+        taken_for: The layout that the source was taken for, and why.
         notes: Sentences about what was recognized or decided, for the user to read.
         problems: Sentences about entries of annotation files that belong to no sample.
     """
@@ -64,6 +65,7 @@ class Dataset:
     colors: Mapping[Color, int] = field(default_factory=dict, repr=False)
     described: bool = True
     allow_missing_classes: bool = False
+    taken_for: str = ""
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -237,6 +239,7 @@ def _from_layout(recognized: Recognized, split: str) -> Dataset:
         classes=found.classes,
         stray_masks=found.stray_masks,
         allow_missing_classes=True,
+        taken_for=f"{layout.title} ({layout.name}): {recognized.reason}",
         notes=(f"read as {layout.title}: {recognized.reason}",),
         problems=found.problems,
     )
@@ -262,6 +265,7 @@ def _from_description(file: Path, split: str) -> Dataset:
         channels=description.channels,
         colors=description.colors,
         allow_missing_classes=description.allow_missing_classes,
+        taken_for=f"images and masks as {file.name} describes them",
         notes=(*notes, *_lossy_notes(classes, _masks_of(samples))),
     )
 
@@ -337,5 +341,6 @@ def _from_folders(root: Path, split: str) -> Dataset:
         classes=classes,
         stray_masks=stray,
         described=False,
+        taken_for="images/ beside masks/, without dataset.yaml",
         notes=(*notes, *_lossy_notes(classes, _masks_of(samples))),
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from segformer.data.dataset import Dataset
 from segformer.data.errors import DatasetError
 from segformer.data.masks import read_values, to_class_ids
 from segformer.data.pairing import Sample
+from segformer.data.parallel import map_ordered
 from segformer.data.splitting import (
     group_samples,
     parse_fold,
@@ -47,6 +46,18 @@ class Division:
     group_by: str | None = None
     seed: int = 0
 
+    def check(self) -> None:
+        """Raise a DatasetError if none or several of the ways are given, or they do not fit."""
+        ways = (self.val_fraction, self.fold, self.val_list)
+        if sum(way is not None for way in ways) != 1:
+            raise DatasetError(
+                "a source is divided in one way: give one of val_fraction, fold and val_list"
+            )
+        if self.train_list is not None and self.val_list is None:
+            raise DatasetError("train_list needs val_list too")
+        if self.group_by is not None and self.val_list is not None:
+            raise DatasetError("lists cannot be combined with group_by")
+
 
 def divide(
     dataset: Dataset, division: Division, on_sample: Callable[[], None] | None = None
@@ -66,13 +77,7 @@ def divide(
     Raises:
         DatasetError: None or several of the ways are given, or the division is not possible.
     """
-    ways = (division.val_fraction, division.fold, division.val_list)
-    if sum(way is not None for way in ways) != 1:
-        raise DatasetError("give one of a validation fraction, a fold and a list of validation")
-    if division.train_list is not None and division.val_list is None:
-        raise DatasetError("a list of training needs a list of validation too")
-    if division.group_by is not None and division.val_list is not None:
-        raise DatasetError("lists cannot be combined with groups")
+    division.check()
     names = [sample.name for sample in dataset]
     if division.val_list is not None:
         listed = None if division.train_list is None else read_names(division.train_list)
@@ -103,23 +108,22 @@ def class_presence(
         on_sample: Called after each mask.
     """
     present = np.zeros((len(dataset), len(dataset.classes)), bool)
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda sample: _classes_in(dataset, sample), dataset.samples)
-        for row, ids in zip(present, found, strict=True):
-            row[ids] = True
-            if on_sample is not None:
-                on_sample()
+    found = map_ordered(lambda sample: classes_in(dataset, sample), dataset.samples)
+    for row, ids in zip(present, found, strict=True):
+        row[ids] = True
+        if on_sample is not None:
+            on_sample()
     return present
 
 
-def write_lists(folder: Path, *parts: Dataset) -> None:
-    """Write the names of each part into ``SPLIT.txt``, as `Division` reads them."""
-    for part in parts:
-        write_text(folder / f"{part.split}.txt", "".join(f"{s.name}\n" for s in part))
+def write_lists(folder: Path, names: Mapping[str, Iterable[str]]) -> None:
+    """Write the names of the samples of each split into ``SPLIT.txt``, as `Division` reads them."""
+    for split, lines in names.items():
+        write_text(folder / f"{split}.txt", "".join(f"{line}\n" for line in lines))
 
 
-def _classes_in(dataset: Dataset, sample: Sample) -> NDArray[np.integer]:
-    """Classes of one mask; that it cannot be read is found when the data set is checked."""
+def classes_in(dataset: Dataset, sample: Sample) -> NDArray[np.integer]:
+    """Classes that occur in a mask, none where it cannot be read; checking reports that."""
     classes = dataset.classes
     try:
         if isinstance(sample.mask, Path):  # needs no image

@@ -11,26 +11,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from segformer.classes import ClassSet
 from segformer.files import check_replaceable, whole_file
-from segformer.image import ImageArray, resize
+from segformer.image import ImageArray
+from segformer.image.drawing import legend as draw_legend
+from segformer.image.drawing import overlay, shrink, stack
 
 _RUN_LENGTHS = 3
 """zlib's strategy Z_RLE."""
 
 Output: TypeAlias = Literal["label_map", "overlay", "confidence"]
 """A file of a prediction."""
-
-_DARKER = (0.35 * np.arange(256)).astype(np.uint8)
-"""Each level as it is on the edges between classes."""
-
-_SAMPLED = 1 << 20
-"""Values from which the range of an image that is not 8-bit is estimated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,21 +85,12 @@ class Prediction:
             RGB image.
         """
         height, width = self.label_map.shape
-        image, label_map = _color_channels(self.image), self.label_map
+        image, label_map = self.image, self.label_map
         if max(height, width) > max_side:
             ratio = max_side / max(height, width)
             size = max(1, round(height * ratio)), max(1, round(width * ratio))
-            image = resize(image, size)
-            rows = (np.arange(size[0]) / ratio).astype(int).clip(max=height - 1)
-            columns = (np.arange(size[1]) / ratio).astype(int).clip(max=width - 1)
-            label_map = label_map[np.ix_(rows, columns)]
-        mixed = self.classes.colors()[label_map]
-        shown = np.ascontiguousarray(_displayable(image))
-        cv2.addWeighted(shown, 1 - opacity, mixed, opacity, 0, dst=mixed)
-        if opacity > 0:
-            edges = _edges(label_map)
-            mixed[edges] = _DARKER[mixed[edges]]
-        blended = Image.fromarray(mixed)
+            image, label_map = shrink(image, label_map, size)
+        blended = Image.fromarray(overlay(image, label_map, self.classes.colors(), opacity=opacity))
         return self._with_legend(blended) if legend else blended
 
     def save(
@@ -157,30 +143,12 @@ class Prediction:
 
     def _with_legend(self, image: Image.Image) -> Image.Image:
         """The image, and below it rows of color, name and class fraction."""
-        font_px = max(12, min(28, image.width // 36))
-        font = ImageFont.load_default(font_px)
-        row_px, margin = round(font_px * 1.6), font_px // 2
         entries = [
-            (name, f"{name}  {fraction:.1%}") for name, fraction in self.class_fractions.items()
+            (self.classes.palette[self.classes.names.index(name)], f"{name}  {fraction:.1%}")
+            for name, fraction in self.class_fractions.items()
         ]
-        widest = max(font.getlength(text) for _, text in entries)
-        column_px = round(widest + 3 * font_px)
-        columns = max(1, (image.width - margin) // column_px)
-        rows = -(-len(entries) // columns)
-        canvas = Image.new(
-            "RGB",
-            (max(image.width, column_px + margin), image.height + rows * row_px + 2 * margin),
-            "white",
-        )
-        canvas.paste(image, (0, 0))
-        draw = ImageDraw.Draw(canvas)
-        for i, (name, text) in enumerate(entries):
-            x = margin + i % columns * column_px
-            y = image.height + margin + i // columns * row_px
-            color = self.classes.palette[self.classes.names.index(name)]
-            draw.rectangle((x, y, x + font_px, y + font_px), fill=color, outline="black")
-            draw.text((x + 1.5 * font_px, y + font_px / 2), text, "black", font, anchor="lm")
-        return canvas
+        font_px = max(12, min(28, image.width // 36))
+        return stack(image, draw_legend(entries, image.width, font_px))
 
 
 def output_paths(folder: Path, name: str, *, overlay: bool, confidence: bool) -> dict[Output, Path]:
@@ -191,28 +159,3 @@ def output_paths(folder: Path, name: str, *, overlay: bool, confidence: bool) ->
     if confidence:
         paths["confidence"] = folder / f"{name}_confidence.png"
     return paths
-
-
-def _color_channels(image: ImageArray) -> ImageArray:
-    """The channels of (H, W, C) that are shown: the first three, or one."""
-    return image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1]
-
-
-def _displayable(channels: ImageArray) -> ImageArray:
-    """(H, W, 1 or 3) of any type -> (H, W, 3) uint8; ranges other than 0..255 are stretched."""
-    if channels.dtype != np.uint8:
-        step = 1 + int(np.sqrt(channels.size / _SAMPLED))
-        sample = channels[::step, ::step]
-        sample = sample[np.isfinite(sample)]
-        low, high = np.percentile(sample, (1, 99)) if sample.size else (0, 1)
-        scaled = (channels.astype(np.float32) - np.float32(low)) * (255 / max(high - low, 1e-12))
-        channels = np.nan_to_num(np.clip(scaled, 0, 255)).astype(np.uint8)
-    return np.broadcast_to(channels, (*channels.shape[:2], 3))
-
-
-def _edges(label_map: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """(H, W) pixels whose right or lower neighbor has another class."""
-    edges = np.zeros(label_map.shape, bool)
-    edges[:, :-1] |= label_map[:, :-1] != label_map[:, 1:]
-    edges[:-1] |= label_map[:-1] != label_map[1:]
-    return edges

@@ -27,6 +27,7 @@ from segformer.training.options import (
     SegmentationHardwareOptions,
     SegmentationLossOptions,
     SegmentationModelOptions,
+    SplitOptions,
 )
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -83,6 +84,7 @@ class TrainConfig(
 
 @dataclass(frozen=True)
 class SegmentationTrainConfig(
+    SplitOptions,
     SegmentationModelOptions,
     SegmentationDataOptions,
     SegmentationLossOptions,
@@ -99,6 +101,7 @@ class SegmentationTrainConfig(
 
     task: ClassVar[str] = "segment"
     groups: ClassVar[dict[str, type[Options]]] = {
+        "split of the data set": SplitOptions,
         "model": SegmentationModelOptions,
         "data and augmentation": SegmentationDataOptions,
         "optimization": OptimizationOptions,

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import yaml
 
+from segformer.data.division import write_lists
 from segformer.evaluation.plots import curves_plot
 from segformer.files import OutputExists, whole_file, write_text
 from segformer.training.config import Recipe, TrainConfig
+from segformer.training.samples import Files
 
 SCORES = {
     "segment": ("val_miou", "val_mean_accuracy", "val_pixel_accuracy"),
@@ -30,6 +32,8 @@ FILES = (
     "confusion.png",
     "val_examples.jpg",
     "report.json",
+    "train.txt",
+    "val.txt",
 )
 """Files that a run writes."""
 
@@ -91,8 +95,11 @@ class RunFolder:
                 f"{self.path}, choose another --out, or replace it with --overwrite"
             )
 
-    def create(self, dataset: Path, config: TrainConfig) -> None:
-        """Make the folder, remove what `check` allows to be replaced, write the configuration."""
+    def create(self, dataset: Path, config: TrainConfig, samples: Files) -> None:
+        """Make the folder, remove what `check` allows to be replaced, write the configuration.
+
+        The names of the samples are written to ``train.txt`` and ``val.txt``.
+        """
         for file in self._own_files():
             file.unlink()
         for name in FOLDERS:
@@ -100,6 +107,7 @@ class RunFolder:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         self.write_recipe(dataset, config)
+        write_lists(self.path, {split: (name for name, _ in of) for split, of in samples.items()})
 
     def write_recipe(self, dataset: Path, config: TrainConfig) -> None:
         """Write ``config.yaml``."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 
 from tyro.conf import arg
 
+from segformer.data.options import SourceOptions
 from segformer.options import depends
 
 _Text: TypeAlias = str | None
@@ -30,7 +31,7 @@ POSITIVE = frozenset(
 FRACTIONS = frozenset(
     "cat_max_ratio rare_class_crop_prob hflip_prob background_replace_prob class_color_jitter_prob "
     "grayscale_prob blur_prob min_area random_erasing_prob class_weight_power ohem_threshold "
-    "ohem_min_kept".split()
+    "ohem_min_kept val_fraction".split()
 )
 BELOW_ONE = frozenset(("ema_decay", "drop_path", "dropout", "label_smoothing"))
 NOT_NEGATIVE = frozenset(
@@ -100,6 +101,11 @@ class SegmentationModelOptions(ModelOptions):
 
     binary: bool = False
     dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class SplitOptions(SourceOptions, Options):
+    """How the data set is read and divided into training and validation."""
 
 
 @dataclass(frozen=True)

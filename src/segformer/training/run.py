@@ -41,9 +41,11 @@ def train(
 
     Args:
         dataset: Folder with ``dataset.yaml``, or with ``images/{train,val}`` and
-            ``masks/{train,val}``; for a classifier, with ``train/CLASS`` and ``val/CLASS``.
+            ``masks/{train,val}``, or any layout that `segformer.data.dataset.open_dataset` reads;
+            for a classifier, with ``train/CLASS`` and ``val/CLASS``.
         out: Folder for the run: ``best`` and ``last`` (each a model), ``config.yaml``,
-            ``metrics.csv``, ``resume.ckpt``, ``report.json`` and images.
+            ``metrics.csv``, ``resume.ckpt``, ``report.json``, the names of the samples in
+            ``train.txt`` and ``val.txt``, and images.
         config: `SegmentationTrainConfig` or `ClassificationTrainConfig`, which chooses the task;
             default: segmentation with all defaults.
         overwrite: Replace the files of another run in ``out``.
@@ -66,7 +68,7 @@ def train(
             folder.check(overwrite=overwrite)
             task = TASKS[config.task](dataset, config)
             model = task.build_model()
-            folder.create(dataset, task.config)
+            folder.create(dataset, task.config, task.files)
             return task, model
 
         task, model = _begin(processes, dataset, begin)

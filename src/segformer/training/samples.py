@@ -42,6 +42,15 @@ def describe_changes(before: Tensor, now: Tensor) -> str | None:
     return "; ".join(parts) or "the order of the samples"
 
 
+def sample_names(packed: Tensor) -> dict[str, list[str]]:
+    """Names of the samples by split."""
+    names: dict[str, list[str]] = {}
+    for path in _unpack(packed):
+        split, _, name = path.partition("/")
+        names.setdefault(split, []).append(name)
+    return names
+
+
 def _unpack(packed: Tensor) -> dict[str, str]:
     text = zlib.decompress(packed.numpy().tobytes()).decode("utf-8", "surrogateescape")
     rows = (line.rpartition("\t") for line in text.split("\n") if line)

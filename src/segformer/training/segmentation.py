@@ -10,8 +10,9 @@ from torch import Tensor
 
 from segformer.config import SegFormerConfig
 from segformer.data.check import SplitReport, check_split
-from segformer.data.dataset import Dataset, DatasetError, open_dataset, splits
+from segformer.data.dataset import Dataset
 from segformer.data.loader import TrainingCrops
+from segformer.data.source import open_training
 from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.evaluation.plots import examples_sheet
@@ -32,7 +33,7 @@ from segformer.training.preparation import (
     preprocessing,
     resolve,
 )
-from segformer.training.samples import Files
+from segformer.training.samples import Files, sample_names
 from segformer.training.task import Model, Outcome, Task
 
 logger = logging.getLogger(__name__)
@@ -58,11 +59,10 @@ class Segmentation(Task):
         config: SegmentationTrainConfig,
         state: dict[str, Any] | None = None,
     ):
-        found = splits(dataset)
-        if "train" not in found:
-            raise DatasetError(f"{dataset}: there is no split 'train' to train on")
-        self.training = open_dataset(dataset, "train")
-        self.validation = open_dataset(dataset, "val") if "val" in found else None
+        earlier = sample_names(state["samples"]) if state is not None else None
+        self.training, self.validation = open_training(
+            dataset, config, config.seed, earlier=earlier
+        )
         self.images, self.validates = len(self.training), self.validation is not None
         self._config = config
         if state is not None:

@@ -1,0 +1,78 @@
+"""`segformer data tile`.
+
+tyro reads the options from a dataclass inside the function, so annotations must be real types here,
+not the strings of PEP 563.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from segformer.cli.data.stats import report_skipped
+from segformer.cli.terminal import parse
+
+
+def run(words: list[str]) -> int:
+    """Run the action; returns the exit code."""
+    import tyro
+
+    from segformer.data.options import SeededSourceOptions
+
+    @dataclass
+    class Tile:
+        """Cut large images and their masks into overlapping tiles that can be trained on.
+
+        Writes images/, masks/ and dataset.yaml. A tile is named by its upper left corner:
+        scene_y00448_x00000.png. Tiles without a labeled pixel are dropped. Images of other than
+        one or three 8-bit channels become TIFF or .npy tiles with all their channels.
+
+        Example: segformer data tile scenes tiles --size 512 --overlap 64
+
+        Exit codes: 0 success; 1 error, and nothing is written; 2, wrong usage; 3, some images
+        were skipped.
+
+        Attributes:
+            source: Folder with dataset.yaml, or with images/{train,val} and masks/{train,val}, or
+                in a known layout, or a zip of one of these.
+            destination: Folder to write, which must not exist.
+            size: Side of the tiles in pixels.
+            overlap: Overlap of neighboring tiles in pixels.
+            overwrite: Replace a folder that segformer data wrote.
+        """
+
+        source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
+        destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
+        size: int = 512
+        overlap: int = 64
+        overwrite: bool = False
+        reading: Annotated[
+            tyro.conf.OmitArgPrefixes[SeededSourceOptions], tyro.conf.arg(name="data set")
+        ] = field(default_factory=SeededSourceOptions)
+
+    options = parse(Tile, "data tile", words)
+
+    from segformer.data.plain import check_destination
+    from segformer.data.source import open_parts
+    from segformer.data.tiling import tile
+    from segformer.progress import ProgressBar
+
+    check_destination(options.destination, options.source, overwrite=options.overwrite)
+    parts = open_parts(options.source, options.reading, options.reading.seed)
+    print(f"read as {parts[0].taken_for}")
+    with ProgressBar("cutting", sum(map(len, parts)), "images") as bar:
+        done = tile(
+            parts,
+            options.destination,
+            size=options.size,
+            overlap=options.overlap,
+            overwrite=options.overwrite,
+            on_sample=bar.advance,
+        )
+    counts = ", ".join(
+        f"{split}: {tiles} tiles of {done.images[split]} images"
+        for split, tiles in done.tiles.items()
+    )
+    print(f"written: {options.destination} ({counts})")
+    if done.unlabeled:
+        print(f"tiles without a labeled pixel, which were dropped: {done.unlabeled}")
+    return report_skipped(done.skipped)
