@@ -16,7 +16,7 @@ Files = Mapping[str, Iterable[tuple[str, tuple[Path, ...]]]]
 def pack_samples(splits: Files) -> Tensor:
     """Names of the samples and sizes of their files, compressed, as uint8 (N,)."""
     lines = [
-        f"{split}/{name}\t{' '.join(str(file.stat().st_size) for file in files)}"
+        f"{split}/{name}\t{' '.join(map(_size, files))}"
         for split, samples in splits.items()
         for name, files in samples
     ]
@@ -40,6 +40,14 @@ def describe_changes(before: Tensor, now: Tensor) -> str | None:
         if names
     ]
     return "; ".join(parts) or "the order of the samples"
+
+
+def _size(file: Path) -> str:
+    """Size in bytes; - where the file is missing."""
+    try:
+        return str(file.stat().st_size)
+    except FileNotFoundError:
+        return "-"
 
 
 def _unpack(packed: Tensor) -> dict[str, str]:
