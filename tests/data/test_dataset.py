@@ -86,7 +86,7 @@ def test_mapping_and_ignore_index(small_dataset: Path) -> None:
         ({"masks_dir": "labels"}, "labels/train: there is no such folder of masks"),
         ({"nmaes": []}, "unknown keys: nmaes"),
         ({"nc": 7}, "nc is 7, but there are 3 names"),
-        ({"channels": "many"}, "channels must be a number of at least 1, not 'many'"),
+        ({"channels": "many"}, "channels must be a number of at least 1 or a list"),
         ({"names": ["a", "a", "b"]}, "two classes have the name 'a'"),
         ({"palette": [[300, 0, 0]] * 3}, "three integers from 0 to 255"),
         ({"train": None}, "has no split 'train'"),

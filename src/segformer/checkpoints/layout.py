@@ -216,7 +216,12 @@ def preprocessing_to_hub(preprocessing: Preprocessing) -> dict[str, Any]:
     if preprocessing.crop is not None:
         height, width = preprocessing.crop
         entries |= {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
-    return entries
+    own: dict[str, Any] = {}
+    if preprocessing.nodata is not None:
+        own["nodata"] = preprocessing.nodata
+    if preprocessing.channel_names:
+        own["channel_names"] = list(preprocessing.channel_names)
+    return {**entries, "segformer": own} if own else entries
 
 
 def preprocessing_from_hub(entries: dict[str, Any], origin: object) -> Preprocessing:
@@ -250,6 +255,8 @@ def _preprocessing_from_hub(entries: dict[str, Any]) -> Preprocessing:
     crop = entries["crop_size"] if entries.get("do_center_crop") else None
     if isinstance(crop, int):
         crop = {"height": crop, "width": crop}
+    own = entries.get("segformer", {})
+    nodata = own.get("nodata")
     return Preprocessing(
         size=target,
         multiple=int(entries.get("size_multiple", 1)),
@@ -259,6 +266,8 @@ def _preprocessing_from_hub(entries: dict[str, Any]) -> Preprocessing:
         resample=names[entries.get("resample", 2)],
         crop=None if crop is None else (int(crop["height"]), int(crop["width"])),
         reduce_labels=entries.get("do_reduce_labels", entries.get("reduce_labels", False)),
+        nodata=None if nodata is None else float(nodata),
+        channel_names=tuple(printable(name) for name in own.get("channel_names", ())),
     )
 
 

@@ -89,6 +89,7 @@ def _evaluate_masks(
 ) -> tuple[Any, list[Path], Sequence[object]]:
     from segformer.data.source import open_split
     from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
+    from segformer.image import image_name
     from segformer.model.pretrained import assemble
     from segformer.model.segformer import SegFormer
     from segformer.prediction.predictor import Predictor
@@ -103,7 +104,7 @@ def _evaluate_masks(
             predictor,
             match_classes=options.match_classes,
             on_image=bar.advance,
-            on_error=lambda source, error: failed.append(Failure(str(source), str(error))),
+            on_error=lambda source, error: failed.append(Failure(image_name(source), str(error))),
         )
     written = write_report(matrix, options.out, dataset, _protocol(options), failed)
     return score_table(matrix.scores()), written, failed

@@ -14,7 +14,7 @@ from segformer.data.dataset import Dataset, orientation_is_unclear
 from segformer.data.errors import Color, ColoredMask, DatasetError, UnknownValues
 from segformer.data.pairing import Sample
 from segformer.data.parallel import map_ordered
-from segformer.image import ImageArray, WrongChannels
+from segformer.image import ImageArray, WrongChannels, missing_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class SplitReport:
         sizes: Number of images of each (height, width).
         dtypes: Types of the images' stored values.
         cooccurrence: (K, K) number of images in which both classes occur.
-        sums: (3, channels): count, sum and sum of squares of the finite values of all images, or
-            None before the first image that can be read.
+        sums: (3, channels): count, sum and sum of squares of the pixels with data of all images,
+            or None before the first image that can be read.
         failures: Samples that cannot be used, and why.
         unclear: Samples whose masks have an unclear orientation.
         colors: Pixels of each mask color that has no class.
@@ -78,11 +78,15 @@ class SplitReport:
 
     @property
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel, in stored units."""
+        """Mean and standard deviation of each channel, in stored units.
+
+        Pixels without data do not count. The deviation of a channel of one value is 1.
+        """
         assert self.sums is not None
         count, total, squares = self.sums
         mean = total / count
-        std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+        variance = squares / count - mean**2
+        std = np.where(variance > 1e-12 * mean**2, np.sqrt(np.maximum(variance, 0)), 1.0)
         return tuple(mean.tolist()), tuple(std.tolist())
 
     @property
@@ -100,8 +104,12 @@ class SplitReport:
             raise DatasetError(f"{where} cannot be used:\n  {shown}{more}")
 
     def describe(self) -> list[str]:
-        """Lines to print below the table of classes: errors, then warnings."""
+        """Lines to print below the table of classes: named channels, errors, warnings."""
         lines = []
+        names = self.dataset.channel_names
+        if names and self.sums is not None:
+            rows = zip(names, *self.mean_and_std, strict=True)
+            lines += [f"channel {name}: mean {mean:.6g}, std {std:.6g}" for name, mean, std in rows]
         for word, sentences in (("error", self.errors), ("warning", self.warnings)):
             lines += [f"{word}: {sentence}" for sentence in sentences[:_LISTED]]
             if len(sentences) > _LISTED:
@@ -169,19 +177,20 @@ def _examine(dataset: Dataset, sample: Sample) -> _Found:
     found.counts = np.bincount(class_ids[~ignored].astype(np.int64), minlength=len(classes))
     found.ignored = int(ignored.sum())
     found.dtype = str(image.dtype)
-    found.sums = _sums(image)
+    found.sums = _sums(image, dataset.nodata)
     return found
 
 
-def _sums(image: ImageArray) -> NDArray[np.float64]:
-    """(3, channels): count, sum and sum of squares of the values that are finite."""
+def _sums(image: ImageArray, nodata: float | None) -> NDArray[np.float64]:
+    """(3, channels): count, sum and sum of squares of the pixels with data."""
+    missing = missing_pixels(image, nodata)
     values = image.reshape(-1, image.shape[2])
+    if missing is not None and missing.any():
+        values = values[~missing.ravel()]
     if values.dtype == np.uint8:
         levels = np.arange(256, dtype=np.float64)
         counts = np.stack([np.bincount(channel, minlength=256) for channel in values.T])
         return np.stack([counts.sum(1), counts @ levels, counts @ levels**2]).astype(np.float64)
-    if values.dtype.kind == "f":
-        values = values[np.isfinite(values).all(1)]
     values = values.astype(np.float64)
     total = values.sum(0)
     return np.stack([np.full_like(total, len(values)), total, np.square(values).sum(0)])
@@ -231,6 +240,8 @@ def _conclude(report: SplitReport) -> None:
             "whether the mask is drawn on the turned image; it is taken to be, as annotation "
             "tools do"
         )
+    if report.sums is not None and not report.sums[0].any():
+        report.errors.append("no pixel of any image has data in all channels")
     if len(report.dtypes) > 1:
         types = ", ".join(sorted(report.dtypes))
         report.warnings.append(

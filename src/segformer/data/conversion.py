@@ -22,8 +22,9 @@ from segformer.data.plain import (
     write_record,
     written_splits,
 )
+from segformer.data.tiling import write_tile
 from segformer.files import whole_folder
-from segformer.image import read_image
+from segformer.image import ImageFiles, read_image
 
 Format: TypeAlias = Literal["masks", "coco"]
 """What is written: masks of class ids with dataset.yaml, or COCO JSON."""
@@ -128,7 +129,7 @@ def _write_masks(
                 read_image(sample.image, dataset.channels, as_8_bit=False)
         except ValueError as error:
             return str(error)
-        _place(sample.image, images / name, link)
+        _place(sample.image, images / name, link, dataset.channels)
         return None
 
     written = 0
@@ -170,7 +171,7 @@ def _write_coco(
                     shape, found = image.shape[:2], []
             except ValueError as error:
                 return str(error)
-            _place(sample.image, images / name, link)
+            _place(sample.image, images / name, link, dataset.channels)
             return name, shape, found
 
         done.images[split] = 0
@@ -190,8 +191,11 @@ def _write_coco(
         )
 
 
-def _place(image: Path, target: Path, link: bool) -> None:
-    """Copy or link an image file."""
+def _place(image: ImageFiles, target: Path, link: bool, channels: int) -> None:
+    """Copy or link an image file; channels in files of their own are written as one TIFF."""
+    if not isinstance(image, Path):
+        write_tile(target, read_image(image, channels, as_8_bit=False))
+        return
     if link:
         try:
             os.link(image.resolve(), target)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer.classes import ClassSet
+from segformer.data.annotation import Annotation
 from segformer.data.description import SPLITS, Description, read_description
 from segformer.data.errors import Color, DatasetError
 from segformer.data.layouts.archive import unpacked
@@ -21,6 +22,8 @@ from segformer.image import (
     LOSSY_SUFFIXES,
     ImageArray,
     exif_orientation,
+    image_name,
+    missing_pixels,
     read_image,
     turn_upright,
 )
@@ -53,6 +56,9 @@ class Dataset:
         taken_for: The layout that the source was taken for, and why.
         notes: Sentences about what was recognized or decided, for the user to read.
         problems: Sentences about entries of annotation files that belong to no sample.
+        nodata: Value in the images that means that there is no data; GDAL's tag in TIFF files
+            is used where it is None.
+        channel_names: Name of each channel, where known.
     """
 
     root: Path
@@ -68,6 +74,8 @@ class Dataset:
     taken_for: str = ""
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    nodata: float | None = None
+    channel_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -84,33 +92,45 @@ class Dataset:
         """Image (H, W, channels) and class ids (H, W) of a sample.
 
         Where the EXIF orientation turns an image by 90 degrees, and its mask has the size of
-        the image before turning, the mask is turned too.
+        the image before turning, the mask is turned too. Pixels without data are NaN in the image
+        (8-bit images keep their values), and ignored in the mask.
 
         Raises:
             ValueError: A file cannot be read, there is no mask, sizes differ, or the mask has
                 values outside the classes.
         """
         if sample.mask is None:
-            raise DatasetError(f"{sample.image}: there is no mask for this image")
-        image = read_image(sample.image, self.channels, as_8_bit=self.as_8_bit)
+            raise DatasetError(f"{image_name(sample.image)}: there is no mask for this image")
+        image = read_image(sample.image, self.channels, as_8_bit=self.as_8_bit, nodata=self.nodata)
+        class_ids = self._class_ids(sample, sample.mask, image)
+        missing = missing_pixels(image, self.nodata)
+        if missing is not None and missing.any():
+            class_ids = np.where(missing, np.int32(self.classes.ignore_index), class_ids)
+        return image, class_ids
+
+    def _class_ids(
+        self, sample: Sample, mask: Path | Annotation, image: ImageArray
+    ) -> NDArray[np.integer]:
+        """Class ids (H, W) of a sample whose image has been read."""
         height, width = image.shape[:2]
-        if not isinstance(sample.mask, Path):
-            class_ids = sample.mask.rasterize(height, width)
+        if not isinstance(mask, Path):
+            class_ids = mask.rasterize(height, width)
             if class_ids.shape != (height, width):
                 raise DatasetError(_describe_sizes(sample, image.shape[:2], class_ids.shape))
-            return image, class_ids
-        values = read_values(sample.mask)
+            return class_ids
+        values = read_values(mask)
         if height != width and values.shape[:2] == (width, height):
-            orientation = exif_orientation(sample.image)
-            if orientation in _SIDEWAYS and exif_orientation(sample.mask) == 1:
+            orientation = exif_orientation(sample.image_files[0])
+            if orientation in _SIDEWAYS and exif_orientation(mask) == 1:
                 values = turn_upright(values, orientation)
         if values.shape[:2] != (height, width):
             raise DatasetError(_describe_sizes(sample, image.shape[:2], values.shape[:2]))
-        return image, to_class_ids(values, sample.mask, self.classes, self.colors)
+        return to_class_ids(values, mask, self.classes, self.colors)
 
     def with_channels(self, channels: int) -> Dataset:
         """The same data set, its images read with another number of channels."""
-        return replace(self, channels=channels)
+        names = self.channel_names if channels == self.channels else ()
+        return replace(self, channels=channels, channel_names=names)
 
     def with_8_bit(self, as_8_bit: bool) -> Dataset:
         """The same data set, its images scaled to 0..255 or not."""
@@ -128,7 +148,7 @@ def orientation_is_unclear(sample: Sample, is_square: bool) -> bool:
     """
     if not isinstance(sample.mask, Path):
         return False
-    orientation = exif_orientation(sample.image)
+    orientation = exif_orientation(sample.image_files[0])
     if orientation == 1 or exif_orientation(sample.mask) != 1:
         return False
     return is_square or orientation not in _SIDEWAYS
@@ -179,7 +199,7 @@ def splits(source: str | Path, *, layout: str | None = None) -> list[str]:
     file = path / "dataset.yaml" if path.is_dir() else path
     if file.is_file():
         folders = read_description(file).folders
-        return [split for split in SPLITS if split in folders]
+        return [split for split in (*SPLITS, WHOLE) if split in folders]
     found = [split for split in SPLITS if (path / "images" / split).is_dir()]
     return found or [WHOLE]
 
@@ -267,11 +287,19 @@ def _from_description(file: Path, split: str) -> Dataset:
         allow_missing_classes=description.allow_missing_classes,
         taken_for=f"images and masks as {file.name} describes them",
         notes=(*notes, *_lossy_notes(classes, _masks_of(samples))),
+        nodata=description.nodata,
+        channel_names=description.channel_names,
     )
 
 
 def _samples(description: Description, split: str) -> tuple[tuple[Sample, ...], tuple[Path, ...]]:
-    return find_samples(description.folders[split], description.mask_names[split], split)
+    files = description.channel_files
+    return find_samples(
+        description.folders[split],
+        description.mask_names[split],
+        split,
+        None if files is None else files.find(split),
+    )
 
 
 def _masks_of(samples: tuple[Sample, ...]) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 import yaml
 
 from segformer.classes import ClassSet, printable
+from segformer.data.channel_files import ChannelFiles, channel_files
 from segformer.data.errors import Color, DatasetError
+from segformer.data.layouts.base import WHOLE
 from segformer.data.pairing import MaskNames, check_pattern
 
 SPLITS = ("train", "val", "test")
 
 _KEYS = frozenset(
     "path train val test masks_dir masks mask_suffix ignore_index names nc label_mapping palette "
-    "channels allow_missing_classes".split()
+    "channels allow_missing_classes images nodata".split()
 )
 
 
@@ -34,6 +37,9 @@ class Description:
         values_are_given: What the values of masks mean is written down (``label_mapping`` or
             ``ignore_index``).
         allow_missing_classes: Classes need not occur in the training split.
+        channel_names: Name of each channel, where given.
+        channel_files: Where the channels are, if each has its own file.
+        nodata: Value in the images that means that there is no data.
     """
 
     classes: ClassSet
@@ -43,6 +49,9 @@ class Description:
     channels: int = 3
     values_are_given: bool = False
     allow_missing_classes: bool = False
+    channel_names: tuple[str, ...] = ()
+    channel_files: ChannelFiles | None = None
+    nodata: float | None = None
 
 
 def read_description(file: Path) -> Description:
@@ -59,17 +68,30 @@ def read_description(file: Path) -> Description:
         raise DatasetError(f"{file}: there are no class names; add names: {{0: background, ...}}")
     try:
         classes, colors = _classes(entries)
-        folders, mask_names = _places(file, entries)
+        files = None
+        if entries.get("images") is not None:
+            files = channel_files(entries["images"], _root(file, entries))
+        folders, mask_names = _places(file, entries, files)
+        channels, channel_names = _channels(entries, files)
+        nodata = _nodata(entries)
         missing = _typed(entries, "allow_missing_classes", bool, False)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DatasetError(f"{file}: {error}") from None
     if entries.get("nc", len(classes)) != len(classes):
         raise DatasetError(f"{file}: nc is {entries['nc']}, but there are {len(classes)} names")
-    channels = entries.get("channels", 3)
-    if not isinstance(channels, int) or channels < 1:
-        raise DatasetError(f"{file}: channels must be a number of at least 1, not {channels!r}")
     given = entries.get("label_mapping") is not None or entries.get("ignore_index") is not None
-    return Description(classes, folders, mask_names, colors, channels, given, missing)
+    return Description(
+        classes,
+        folders,
+        mask_names,
+        colors,
+        channels,
+        given,
+        missing,
+        channel_names,
+        files,
+        nodata,
+    )
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -146,9 +168,45 @@ def _class_of(key: Any, classes: ClassSet) -> int:
     )
 
 
-def _places(file: Path, entries: dict[str, Any]) -> tuple[dict[str, Path], dict[str, MaskNames]]:
+def _channels(entries: dict[str, Any], files: ChannelFiles | None) -> tuple[int, tuple[str, ...]]:
+    """Number of channels, and their names where given."""
+    channels = entries.get("channels")
+    if files is not None:
+        if channels is not None and channels != len(files.names):
+            raise ValueError(f"channels is {channels!r}, but images names {len(files.names)} files")
+        return len(files.names), files.names
+    if isinstance(channels, list) and channels:
+        names = tuple(printable(str(name)) for name in channels)
+        if len(set(names)) < len(names) or not all(names):
+            raise ValueError(f"channels: names must differ and not be empty, not {channels!r}")
+        return len(names), names
+    channels = 3 if channels is None else channels
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(
+            f"channels must be a number of at least 1 or a list of names, not {channels!r}"
+        )
+    return channels, ()
+
+
+def _nodata(entries: dict[str, Any]) -> float | None:
+    """The value that means that there is no data; NaN always does."""
+    value = entries.get("nodata")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isinf(value):
+        raise ValueError(f"nodata must be a number, not {value!r}")
+    return None if math.isnan(value) else float(value)
+
+
+def _root(file: Path, entries: dict[str, Any]) -> Path:
+    return file.parent / str(_typed(entries, "path", str, "."))
+
+
+def _places(
+    file: Path, entries: dict[str, Any], files: ChannelFiles | None
+) -> tuple[dict[str, Path], dict[str, MaskNames]]:
     """Folders of the images and names of the masks, by split."""
-    root = file.parent / str(_typed(entries, "path", str, "."))
+    root = _root(file, entries)
     masks_dir = str(_typed(entries, "masks_dir", str, "masks"))
     suffix = str(_typed(entries, "mask_suffix", str, ""))
     pattern = str(_typed(entries, "masks", str, ""))
@@ -156,7 +214,20 @@ def _places(file: Path, entries: dict[str, Any]) -> tuple[dict[str, Path], dict[
         check_pattern(pattern)
         if suffix or entries.get("masks_dir"):
             raise ValueError("masks replaces masks_dir and mask_suffix; give either")
-    folders, mask_names = {}, {}
+    folders, mask_names = dict[str, Path](), dict[str, MaskNames]()
+    if files is not None:
+        given = sorted(entries.keys() & set(SPLITS))
+        if given:
+            raise ValueError(f"images replaces {', '.join(given)}; give either")
+        for split in SPLITS if files.is_divided else (WHOLE,):
+            folder = files.folder(split)
+            if folder.is_dir():
+                masks = root / masks_dir / (split if files.is_divided else "")
+                folders[split] = folder
+                mask_names[split] = MaskNames(masks, suffix, pattern, root)
+        if not folders:
+            raise ValueError(f"images: there is no folder {files.folder(SPLITS[0])}")
+        return folders, mask_names
     for split in entries.keys() & set(SPLITS):
         if not entries[split]:
             continue

@@ -26,7 +26,7 @@ from segformer.data.class_folders import ClassFolders
 from segformer.data.class_transforms import ClassAugmentation
 from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.transforms import Augmentation
-from segformer.image import Preprocessing, UnreadableImage
+from segformer.image import Preprocessing, UnreadableImage, image_name
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class TrainingCrops(_Crops):
 
     def name(self, index: int) -> str:
         """File of the image."""
-        return str(self.dataset.samples[index].image)
+        return image_name(self.dataset.samples[index].image)
 
     def _read_any(self, rng: np.random.Generator) -> Any:
         return self._read(int(rng.integers(len(self.dataset))))

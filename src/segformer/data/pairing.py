@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from segformer.data.annotation import Annotation
 from segformer.data.errors import DatasetError
-from segformer.image import IMAGE_SUFFIXES, MASK_SUFFIXES
+from segformer.image import IMAGE_SUFFIXES, MASK_SUFFIXES, ImageFiles
 
 PLACEHOLDERS = ("stem", "split", "parent")
 """What a pattern of mask names may hold in braces."""
@@ -25,13 +25,18 @@ class Sample:
 
     Attributes:
         name: Path of the image inside its split's folder, for messages and reports.
-        image: File.
+        image: File, or the files of the channels.
         mask: File, an annotation to rasterize, or None where there is no mask.
     """
 
     name: str
-    image: Path
+    image: ImageFiles
     mask: Path | Annotation | None
+
+    @property
+    def image_files(self) -> tuple[Path, ...]:
+        """Files of the image: one, or one for each channel."""
+        return (self.image,) if isinstance(self.image, Path) else self.image
 
     @property
     def mask_file(self) -> Path | None:
@@ -58,7 +63,10 @@ class MaskNames:
 
 
 def find_samples(
-    images: Path, names: MaskNames, split: str
+    images: Path,
+    names: MaskNames,
+    split: str,
+    channels: Mapping[Path, tuple[Path, ...]] | None = None,
 ) -> tuple[tuple[Sample, ...], tuple[Path, ...]]:
     """Pair the images of a split with their masks.
 
@@ -66,6 +74,8 @@ def find_samples(
         images: Folder of the images, searched with its subfolders.
         names: How masks are named.
         split: "train", "val" or another. A "test" split may be without masks.
+        channels: The files of each image by a path in ``images`` that stands for the image, where
+            each channel has its own file. Default: each file is an image.
 
     Returns:
         Samples sorted by name, and the masks that belong to no image.
@@ -75,7 +85,7 @@ def find_samples(
     """
     if not images.is_dir():
         raise DatasetError(f"{images}: there is no such folder of images")
-    files = list(visible_files(images, IMAGE_SUFFIXES))
+    files = visible_files(images, IMAGE_SUFFIXES) if channels is None else list(channels)
     if names.pattern:
         found = {
             file: mask for file in files if (mask := _from_pattern(file, images, names, split))
@@ -94,7 +104,11 @@ def find_samples(
                 found[file] = candidates[0]
     used = set(found.values())
     samples = [
-        Sample(file.relative_to(images).as_posix(), file, found.get(file))
+        Sample(
+            file.relative_to(images).as_posix(),
+            file if channels is None else channels[file],
+            found.get(file),
+        )
         for file in files
         if file not in used  # masks may lie beside their images
     ]

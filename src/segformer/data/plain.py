@@ -97,6 +97,8 @@ def unique_names(dataset: Dataset) -> list[PurePosixPath]:
     for sample in dataset:
         parts = [p for p in PurePosixPath(sample.name).parts[prefix:] if p not in ("..", "/")]
         name = PurePosixPath(*parts)
+        if not isinstance(sample.image, Path):
+            name = name.with_suffix(".tif")  # its channels become one file
         stem, number = name.stem, 1
         while name.with_suffix("").as_posix().casefold() in taken:
             number += 1

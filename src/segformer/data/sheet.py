@@ -255,8 +255,8 @@ def _cell(
 
 def _without_mask(dataset: Dataset, sample: Sample, complaint: str) -> Cell:
     """The image alone, where its mask cannot be read; or neither."""
-    folder = f"{sample.mask_file.parent if sample.mask_file else sample.image.parent}/"
-    complaint = complaint.replace(folder, "").replace(f"{sample.image.parent}/", "")
+    for file in filter(None, (sample.mask_file, *sample.image_files)):
+        complaint = complaint.replace(f"{file.parent}/", "")
     try:
         try:
             image = read_image(sample.image, dataset.channels, as_8_bit=False)

@@ -142,7 +142,7 @@ def _tile_split(
         except ValueError as error:
             return str(error)
         written = unlabeled = 0
-        suffix = tile_suffix(image, sample.image)
+        suffix = tile_suffix(image, sample.image_files[0])
         for top in tile_starts(image.shape[0], size, overlap):
             for left in tile_starts(image.shape[1], size, overlap):
                 window = np.s_[top : top + size, left : left + size]

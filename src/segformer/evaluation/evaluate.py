@@ -15,7 +15,7 @@ from segformer.evaluation.matching import MatchClasses
 from segformer.evaluation.matching import match_classes as find_match
 from segformer.evaluation.metrics import ConfusionMatrix, Scores
 from segformer.files import write_json
-from segformer.image import ImageSource
+from segformer.image import ImageSource, image_name
 from segformer.prediction.predictor import Predictor
 
 REPORT_FILES = ("report.json", "confusion.png")
@@ -86,7 +86,8 @@ def evaluate(
     with_masks = {}
     for sample in dataset:
         if sample.mask is None:  # found before any image is predicted
-            fail(sample.image, DatasetError(f"{sample.image}: there is no mask for this image"))
+            name = image_name(sample.image)
+            fail(sample.image, DatasetError(f"{name}: there is no mask for this image"))
         else:
             with_masks[sample.image] = sample
     for prediction in predictor.stream(with_masks, on_error=fail):

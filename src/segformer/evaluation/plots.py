@@ -103,6 +103,7 @@ def examples_sheet(
             label_map=np.where(truth < len(prediction.classes), truth, 0),
             classes=prediction.classes,
             image=prediction.image,
+            rgb_channels=prediction.rgb_channels,
         )
         side = max(truth.shape)
         plain = prediction.overlay(opacity=0, legend=False, max_side=side)

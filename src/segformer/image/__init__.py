@@ -1,5 +1,6 @@
 """Reading images and masks as people store them, and turning images into a model's input."""
 
+from segformer.image.channels import missing_pixels
 from segformer.image.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -13,8 +14,10 @@ from segformer.image.reading import (
     IMAGE_SUFFIXES,
     LOSSY_SUFFIXES,
     MASK_SUFFIXES,
+    ImageFiles,
     ImageSource,
     exif_orientation,
+    image_name,
     read_image,
     read_mask,
     read_mask_or_colors,
@@ -29,12 +32,15 @@ __all__ = [
     "MASK_SUFFIXES",
     "RESAMPLING",
     "ImageArray",
+    "ImageFiles",
     "ImageSource",
     "Preprocessing",
     "UnreadableImage",
     "WrongChannels",
     "center_crop",
     "exif_orientation",
+    "image_name",
+    "missing_pixels",
     "read_image",
     "read_mask",
     "read_mask_or_colors",

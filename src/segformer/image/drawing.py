@@ -108,8 +108,10 @@ def fit_text(text: str, font: Font, width: float) -> str:
     return "..."
 
 
-def color_channels(image: ImageArray) -> ImageArray:
-    """The channels of (H, W, C) that are shown: the first three, or one."""
+def color_channels(image: ImageArray, rgb: tuple[int, int, int] | None = None) -> ImageArray:
+    """The channels of (H, W, C) that are shown: those of ``rgb``, the first three, or one."""
+    if rgb is not None:
+        return image[:, :, rgb]
     return image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1]
 
 

@@ -51,6 +51,8 @@ class Preprocessing:
         crop: (height, width) of the center crop after resizing, for classifiers.
         reduce_labels: The model was trained with mask value 0 ignored and the other values
             shifted down by one (ADE20K). It concerns masks, never images.
+        nodata: Stored value that means that there is no data; it becomes the mean.
+        channel_names: Name of each channel, where known.
     """
 
     size: tuple[int, int] | int | None = (512, 512)
@@ -61,6 +63,8 @@ class Preprocessing:
     resample: str = "bilinear"
     crop: tuple[int, int] | None = None
     reduce_labels: bool = False
+    nodata: float | None = None
+    channel_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         sides = self.size if isinstance(self.size, tuple) else (self.size or 1,)
@@ -76,6 +80,13 @@ class Preprocessing:
             raise ValueError(f"size {self.size} and multiple {self.multiple} must be positive")
         if self.resample not in RESAMPLING:
             raise ValueError(f"resample {self.resample!r} is none of {', '.join(RESAMPLING)}")
+        if self.nodata is not None and not math.isfinite(self.nodata):
+            raise ValueError(f"nodata must be a finite number, not {self.nodata}")
+        if len(self.channel_names) not in (0, len(self.mean)):
+            raise ValueError(
+                f"there are {len(self.channel_names)} channel names, "
+                f"but {len(self.mean)} channels have a mean"
+            )
 
     @classmethod
     def for_channels(cls, channels: int) -> Preprocessing:
@@ -88,6 +99,14 @@ class Preprocessing:
     def expects_8_bit(self) -> bool:
         """Whether the model was trained on values of 0..255 (``rescale`` is 1/255)."""
         return abs(255 * self.rescale - 1) < 1e-3
+
+    @property
+    def rgb_channels(self) -> tuple[int, int, int] | None:
+        """Indices of the channels named red, green and blue; None where one of them is missing."""
+        names = [name.lower() for name in self.channel_names]
+        if not {"red", "green", "blue"} <= set(names):
+            return None
+        return names.index("red"), names.index("green"), names.index("blue")
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which an image of this size goes into the model.

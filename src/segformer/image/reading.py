@@ -6,6 +6,7 @@ Legend: H W pixels, C channels.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from segformer.image.channels import mark_missing, stack_channels
 from segformer.image.preprocessing import ImageArray
 from segformer.image.stored import (
     StoredPixels,
@@ -29,7 +31,13 @@ from segformer.image.stored import (
     turn_upright,
 )
 
-ImageSource: TypeAlias = str | Path | bytes | Image.Image | ImageArray
+ImageFiles: TypeAlias = Path | tuple[Path, ...]
+"""The file of an image, or the files of its channels, in order."""
+
+OneSource: TypeAlias = str | Path | bytes | Image.Image | ImageArray
+
+ImageSource: TypeAlias = OneSource | list[str] | list[Path] | tuple[str, ...] | tuple[Path, ...]
+"""An image; a list or tuple of paths is one image with a file per channel."""
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .png .bmp .tif .tiff .webp .gif .ppm .pgm .pnm .jp2 .avif .npy".split()
@@ -55,6 +63,7 @@ def read_image(
     *,
     as_8_bit: bool = True,
     value_range: tuple[float, float] | None = None,
+    nodata: float | None = None,
 ) -> ImageArray:
     """Read an image, upright (the EXIF orientation is applied).
 
@@ -62,8 +71,12 @@ def read_image(
     transparency is dropped. With one channel, color becomes gray. Other numbers of channels are
     read as stored: RGBA for four, a TIFF of many bands, or an array.
 
+    Several files of one channel each are one image. Smaller ones are resized bilinearly to the
+    size of the largest, which must be a multiple of theirs.
+
     Args:
-        source: Path, encoded bytes, PIL image, or array (H, W) or (H, W, C).
+        source: Path, encoded bytes, PIL image, array (H, W) or (H, W, C), or a list or tuple of
+            paths, one for each channel.
         channels: Number of channels that the model takes.
         as_8_bit: Scale gray and color of more than 8 bits to 0..255, for models that expect
             8-bit values (`Preprocessing.expects_8_bit`). The range is ``value_range``, else what
@@ -72,28 +85,34 @@ def read_image(
             the values as stored.
         value_range: (low, high): the stored values that become 0 and 255. It does not apply to
             8-bit images.
+        nodata: Value that means that there is no data; it becomes NaN. Default: what the file
+            declares (GDAL's ``GDAL_NODATA`` tag). It does not apply to 8-bit values.
 
     Returns:
         (H, W, channels). 8-bit files are uint8. Others are uint8 with ``as_8_bit`` and one or
-        three channels, else of the type that is stored. Float arrays in memory are returned
-        unchanged unless ``value_range`` is given.
+        three channels, else of the type that is stored, or floats where a no-data value is known.
+        Float arrays in memory are not scaled unless ``value_range`` is given.
 
     Raises:
         UnreadableImage: The file is missing, broken or not an image, has another number of
             channels, or its range is needed and unknown.
         TypeError: ``source`` is something else.
     """
-    name = _name(source)
-    pixels = _decode(source, channels, name)
+    name = image_name(source)
+    to_8_bit = as_8_bit and channels in (1, 3)
+    if isinstance(source, (list, tuple)):
+        pixels = _decode_channels(source, nodata, mark=not to_8_bit)
+    else:
+        pixels = _decode(source, channels, name)
     values = _fit_channels(pixels.values, channels, name)
-    if not as_8_bit or channels not in (1, 3) or values.dtype == np.uint8:
-        return values
     if isinstance(source, np.ndarray) and values.dtype.kind == "f" and value_range is None:
-        return values
-    return _to_8_bit(values, pixels, value_range, name)
+        to_8_bit = False
+    if to_8_bit and values.dtype != np.uint8:
+        return _to_8_bit(values, pixels, value_range, name)
+    return mark_missing(values, pixels.nodata if nodata is None else nodata)
 
 
-def read_mask(source: ImageSource) -> NDArray[np.integer]:
+def read_mask(source: OneSource) -> NDArray[np.integer]:
     """Read the values of a mask: palette indices, gray levels of 8 or 16 bits, or integers.
 
     Masks stored as RGB with three equal channels are read as gray.
@@ -109,14 +128,14 @@ def read_mask(source: ImageSource) -> NDArray[np.integer]:
     if values.ndim == 3:
         if (values != values[:, :, :1]).any():
             raise UnreadableImage(
-                f"{_name(source)}: a mask must hold class ids in one channel, this one holds "
+                f"{image_name(source)}: a mask must hold class ids in one channel, this one holds "
                 "colors; give the color of each class as palette in dataset.yaml"
             )
         values = values[:, :, 0]
     return values
 
 
-def read_mask_or_colors(source: ImageSource) -> NDArray[np.integer]:
+def read_mask_or_colors(source: OneSource) -> NDArray[np.integer]:
     """Read a mask that may hold colors.
 
     Returns:
@@ -126,7 +145,7 @@ def read_mask_or_colors(source: ImageSource) -> NDArray[np.integer]:
         UnreadableImage: The file is missing or broken, or no mask.
         TypeError: ``source`` is neither a path, bytes, an image nor an array.
     """
-    name = _name(source)
+    name = image_name(source)
     values = _decode(source, None, name).values
     if values.ndim == 3 and values.shape[2]:
         values = values[:, :, :3] if values.shape[2] >= 3 else values[:, :, 0]
@@ -149,7 +168,7 @@ def exif_orientation(source: str | Path | bytes) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _name(source: object) -> str:
+def image_name(source: object) -> str:
     """What to call a source in a message.
 
     Raises:
@@ -157,6 +176,13 @@ def _name(source: object) -> str:
     """
     if isinstance(source, (str, Path)):
         return str(source)
+    if (
+        isinstance(source, (list, tuple))
+        and source
+        and all(isinstance(file, (str, Path)) for file in source)
+    ):
+        more = len(source) - 1
+        return f"{source[0]} and {more} more files" if more else str(source[0])
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or "image"
     if isinstance(source, (bytes, np.ndarray)):
@@ -165,12 +191,34 @@ def _name(source: object) -> str:
     if type(source).__module__.partition(".")[0] == "torch":
         advice = "; convert a tensor (C, H, W) with tensor.permute(1, 2, 0).cpu().numpy()"
     raise TypeError(
-        "an image must be a path, encoded bytes, a PIL image or a NumPy array (H, W, C), "
-        f"not {type(source).__name__}{advice}"
+        "an image must be a path, encoded bytes, a PIL image, a NumPy array (H, W, C) or a list of "
+        f"paths, one for each channel, not {type(source).__name__}{advice}"
     )
 
 
-def _decode(source: ImageSource, channels: int | None, name: str) -> StoredPixels:
+def _decode_channels(
+    files: Sequence[str] | Sequence[Path], nodata: float | None, *, mark: bool
+) -> StoredPixels:
+    """The pixels of an image with a file for each channel.
+
+    Args:
+        files: One for each channel.
+        nodata: Value that means that there is no data. Default: what each file declares.
+        mark: Write NaN where there is no data.
+    """
+    names = [str(file) for file in files]
+    parts = [_decode(name, 0, name) for name in names]
+    if not mark:
+        highest = [part.highest for part in parts if part.highest is not None]
+        values = stack_channels([part.values for part in parts], names)
+        return StoredPixels(values, max(highest) if len(highest) == len(parts) else None)
+    marked = [
+        mark_missing(part.values, part.nodata if nodata is None else nodata) for part in parts
+    ]
+    return StoredPixels(stack_channels(marked, names))
+
+
+def _decode(source: OneSource, channels: int | None, name: str) -> StoredPixels:
     """The pixels of an image, or of a mask where ``channels`` is None; values as stored."""
     if isinstance(source, np.ndarray):
         return StoredPixels(source)

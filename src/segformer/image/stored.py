@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ _FREE_BYTES = 1 << 26
 
 _ALPHA = (1, 2)
 """Values of TIFF's ExtraSamples that mean transparency."""
+
+_GDAL_NODATA = 42113
+"""TIFF tag."""
 
 _PILLOW_COLORS = ("RGB", "PALETTE", "SEPARATED", "YCBCR", "CIELAB")
 
@@ -64,11 +68,13 @@ class StoredPixels:
         values: (H, W) or (H, W, C), upright, without transparency where color is wanted.
         highest: Value that means white, where the file says so.
         inverted: 0 means white (TIFF's ``MINISWHITE``).
+        nodata: Value that means that there is no data, where the file says so (GDAL's tag).
     """
 
     values: ImageArray
     highest: float | None = None
     inverted: bool = False
+    nodata: float | None = None
 
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
@@ -157,7 +163,7 @@ def load_tiff(data: bytes | Path, channels: int, name: str) -> StoredPixels | No
             stored = len(data) if isinstance(data, bytes) else data.stat().st_size
             values = _stack_of_pages(file, page, channels, stored, name)
             if values is not None:
-                return StoredPixels(values, _highest(page))
+                return StoredPixels(values, _highest(page), nodata=_nodata(page))
             if channels in (1, 3) and _pillow_reads(page):
                 return None
             orientation = _number(page, "Orientation") or 1
@@ -168,6 +174,7 @@ def load_tiff(data: bytes | Path, channels: int, name: str) -> StoredPixels | No
                 turn_upright(values, int(orientation)),
                 _highest(page),
                 page.photometric == tifffile.PHOTOMETRIC.MINISWHITE,
+                _nodata(page),
             )
     except (UnreadableImage, MemoryError):
         raise
@@ -321,6 +328,17 @@ def _highest(page: Any) -> float | None:
             return declared
     bits = page.bitspersample
     return 2.0**bits - 1 if isinstance(bits, int) and 8 < bits < 8 * page.dtype.itemsize else None
+
+
+def _nodata(page: Any) -> float | None:
+    """The number in the tag GDAL_NODATA, a text; None where there is none, or it is NaN."""
+    if _GDAL_NODATA not in page.tags:
+        return None
+    try:
+        value = float(str(page.tags[_GDAL_NODATA].value).strip(" \0"))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _number(page: Any, tag: str) -> float | None:

@@ -279,7 +279,12 @@ def adapt_preprocessing(preprocessing: Preprocessing, channels: int) -> Preproce
         kept = values if channels > known else ()
         return kept + (sum(values) / known,) * (channels - len(kept))
 
-    return replace(preprocessing, mean=adapt(preprocessing.mean), std=adapt(preprocessing.std))
+    return replace(
+        preprocessing,
+        mean=adapt(preprocessing.mean),
+        std=adapt(preprocessing.std),
+        channel_names=(),
+    )
 
 
 def read_float32(

@@ -170,7 +170,7 @@ class _Batch:
                     list(remaining), on_error=self._fail, on_windows=on_windows
                 )
                 for prediction in stream:
-                    assert prediction.source is not None
+                    assert isinstance(prediction.source, Path)
                     job = remaining[prediction.source]
                     future = pool.submit(prediction.write, self.plan.missing[job])
                     self.writing.append((job, prediction, future))

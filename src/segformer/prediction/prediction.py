@@ -17,9 +17,9 @@ from PIL import Image
 
 from segformer.classes import ClassSet
 from segformer.files import check_replaceable, whole_file
-from segformer.image import ImageArray
+from segformer.image import ImageArray, ImageFiles
+from segformer.image.drawing import color_channels, overlay, shrink, stack
 from segformer.image.drawing import legend as draw_legend
-from segformer.image.drawing import overlay, shrink, stack
 
 _RUN_LENGTHS = 3
 """zlib's strategy Z_RLE."""
@@ -36,16 +36,19 @@ class Prediction:
         label_map: (H, W) class ids at the image's own size, uint8, or uint16 above 256 classes.
         classes: What the ids mean.
         image: (H, W, C) the image, upright.
-        source: File of the image, or None.
+        source: File of the image, files of its channels, or None.
         confidence: (H, W) float32 probability of each pixel's class, or None unless the option
             ``confidence`` is set.
+        rgb_channels: Channels that `overlay` shows as red, green and blue. Default: the first
+            three, or the first as gray.
     """
 
     label_map: NDArray[np.integer]
     classes: ClassSet
     image: ImageArray = field(repr=False)
-    source: Path | None = None
+    source: ImageFiles | None = None
     confidence: NDArray[np.float32] | None = field(default=None, repr=False)
+    rgb_channels: tuple[int, int, int] | None = None
 
     @cached_property
     def class_fractions(self) -> dict[str, float]:
@@ -85,7 +88,7 @@ class Prediction:
             RGB image.
         """
         height, width = self.label_map.shape
-        image, label_map = self.image, self.label_map
+        image, label_map = color_channels(self.image, self.rgb_channels), self.label_map
         if max(height, width) > max_side:
             ratio = max_side / max(height, width)
             size = max(1, round(height * ratio)), max(1, round(width * ratio))
@@ -108,7 +111,8 @@ class Prediction:
 
         Args:
             folder: Created if it does not exist.
-            name: Name without suffix; may contain folders. Default: that of the image.
+            name: Name without suffix; may contain folders. Default: that of the image, or of its
+                first channel.
             overlay: Write the overlay too.
             overwrite: Replace existing files. The image itself is never replaced.
 
@@ -119,11 +123,12 @@ class Prediction:
             ValueError: A file would replace the image, or exists and ``overwrite`` is False
                 (`segformer.files.OutputExists`); nothing is written.
         """
-        name = name or (self.source.stem if self.source else "prediction")
+        sources = (self.source,) if isinstance(self.source, Path) else self.source or ()
+        name = name or (sources[0].stem if sources else "prediction")
         confidence = self.confidence is not None
         paths = output_paths(Path(folder), name, overlay=overlay, confidence=confidence)
         for path in paths.values():
-            if self.source is not None and path.resolve() == self.source.resolve():
+            if any(path.resolve() == source.resolve() for source in sources):
                 raise ValueError(f"{path}: would replace the image; save to another folder or name")
         check_replaceable(paths.values(), overwrite=overwrite)
         self.write(paths)

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segformer.checkpoints.opening import SHIPPED
-from segformer.image import ImageArray, ImageSource, Preprocessing, read_image, resize
+from segformer.image import (
+    ImageArray,
+    ImageFiles,
+    ImageSource,
+    Preprocessing,
+    image_name,
+    read_image,
+    resize,
+)
 from segformer.model.segformer import SegFormer
 from segformer.prediction.config import SMALLEST_SIDE, PredictConfig, PredictOptions
 from segformer.prediction.prediction import Prediction
@@ -115,7 +123,8 @@ class Predictor:
         """Segment one image.
 
         Args:
-            source: Path, encoded bytes, PIL image, or array (H, W, C).
+            source: Path, encoded bytes, PIL image, array (H, W, C), or a list of paths: one image
+                with a file for each channel, in the order of the model's channels.
 
         Raises:
             UnreadableImage: The image cannot be read; the message names it.
@@ -199,6 +208,7 @@ class Predictor:
             self.model.config.in_channels,
             as_8_bit=self.preprocessing.expects_8_bit,
             value_range=self.config.value_range,
+            nodata=self.preprocessing.nodata,
         )
         views = [self._runnable(image, scale) for scale in self.config.scales]
         return _Prepared(source, image, views)
@@ -262,7 +272,7 @@ class Predictor:
             source = batch[0].source
             height, width = batch[0].image.shape[:2]
             raise MemoryError(
-                f"{source if isinstance(source, (str, Path)) else 'image'}: "
+                f"{image_name(source)}: "
                 f"{width} x {height} pixels do not fit into memory{self._advice()}"
             ) from None
 
@@ -321,8 +331,9 @@ class Predictor:
             label_map=label_map,
             classes=self.model.classes,
             image=prepared.image,
-            source=Path(prepared.source) if isinstance(prepared.source, (str, Path)) else None,
+            source=_files_of(prepared.source),
             confidence=confidence,
+            rgb_channels=self.preprocessing.rgb_channels,
         )
 
     def _run(self, views: list[ImageArray], on_batch: Callable[[int], None] | None) -> Tensor:
@@ -343,3 +354,10 @@ class Predictor:
             for view in views
         ]
         return logits[0][None] if len(logits) == 1 else torch.stack(logits)
+
+
+def _files_of(source: ImageSource) -> ImageFiles | None:
+    """The file of an image, or the files of its channels; None for an image in memory."""
+    if isinstance(source, (str, Path)):
+        return Path(source)
+    return tuple(map(Path, source)) if isinstance(source, (list, tuple)) else None

@@ -195,7 +195,12 @@ def preprocessing(config: SegmentationTrainConfig, training: Dataset) -> Preproc
             f"mean has {len(config.mean)} values, images have {training.channels} channels"
         )
     return Preprocessing(
-        size=config.eval_size, mean=config.mean, std=config.std, rescale=config.rescale
+        size=config.eval_size,
+        mean=config.mean,
+        std=config.std,
+        rescale=config.rescale,
+        nodata=training.nodata,
+        channel_names=training.channel_names,
     )
 
 

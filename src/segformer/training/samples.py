@@ -16,7 +16,7 @@ Files = Mapping[str, Iterable[tuple[str, tuple[Path, ...]]]]
 def pack_samples(splits: Files) -> Tensor:
     """Names of the samples and sizes of their files, compressed, as uint8 (N,)."""
     lines = [
-        f"{split}/{name}\t{' '.join(str(file.stat().st_size) for file in files)}"
+        f"{split}/{name}\t{' '.join(map(_size, files))}"
         for split, samples in splits.items()
         for name, files in samples
     ]
@@ -49,6 +49,14 @@ def sample_names(packed: Tensor) -> dict[str, list[str]]:
         split, _, name = path.partition("/")
         names.setdefault(split, []).append(name)
     return names
+
+
+def _size(file: Path) -> str:
+    """Size in bytes; - where the file is missing."""
+    try:
+        return str(file.stat().st_size)
+    except FileNotFoundError:
+        return "-"
 
 
 def _unpack(packed: Tensor) -> dict[str, str]:

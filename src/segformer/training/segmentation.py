@@ -91,7 +91,10 @@ class Segmentation(Task):
         """Images and masks."""
         return {
             dataset.split: (
-                (sample.name, tuple(f for f in (sample.image, sample.mask_file) if f is not None))
+                (
+                    sample.name,
+                    tuple(f for f in (*sample.image_files, sample.mask_file) if f is not None),
+                )
                 for sample in dataset
             )
             for dataset in (self.training, self.validation)

@@ -376,11 +376,11 @@ class _ImageFolders:
 
 def _refuse_repeated(samples: list[Sample]) -> list[Sample]:
     """Images that are listed twice become samples that say so."""
-    of_image: dict[Path, list[Sample]] = {}
+    of_image: dict[tuple[Path, ...], list[Sample]] = {}
     for sample in samples:
-        of_image.setdefault(sample.image, []).append(sample)
+        of_image.setdefault(sample.image_files, []).append(sample)
     result = []
-    for path, alike in of_image.items():
+    for (path,), alike in of_image.items():
         sample = alike[0]
         if len(alike) > 1 and isinstance(sample.mask, CocoAnnotation):
             file = sample.mask.file
