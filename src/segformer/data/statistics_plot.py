@@ -46,7 +46,7 @@ def _draw_split(report: SplitReport, font: Font) -> Image.Image:
     order = order[report.pixels[order] > 0][:_SHOWN]
     cell = max(14, min(34, 560 // max(len(order), 1)))
     left, matrix_left = 20, 20 + _NAME_PX + 2 * (_BAR_PX + 75) + 40
-    matrix_px = max(cell * len(order), 240)
+    matrix_px = max(cell * len(order), 390)
     top = 62
     sizes_top = top + _ROW_PX * len(order) + 24
     height = max(sizes_top + 300, top + matrix_px + _NAME_PX + 10)

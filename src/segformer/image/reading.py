@@ -6,6 +6,7 @@ Legend: H W pixels, C channels.
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import TypeAlias
 
@@ -28,6 +29,10 @@ from segformer.image.stored import (
     png_highest,
     turn_upright,
 )
+
+# Pillow logs an error for TIFFs of many bands, which are read here in another way; without a
+# handler, Python would print it
+logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())
 
 ImageSource: TypeAlias = str | Path | bytes | Image.Image | ImageArray
 
