@@ -222,3 +222,18 @@ def test_help_documents_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> No
     text = " ".join(capsys.readouterr().out.split())
     for words in ("exit codes", "Example: segformer evaluate", "--match-classes", "--overwrite"):
         assert words in text
+
+
+def test_the_validation_part_of_a_run_is_evaluated(tmp_path: Path, words: list[str]) -> None:
+    dataset = Path(words[1])
+    (dataset / "dataset.yaml").unlink()
+    for kind in ("images", "masks"):
+        for file in (dataset / kind / "val").iterdir():
+            file.unlink()
+        (dataset / kind / "val").rmdir()
+        (dataset / kind / "train").rename(dataset / kind / "scene")
+    (tmp_path / "val.txt").write_text("scene/01.png\nscene/04.png\n")
+    words += ["--val-list", str(tmp_path / "val.txt"), "--match-classes", "position"]
+    assert main(words) == 0
+    assert report(tmp_path)["images"] == 2
+    assert main([*words, "--overwrite", "--layout", "coco"]) == 1

@@ -22,7 +22,7 @@ from segformer.data.parallel import map_ordered
 from segformer.data.transforms import Augmentation
 from segformer.files import whole_file
 from segformer.image import ImageArray, Preprocessing, WrongChannels, read_image
-from segformer.image.drawing import Font, fit_text, legend, overlay, shrink, stack
+from segformer.image.drawing import Font, displayable, fit_text, legend, overlay, shrink, stack
 
 _CELL_PX = 320
 """Width of a cell of the sheet."""
@@ -239,9 +239,7 @@ def _cell(
     complaint: str = "",
 ) -> Cell:
     height, width = class_ids.shape
-    ratio = min(_CELL_PX / width, 1.5 * _CELL_PX / height)
-    size = max(1, round(height * ratio)), max(1, round(width * ratio))
-    shown, ids = shrink(image, class_ids, size)
+    shown, ids = shrink(image, class_ids, _shown_size(height, width))
     labeled = class_ids[class_ids != classes.ignore_index].astype(np.int64)
     return Cell(
         name,
@@ -264,7 +262,13 @@ def _without_mask(dataset: Dataset, sample: Sample, complaint: str) -> Cell:
             image = read_image(sample.image, error.found, as_8_bit=False)
     except (ValueError, OSError, MemoryError):
         return Cell(sample.name, None, (0, 0), complaint=complaint)
-    height, width = image.shape[:2]
-    nowhere = np.full((height, width), -1)
-    cell = _cell(sample.name, image, nowhere, ClassSet(("",), ignore_index=-1), complaint)
-    return Cell(sample.name, cell.image, (height, width), complaint=complaint)
+    shape = image.shape[:2]
+    size = _shown_size(*shape)
+    shown, _ = shrink(image, np.zeros(shape, np.uint8), size)
+    return Cell(sample.name, displayable(shown), shape, complaint=complaint)
+
+
+def _shown_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of an image in its cell."""
+    ratio = min(_CELL_PX / width, 1.5 * _CELL_PX / height)
+    return max(1, round(height * ratio)), max(1, round(width * ratio))

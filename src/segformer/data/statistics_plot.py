@@ -46,11 +46,11 @@ def _draw_split(report: SplitReport, font: Font) -> Image.Image:
     order = order[report.pixels[order] > 0][:_SHOWN]
     cell = max(14, min(34, 560 // max(len(order), 1)))
     left, matrix_left = 20, 20 + _NAME_PX + 2 * (_BAR_PX + 75) + 40
-    matrix_px = max(cell * len(order), 240)
+    matrix_px = max(cell * len(order), 390)
     top = 62
-    height = max(top + _ROW_PX * len(order) + 20, top + matrix_px + _NAME_PX + 10)
-    sizes_top = height
-    canvas = Image.new("RGB", (matrix_left + _NAME_PX + matrix_px + 20, height + 300), "white")
+    sizes_top = top + _ROW_PX * len(order) + 24
+    height = max(sizes_top + 300, top + matrix_px + _NAME_PX + 10)
+    canvas = Image.new("RGB", (matrix_left + _NAME_PX + matrix_px + 20, height), "white")
     draw = ImageDraw.Draw(canvas)
     dataset = report.dataset
     present = int(np.count_nonzero(report.pixels))
@@ -109,7 +109,10 @@ def _draw_cooccurrence(
     draw = ImageDraw.Draw(canvas)
     names = report.dataset.classes.names
     draw.text(
-        (left + _NAME_PX, top - 24), "images of the row's class that have the column's", _GRAY, font
+        (left + _NAME_PX, top - 24),
+        "% of the row's images that have the column's class",
+        _GRAY,
+        font,
     )
     for row, i in enumerate(order):
         y = top + row * cell
@@ -139,9 +142,9 @@ def _draw_sizes(
 ) -> None:
     """Width against height, a disc for each size, and the channels in words."""
     left, top = at
-    side = 240
+    side = 220
     draw.text((left, top), "image sizes, height over width, pixels", _GRAY, font)
-    box = (left + 60, top + 28, left + 60 + side, top + 28 + side - 20)
+    box = (left + 60, top + 28, left + 60 + side, top + 28 + side)
     draw.rectangle(box, outline=_LINE)
     limit = max((max(size) for size in report.sizes), default=1)
     most = max(report.sizes.values(), default=1)
@@ -154,9 +157,9 @@ def _draw_sizes(
     draw.text((box[0] - 6, box[1] + 12), str(limit), _GRAY, font, anchor="rm")
     draw.text((box[2], box[3] + 4), str(limit), _GRAY, font, anchor="ra")
     lines = [
-        f"{width} x {height}: {count} images"
-        for (height, width), count in report.sizes.most_common(5)
+        f"{width} x {height}: {count}" for (height, width), count in report.sizes.most_common(5)
     ]
+    lines.insert(0, "width x height: number of images")
     if len(report.sizes) > 5:
         lines.append(f"and {len(report.sizes) - 5} other sizes")
     if report.sums is not None:

@@ -6,6 +6,7 @@ Legend: H W pixels, C channels.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -30,6 +31,10 @@ from segformer.image.stored import (
     png_highest,
     turn_upright,
 )
+
+# Pillow logs an error for TIFFs of many bands, which are read here in another way; without a
+# handler, Python would print it
+logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())
 
 ImageFiles: TypeAlias = Path | tuple[Path, ...]
 """The file of an image, or the files of its channels, in order."""
