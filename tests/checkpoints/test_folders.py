@@ -242,3 +242,18 @@ class TestErrors:
         torch.save({"x": print}, tmp_path / "pytorch_model.bin")
         with pytest.raises(CheckpointError, match=r"holds more than tensors \(print\)"):
             SegFormer.from_pretrained(tmp_path)
+
+
+def test_missing_data_and_channel_names_are_kept(tmp_path: Path, tiny_model: SegFormer) -> None:
+    names = ("red", "green", "nir")
+    tiny_model.preprocessing = Preprocessing(nodata=-9999.0, channel_names=names)
+    tiny_model.save_pretrained(tmp_path)
+    assert SegFormer.from_pretrained(tmp_path).preprocessing == tiny_model.preprocessing
+    theirs = transformers.SegformerImageProcessor.from_pretrained(tmp_path)
+    assert tuple(theirs.image_mean) == tiny_model.preprocessing.mean
+    file = tmp_path / "preprocessor_config.json"
+    entries = json.loads(file.read_text())
+    for wrong in ({"nodata": "low"}, {"nodata": "nan"}, {"channel_names": ["red"]}, []):
+        file.write_text(json.dumps({**entries, "segformer": wrong}))
+        with pytest.raises(CheckpointError):
+            SegFormer.from_pretrained(tmp_path)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segformer import ClassSet, Prediction
+from segformer import ClassSet, Prediction, Preprocessing
 from segformer.files import OutputExists
 
 PEOPLE = ClassSet(("background", "hair", "skin"), palette=((0, 0, 0), (255, 0, 0), (0, 255, 0)))
@@ -61,6 +61,19 @@ def test_images_that_are_not_rgb_are_shown(channels: int) -> None:
     shown = np.asarray(prediction.overlay(opacity=0, legend=False))
     assert shown.min() < 30
     assert shown.max() > 225
+
+
+def test_channels_named_red_green_and_blue_are_shown() -> None:
+    image = np.zeros((20, 30, 5), np.int16)
+    image[:, :10, 4], image[:, 10:20, 3], image[:, 20:, 0] = 3000, 3000, 3000
+    preprocessing = Preprocessing.for_channels(5)
+    assert preprocessing.rgb_channels is None
+    named = replace(preprocessing, channel_names=("Blue", "nir", "swir", "Green", "Red"))
+    assert named.rgb_channels == (4, 3, 0)
+    label_map = np.zeros((20, 30), np.uint8)
+    prediction = Prediction(label_map, PEOPLE, image, rgb_channels=named.rgb_channels)
+    shown = np.asarray(prediction.overlay(opacity=0, legend=False))
+    assert shown[5, [5, 15, 25]].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
 
 
 def test_save(prediction: Prediction, tmp_path: Path) -> None:
