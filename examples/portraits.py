@@ -20,7 +20,7 @@ def main(folder: str) -> None:
     hopper = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     # The model was trained on people seen from head to foot. In portraits people are larger, so the
     # images are also segmented at smaller sizes.
-    predictor = segformer.Predictor(scales=(0.5, 0.75, 1.0))
+    predictor = segformer.Predictor(short_side=320, scales=(0.5, 0.75, 1.0))
     for prediction in predictor.stream([astronaut, Path(hopper)]):
         for path in prediction.save(folder):
             print(path)
