@@ -62,7 +62,7 @@ def test_it_learns_and_leaves_the_run_folder(tmp_path: Path, tiny_variant: str) 
     assert outcome.score > 0.5  # a guess of all background has 0.27
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.csv", "last", "best", "resume.ckpt", "curves.png",
-        "confusion.png", "val_examples.jpg", "report.json",
+        "confusion.png", "val_examples.jpg", "report.json", "train.txt", "val.txt",
     }  # fmt: skip
     rows = rows_of(run)
     losses = [float(row["loss"]) for row in rows if row["loss"]]
