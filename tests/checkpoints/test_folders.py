@@ -249,7 +249,8 @@ def test_missing_data_and_channel_names_are_kept(tmp_path: Path, tiny_model: Seg
     tiny_model.preprocessing = Preprocessing(nodata=-9999.0, channel_names=names)
     tiny_model.save_pretrained(tmp_path)
     assert SegFormer.from_pretrained(tmp_path).preprocessing == tiny_model.preprocessing
-    theirs = transformers.SegformerImageProcessor.from_pretrained(tmp_path)
+    processors = pytest.importorskip("transformers.models.segformer.image_processing_pil_segformer")
+    theirs = processors.SegformerImageProcessorPil.from_pretrained(tmp_path)
     assert tuple(theirs.image_mean) == tiny_model.preprocessing.mean
     file = tmp_path / "preprocessor_config.json"
     entries = json.loads(file.read_text())
