@@ -143,7 +143,9 @@ def many(paths: list[Path]) -> harness.Row:
                 Image.fromarray(ids).save(Path(out) / f"{path.stem}.png")
 
         def own_files() -> None:
-            result = predict_files(predictor, find_images([paths[0].parent]), out, overlay=False)
+            result = predict_files(
+                predictor, find_images([paths[0].parent]), out, overlay=False, overwrite=True
+            )
             assert len(result.images) == len(paths)
 
         for name, run, count in ((PEER, peer_files, len(few)), (OURS, own_files, len(paths))):
