@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -85,7 +86,7 @@ class DrawSampler(Sampler[list[Draw]]):
                 yield batch
 
 
-class _Crops(TorchDataset[tuple[Tensor, Tensor]]):
+class _Crops(TorchDataset[tuple[Tensor, Tensor]], ABC):
     """Crops by draw; samples that cannot be read are skipped.
 
     One broken file among many does not end a training: it is logged once, and the next sample
@@ -124,13 +125,13 @@ class _Crops(TorchDataset[tuple[Tensor, Tensor]]):
                 return torch.from_numpy(crop).permute(2, 0, 1), target
         raise DatasetError(f"{self.name(0)}: neither this nor any other sample can be read")
 
+    @abstractmethod
     def crop(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], Tensor]:
         """Augmented crop (crop, crop, C) of a sample, and its target."""
-        raise NotImplementedError
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """What to call a sample in a message."""
-        raise NotImplementedError
 
 
 class TrainingCrops(_Crops):

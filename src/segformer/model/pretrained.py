@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ _HEADS = {"segmenter": "decoder", "classifier": "head"}
 """What comes after the encoder, by kind of model."""
 
 
-class PretrainedModel(nn.Module):
+class PretrainedModel(nn.Module, ABC):
     """A model that is loaded from checkpoints and saved as one.
 
     Args:
@@ -56,9 +57,9 @@ class PretrainedModel(nn.Module):
         )
         self.preprocessing = preprocessing or Preprocessing.for_channels(config.in_channels)
 
+    @abstractmethod
     def reset_head(self) -> None:
         """Re-initialize what comes after the encoder."""
-        raise NotImplementedError
 
     @classmethod
     def from_pretrained(

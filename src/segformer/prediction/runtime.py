@@ -167,7 +167,7 @@ def _available(device: str | torch.device) -> torch.device:
         raise ValueError(f"device {str(device)!r}: PyTorch finds no CUDA GPU here")
     try:
         return torch.empty(1, device=found).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from None
 

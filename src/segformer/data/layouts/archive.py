@@ -71,7 +71,6 @@ def unpacked(path: Path) -> Path:
         zipfile.LargeZipFile,
         zlib.error,
         EOFError,
-        NotImplementedError,
         OSError,
         RuntimeError,
         UnicodeError,
