@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,25 @@ def check_replaceable(paths: Iterable[Path], *, overwrite: bool) -> None:
             f"{', '.join(existing[:3])}{more} already {verb}; choose another destination, or pass "
             "--overwrite to replace what is there"
         )
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder, which need not exist yet, into which no file can be written.
+
+    Args:
+        folder: Where a command is about to write.
+
+    Raises:
+        ValueError: No file can be written; the message names the folder that refuses, and why.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot write into {existing}: {error.strerror}; choose another --out"
+        ) from None
 
 
 @contextmanager

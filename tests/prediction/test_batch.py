@@ -252,7 +252,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_computing(
 
     monkeypatch.setattr(Predictor, "stream", never)
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ValueError, match="file"):
         predict_files(predictor, find_images([album]), tmp_path / "file")
-    with pytest.raises(OSError, match="version"):
+    with pytest.raises(ValueError, match="version"):
         predict_files(predictor, find_images([album]), "/proc/version/out")

@@ -176,7 +176,7 @@ def test_what_a_run_may_replace(tmp_path: Path, tiny_variant: str) -> None:
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot be written to"):
+    with pytest.raises(ValueError, match="cannot write into"):
         RunFolder(tmp_path / "file" / "run").check(overwrite=False)
 
 

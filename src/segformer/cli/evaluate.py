@@ -5,7 +5,6 @@ not the strings of PEP 563.
 """
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,10 +66,10 @@ def run(words: list[str]) -> int:
 
     from segformer.checkpoints.opening import open_checkpoint
     from segformer.evaluation.evaluate import REPORT_FILES
-    from segformer.files import check_replaceable
+    from segformer.files import check_replaceable, check_writable
 
     check_replaceable([options.out / name for name in REPORT_FILES], overwrite=options.overwrite)
-    _check_writable(options.out)
+    check_writable(options.out)
     checkpoint = open_checkpoint(options.model)
     evaluate = _evaluate_classes if checkpoint.kind == "classifier" else _evaluate_masks
     table, written, failed = evaluate(options, checkpoint)
@@ -140,15 +139,3 @@ def _protocol(options: Any) -> dict[str, object]:
         "match_classes": options.match_classes,
         "protocol": asdict(options.config),
     }
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise an error if no file can be written into a folder, which need not exist yet."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"--out {folder}: cannot write into {existing}: {error.strerror}"
-        ) from None

@@ -18,6 +18,7 @@ from segformer.data.plain import (
     PlainWriter,
     check_destination,
     make_folders,
+    read_pair,
     unique_names,
     write_record,
     written_splits,
@@ -115,18 +116,16 @@ def _write_masks(
     link: bool,
     on_sample: Callable[[], None] | None,
 ) -> None:
-    names = unique_names(dataset)
+    names, has_masks = unique_names(dataset), dataset.has_masks
     images = writer.folder / "images" / split
     make_folders(images, names)
 
     def work(pair: tuple[Sample, PurePosixPath]) -> str | None:
         sample, name = pair
         try:
-            if dataset.has_masks:
-                _, class_ids = dataset.read(sample)
+            _, class_ids = read_pair(dataset, sample, has_masks=has_masks)
+            if class_ids is not None:
                 writer.write_mask(split, name, class_ids)
-            else:
-                read_image(sample.image, dataset.channels, as_8_bit=False)
         except ValueError as error:
             return str(error)
         _place(sample.image, images / name, link, dataset.channels)
@@ -150,12 +149,12 @@ def _write_coco(
     link: bool,
     on_sample: Callable[[], None] | None,
 ) -> None:
-    names = unique_names(dataset)
+    names, has_masks = unique_names(dataset), dataset.has_masks
     images = folder / "images" / split
     make_folders(images, names)
     with ExitStack() as stack:
         writer = stack.enter_context(
-            CocoWriter(folder, split, dataset.classes, has_masks=dataset.has_masks)
+            CocoWriter(folder, split, dataset.classes, has_masks=has_masks)
         )
 
         def work(
@@ -163,16 +162,12 @@ def _write_coco(
         ) -> tuple[PurePosixPath, tuple[int, ...], list[dict[str, Any]]] | str:
             sample, name = pair
             try:
-                if dataset.has_masks:
-                    _, class_ids = dataset.read(sample)
-                    shape, found = class_ids.shape, writer.annotate(class_ids)
-                else:
-                    image = read_image(sample.image, dataset.channels, as_8_bit=False)
-                    shape, found = image.shape[:2], []
+                image, class_ids = read_pair(dataset, sample, has_masks=has_masks)
+                found = [] if class_ids is None else writer.annotate(class_ids)
             except ValueError as error:
                 return str(error)
             _place(sample.image, images / name, link, dataset.channels)
-            return name, shape, found
+            return name, image.shape[:2], found
 
         done.images[split] = 0
         for result in map_ordered(work, zip(dataset, names, strict=True)):

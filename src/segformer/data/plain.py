@@ -19,7 +19,9 @@ from PIL import Image
 from segformer.classes import ClassSet
 from segformer.data.dataset import SPLITS, Dataset, DatasetError
 from segformer.data.layouts.base import WHOLE
+from segformer.data.pairing import Sample
 from segformer.files import OutputExists, write_json
+from segformer.image import ImageArray, read_image
 
 RECORD = "conversion.json"
 """File by which a folder is known that `segformer data` wrote."""
@@ -83,6 +85,24 @@ def written_splits(parts: Sequence[Dataset]) -> dict[str, Dataset]:
                 f"{first.root}: the splits {first.split} and {other.split} have different classes"
             )
     return named
+
+
+def read_pair(
+    dataset: Dataset, sample: Sample, *, has_masks: bool
+) -> tuple[ImageArray, NDArray[np.integer] | None]:
+    """Image (H, W, C) with its stored values, and class ids (H, W).
+
+    Args:
+        dataset: The split.
+        sample: One of its samples.
+        has_masks: Whether the split has masks; without them the class ids are None.
+
+    Raises:
+        ValueError: A file cannot be read, or the sample has no mask where others have one.
+    """
+    if has_masks:
+        return dataset.read(sample)
+    return read_image(sample.image, dataset.channels, as_8_bit=False), None
 
 
 def unique_names(dataset: Dataset) -> list[PurePosixPath]:

@@ -20,12 +20,13 @@ from segformer.data.plain import (
     PlainWriter,
     check_destination,
     make_folders,
+    read_pair,
     unique_names,
     write_record,
     written_splits,
 )
 from segformer.files import whole_folder
-from segformer.image import LOSSY_SUFFIXES, ImageArray, read_image
+from segformer.image import LOSSY_SUFFIXES, ImageArray
 
 
 @dataclass
@@ -127,18 +128,14 @@ def _tile_split(
     overlap: int,
     on_sample: Callable[[], None] | None,
 ) -> None:
-    names = unique_names(dataset)
+    names, has_masks = unique_names(dataset), dataset.has_masks
     images = writer.folder / "images" / split
     make_folders(images, names)
 
     def work(pair: tuple[Sample, PurePosixPath]) -> tuple[int, int] | str:
         sample, name = pair
         try:
-            if dataset.has_masks:
-                image, class_ids = dataset.read(sample)
-            else:
-                image = read_image(sample.image, dataset.channels, as_8_bit=False)
-                class_ids = None
+            image, class_ids = read_pair(dataset, sample, has_masks=has_masks)
         except ValueError as error:
             return str(error)
         written = unlabeled = 0

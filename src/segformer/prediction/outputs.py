@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segformer.files import OutputExists, check_replaceable
+from segformer.files import OutputExists, check_replaceable, check_writable
 from segformer.prediction.prediction import Output, output_paths
 
 SUMMARY = "summary.json"
@@ -113,7 +112,7 @@ def plan_outputs(
         }
         for job, paths in outputs.items()
     }
-    _check_writable(out)
+    check_writable(out)
     return Plan(out, outputs, missing, previous)
 
 
@@ -170,13 +169,3 @@ def _check_inputs(paths: Iterable[Path], images: Iterable[Path]) -> None:
     for path in paths:
         if path.resolve() in read:
             raise OutputExists(f"{path} is one of the images to predict; choose another --out")
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise an OSError if no file can be written into a folder, which need not exist yet."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise type(error)(f"cannot write into {existing}: {error.strerror}") from None

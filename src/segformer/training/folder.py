@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import yaml
 
 from segformer.data.division import write_lists
 from segformer.evaluation.plots import curves_plot
-from segformer.files import OutputExists, whole_file, write_text
+from segformer.files import OutputExists, check_writable, whole_file, write_text
 from segformer.training.config import Recipe, TrainConfig
 from segformer.training.samples import Files
 
@@ -79,7 +78,7 @@ class RunFolder:
             OutputExists: Files of another run, or of something else, would be replaced.
             ValueError: The folder cannot be written to.
         """
-        self._check_writable()
+        check_writable(self.path)
         existing = self._own_files()
         if not existing:
             return
@@ -147,18 +146,6 @@ class RunFolder:
         except (OSError, ValueError, yaml.YAMLError, RecursionError):
             return False
         return isinstance(entries, dict) and {"dataset", "max_steps", "ema_decay"} <= entries.keys()
-
-    def _check_writable(self) -> None:
-        folder = self.path
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ValueError(
-                f"{self.path}: cannot be written to: {error.strerror}; choose another --out"
-            ) from None
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the resume checkpoint."""
