@@ -119,8 +119,8 @@ def predict_files(
 
     Raises:
         OutputExists: A file would be replaced; nothing is written.
-        ValueError: The results cannot be written as asked; nothing is written.
-        OSError: The folder cannot be written to.
+        ValueError: The results cannot be written as asked, or not into the folder; nothing is
+            written.
     """
     plan = plan_outputs(
         jobs,

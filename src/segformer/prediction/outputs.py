@@ -79,9 +79,8 @@ def plan_outputs(
 
     Raises:
         OutputExists: A file would be replaced.
-        ValueError: Two images would be written to the same file, or the options contradict each
-            other.
-        OSError: The folder cannot be written to.
+        ValueError: Two images would be written to the same file, the options contradict each
+            other, or the folder cannot be written into.
     """
     if overwrite and skip_existing:
         raise ValueError("give overwrite or skip_existing, not both")

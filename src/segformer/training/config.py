@@ -13,21 +13,23 @@ from typing import Any, ClassVar
 
 import yaml
 
-from segformer.training.options import (
-    CheckpointOptions,
+from segformer.training.options.checked import Options
+from segformer.training.options.data import (
     ClassificationDataOptions,
-    ClassificationLossOptions,
-    ClassificationOptimizationOptions,
     DataOptions,
-    HardwareOptions,
-    ModelOptions,
-    OptimizationOptions,
-    Options,
     SegmentationDataOptions,
-    SegmentationHardwareOptions,
-    SegmentationLossOptions,
-    SegmentationModelOptions,
     SplitOptions,
+)
+from segformer.training.options.loss import ClassificationLossOptions, SegmentationLossOptions
+from segformer.training.options.model import ModelOptions, SegmentationModelOptions
+from segformer.training.options.optimization import (
+    ClassificationOptimizationOptions,
+    OptimizationOptions,
+)
+from segformer.training.options.run import (
+    CheckpointOptions,
+    HardwareOptions,
+    SegmentationHardwareOptions,
 )
 
 RECIPES = Path(__file__).parent.parent / "recipes"

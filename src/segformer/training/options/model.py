@@ -1,0 +1,53 @@
+"""What is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from segformer.options import depends
+from segformer.training.options.checked import BELOW_ONE, NOT_NEGATIVE, Options
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """What is trained.
+
+    Attributes:
+        variant: Size of the model: b0, b1, b2, b3, b4 or b5.
+        pretrained: Model to start from: a folder, a file or a Hub id, in any checkpoint format.
+            If its classes differ from the data set's, the classifier is re-initialized; if it has
+            no decoder, the decoder is.
+        pretrained_encoder_only: Load only the encoder of that model.
+        freeze_stages: Number of encoder stages, from the first, that are not trained.
+        gradient_checkpointing: Recompute activations in the backward pass. Takes less memory and
+            about a third more time.
+        drop_path: Stochastic depth of the last encoder block.
+    """
+
+    variant: Annotated[str | None, depends("NAME", "that of the pretrained model, else b0")] = None
+    pretrained: Annotated[str | None, depends("MODEL", "random weights")] = None
+    pretrained_encoder_only: bool = False
+    freeze_stages: Annotated[int, NOT_NEGATIVE] = 0
+    gradient_checkpointing: bool = False
+    drop_path: Annotated[float, BELOW_ONE] = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.freeze_stages > 4:
+            raise ValueError(f"freeze_stages must be from 0 to 4, not {self.freeze_stages}")
+        if self.pretrained is None and self.pretrained_encoder_only:
+            raise ValueError("pretrained_encoder_only needs pretrained, the model to start from")
+
+
+@dataclass(frozen=True)
+class SegmentationModelOptions(ModelOptions):
+    """What is trained.
+
+    Attributes:
+        binary: Train one output with a sigmoid. The data set must have two classes.
+        dropout: Dropout before the classifier.
+    """
+
+    binary: bool = False
+    dropout: Annotated[float, BELOW_ONE] = 0.1

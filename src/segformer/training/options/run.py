@@ -1,0 +1,67 @@
+"""What is written during a training, and what it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from segformer.options import depends
+from segformer.training.options.checked import NOT_NEGATIVE, POSITIVE, Options
+
+
+@dataclass(frozen=True)
+class CheckpointOptions(Options):
+    """What is measured and written during the training.
+
+    Attributes:
+        val_every: Epochs between validations.
+        patience: Stop after this many validations without a better score; 0 never stops.
+        checkpoint_every: Optimizer steps between resume checkpoints.
+        log_every: Optimizer steps between rows of metrics.csv.
+        tensorboard: Also write TensorBoard logs.
+    """
+
+    val_every: Annotated[int, POSITIVE] = 1
+    patience: Annotated[int, NOT_NEGATIVE] = 0
+    checkpoint_every: Annotated[int, POSITIVE] = 500
+    log_every: Annotated[int, POSITIVE] = 20
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class HardwareOptions(Options):
+    """What the training runs on.
+
+    Attributes:
+        device: cpu, cuda, cuda:1, mps, ...
+        devices: Number of GPUs, or of processes with device cpu.
+        precision: Number format of most of the arithmetic.
+        num_workers: Processes per device that load images; 0 loads them in the training process.
+    """
+
+    device: Annotated[str, depends("DEVICE", "the GPUs if there are any, else the CPU")] = "auto"
+    devices: Annotated[int, POSITIVE] = 1
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        arg(
+            help_behavior_hint=(
+                "(default: auto, bfloat16 where the device computes fast in it, else float32)"
+            )
+        ),
+    ] = "auto"
+    num_workers: Annotated[
+        int | None, depends("INT", "one per CPU that the process may use, at most 8")
+    ] = None
+
+
+@dataclass(frozen=True)
+class SegmentationHardwareOptions(HardwareOptions):
+    """What the training runs on.
+
+    Attributes:
+        cache: Keep decoded images in memory; each worker has its own copy.
+    """
+
+    cache: bool = False
