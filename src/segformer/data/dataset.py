@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from segformer.data.masks import WHITE, read_values, to_class_ids, values_of
 from segformer.data.pairing import MaskNames, Sample, find_samples
 from segformer.image import (
     LOSSY_SUFFIXES,
+    SIDEWAYS,
     ImageArray,
     exif_orientation,
+    jpeg_size,
     read_image,
     turn_upright,
 )
@@ -29,9 +31,6 @@ __all__ = ["SPLITS", "Dataset", "DatasetError", "Sample", "open_dataset", "split
 
 _LEVELS = 3
 """Folders, one in another, in which a data set is looked for."""
-
-_SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that swap height and width."""
 
 
 @dataclass(frozen=True)
@@ -88,23 +87,58 @@ class Dataset:
             ValueError: A file cannot be read, there is no mask, sizes differ, or the mask has
                 values outside the classes.
         """
+        image, class_ids, _ = self.read_reduced(sample, lambda *_: 1)
+        return image, class_ids
+
+    def read_image(self, sample: Sample, reduction: int = 1) -> ImageArray:
+        """Image (H, W, channels) of a sample; JPEG files at 1/2, 1/4 or 1/8 of their size.
+
+        Raises:
+            UnreadableImage: The file cannot be read.
+        """
+        return read_image(sample.image, self.channels, as_8_bit=self.as_8_bit, reduction=reduction)
+
+    def read_reduced(
+        self, sample: Sample, choose: Callable[[int, int], int]
+    ) -> tuple[ImageArray, NDArray[np.integer], int]:
+        """Image and class ids of a sample, the image at a fraction of its size if it is a JPEG.
+
+        Args:
+            sample: Image and mask.
+            choose: Height and width of the image -> reduction: 1, 2, 4 or 8.
+
+        Returns:
+            Image (h, w, channels), class ids (H, W), and the reduction: h is H / reduction,
+            rounded up, and so is w. Images in other formats than JPEG have the reduction 1.
+
+        Raises:
+            ValueError: As in `read`.
+        """
         if sample.mask is None:
             raise DatasetError(f"{sample.image}: there is no mask for this image")
-        image = read_image(sample.image, self.channels, as_8_bit=self.as_8_bit)
-        height, width = image.shape[:2]
+        size = jpeg_size(sample.image)
+        reduction = 1 if size is None else choose(*size)
+        image = self.read_image(sample, reduction)
+        if size is None or reduction == 1:
+            size = image.shape[:2]
+        return image, self._class_ids(sample, *size), reduction
+
+    def _class_ids(self, sample: Sample, height: int, width: int) -> NDArray[np.integer]:
+        """Class ids (H, W) of a sample whose image has this size."""
+        assert sample.mask is not None
         if not isinstance(sample.mask, Path):
             class_ids = sample.mask.rasterize(height, width)
             if class_ids.shape != (height, width):
-                raise DatasetError(_describe_sizes(sample, image.shape[:2], class_ids.shape))
-            return image, class_ids
+                raise DatasetError(_describe_sizes(sample, (height, width), class_ids.shape))
+            return class_ids
         values = read_values(sample.mask)
         if height != width and values.shape[:2] == (width, height):
             orientation = exif_orientation(sample.image)
-            if orientation in _SIDEWAYS and exif_orientation(sample.mask) == 1:
+            if orientation in SIDEWAYS and exif_orientation(sample.mask) == 1:
                 values = turn_upright(values, orientation)
         if values.shape[:2] != (height, width):
-            raise DatasetError(_describe_sizes(sample, image.shape[:2], values.shape[:2]))
-        return image, to_class_ids(values, sample.mask, self.classes, self.colors)
+            raise DatasetError(_describe_sizes(sample, (height, width), values.shape[:2]))
+        return to_class_ids(values, sample.mask, self.classes, self.colors)
 
     def with_channels(self, channels: int) -> Dataset:
         """The same data set, its images read with another number of channels."""
@@ -129,7 +163,7 @@ def orientation_is_unclear(sample: Sample, is_square: bool) -> bool:
     orientation = exif_orientation(sample.image)
     if orientation == 1 or exif_orientation(sample.mask) != 1:
         return False
-    return is_square or orientation not in _SIDEWAYS
+    return is_square or orientation not in SIDEWAYS
 
 
 def _describe_sizes(sample: Sample, image: tuple[int, ...], mask: tuple[int, ...]) -> str:

@@ -363,10 +363,11 @@ class SegmentationHardwareOptions(HardwareOptions):
     """What the training runs on.
 
     Attributes:
-        cache: Keep decoded images in memory; each worker has its own copy.
+        cache: Keep decoded images in memory, which all workers of a device share. auto: if all fit
+            into half of the available memory; true: as many as fit; false: none.
     """
 
-    cache: bool = False
+    cache: Literal["auto", "true", "false"] = "auto"
 
 
 def _check_range(name: str, value: float) -> None:
@@ -385,6 +386,8 @@ def _check_range(name: str, value: float) -> None:
 def _typed(name: str, value: Any, expected: Any) -> Any:
     """The value as the type of its field; a value of another type is an error that names it."""
     if get_origin(expected) is Literal:
+        if isinstance(value, bool):  # YAML reads true and false as this
+            value = str(value).lower()
         if value not in get_args(expected):
             choices = ", ".join(get_args(expected))
             raise ValueError(f"{name} must be one of {choices}, not {value!r}")

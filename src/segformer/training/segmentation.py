@@ -113,7 +113,7 @@ class Segmentation(Task):
         model.preprocessing = preprocessing(self.config, self.training)
         return model
 
-    def crops(self, model: Model) -> TrainingCrops:
+    def crops(self, model: Model, processes: int) -> TrainingCrops:
         """Crops of images and masks."""
         return TrainingCrops(
             self.training,
@@ -121,6 +121,7 @@ class Segmentation(Task):
             model.preprocessing,
             self.config.seed,
             self.config.cache,
+            processes,
         )
 
     def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
