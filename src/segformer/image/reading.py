@@ -260,7 +260,8 @@ def _pillow_values(
                 width, height = (max(1, side // reduction) for side in file.size)
                 file.draft(None, (width, height))
             file.load()
-            return _converted(ImageOps.exif_transpose(file), channels)
+            ImageOps.exif_transpose(file, in_place=True)
+            return _converted(file, channels)
     except UnidentifiedImageError:
         raise UnreadableImage(f"{name}: not an image in a known format") from None
     except Image.DecompressionBombError as error:
@@ -276,7 +277,8 @@ def _pillow_values(
 def _converted(image: Image.Image, channels: int | None) -> ImageArray:
     if image.mode.startswith(("I", "F")) or channels not in (1, 3):
         return np.asarray(image)
-    return np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    mode = "RGB" if channels == 3 else "L"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def _fit_channels(values: ImageArray, channels: int, name: str) -> ImageArray:
