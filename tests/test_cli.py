@@ -145,7 +145,7 @@ def test_train_evaluate_predict_from_recipe_to_image(
 
 
 def test_resume_takes_only_a_longer_schedule(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--resume", "run", "--lr", "3"], ["--resume=run", "--cache"]):
+    for words in (["--resume", "run", "--lr", "3"], ["--resume=run", "--cache", "true"]):
         assert main(["train", *words]) == 1
         assert "the only other options it takes are --epochs" in capsys.readouterr().err
 

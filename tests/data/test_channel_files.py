@@ -13,7 +13,8 @@ from PIL import Image
 from conftest import TINY, randomize
 from segformer import Predictor, SegFormer, evaluate
 from segformer.data.check import check_split
-from segformer.data.dataset import DatasetError, open_dataset, splits
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset, splits
 from segformer.image import UnreadableImage, image_name, read_image
 from segformer.training.config import SegmentationTrainConfig
 from segformer.training.run import train

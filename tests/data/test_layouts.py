@@ -19,7 +19,8 @@ from layout_samples import (
     write_mask,
 )
 from segformer.data.check import check_split
-from segformer.data.dataset import DatasetError, open_dataset, splits
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset, splits
 
 BOX = [4, 4, 20, 4, 20, 16, 4, 16]
 

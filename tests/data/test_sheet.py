@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from segformer.data.check import check_split
-from segformer.data.dataset import DatasetError, open_dataset
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset
 from segformer.data.sheet import (
     augmented_cells,
     choose_samples,

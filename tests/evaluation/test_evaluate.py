@@ -10,7 +10,8 @@ from PIL import Image
 import segformer
 from conftest import draw_dataset, randomize
 from segformer import ClassSet, Prediction, Predictor, SegFormer, SegFormerConfig
-from segformer.data.dataset import DatasetError, open_dataset
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset
 from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
 from segformer.evaluation.matching import ClassesDiffer
 from segformer.evaluation.metrics import ConfusionMatrix

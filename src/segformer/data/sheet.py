@@ -19,7 +19,7 @@ from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.division import classes_in
 from segformer.data.pairing import Sample
 from segformer.data.parallel import map_ordered
-from segformer.data.transforms import Augmentation
+from segformer.data.transforms import Augmentation, ReducedSample
 from segformer.files import whole_file
 from segformer.image import ImageArray, Preprocessing, WrongChannels, read_image
 from segformer.image.drawing import Font, displayable, fit_text, legend, overlay, shrink, stack
@@ -141,8 +141,8 @@ def augmented_cells(
             channels = image.shape[2]
             as_stored = Preprocessing(mean=(0.0,) * channels, std=(1.0,) * channels, rescale=1.0)
 
-            def another() -> tuple[ImageArray, NDArray[np.integer]]:
-                return dataset.read(dataset.samples[int(rng.integers(len(dataset)))])
+            def another() -> ReducedSample:
+                return *dataset.read(dataset.samples[int(rng.integers(len(dataset)))]), 1
 
             crop, class_ids = augmentation(image, mask, rng, as_stored, another)
         except (ValueError, OSError, MemoryError) as error:

@@ -10,6 +10,7 @@ Legend: H W pixels, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -21,6 +22,9 @@ from segformer.data.recolor import ClassColorJitter, blur, to_grayscale
 from segformer.image import ImageArray, Preprocessing
 
 Mask: TypeAlias = NDArray[np.integer]
+
+ReducedSample: TypeAlias = tuple[ImageArray, Mask, int]
+"""Image (h, w, C), class ids (H, W), and the reduction: h is H / reduction, rounded up."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +80,25 @@ class Augmentation:
         mask: Mask,
         rng: np.random.Generator,
         preprocessing: Preprocessing,
-        another: Callable[[], tuple[ImageArray, Mask]] | None = None,
+        another: Callable[[], ReducedSample] | None = None,
+        reduction: int = 1,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """One training crop.
 
         Args:
-            image: (H, W, C).
+            image: (H, W, C), or less with ``reduction``.
             mask: (H, W) class ids.
             rng: The only source of randomness.
             preprocessing: Supplies mean, standard deviation and rescaling.
-            another: Returns another image and mask of the data set, for backgrounds.
+            another: Returns another sample of the data set, for backgrounds.
+            reduction: How many times smaller than the mask the image was decoded, as
+                `choose_reduction` says.
 
         Returns:
             Normalized image (crop, crop, C), padded with 0, and class ids (crop, crop), padded
             with ``ignore_index``.
         """
-        image, mask = self.scale_and_crop(image, mask, rng)
+        image, mask = self.scale_and_crop(image, mask, rng, reduction)
         if self.background_replace_prob and rng.random() < self.background_replace_prob:
             background, behind = self.draw_background(image, another, rng)
             image, mask = set_before(image, mask, background, behind, self.background_class)
@@ -114,21 +121,57 @@ class Augmentation:
         crop[:height, :width], class_ids[:height, :width] = normalized, mask
         return crop, class_ids
 
+    def next_reduction(self, rng: np.random.Generator) -> Callable[[int, int], int]:
+        """How much smaller an image may be decoded for the crop that ``rng`` will draw next.
+
+        The ratio is the first number that `scale_and_crop` draws. It is looked at in advance here:
+        ``rng`` is not changed.
+
+        Returns:
+            Height and width of an image -> 1, 2, 4 or 8, as `choose_reduction`.
+        """
+        ratio = self._draw_ratio(deepcopy(rng))
+        return lambda height, width: self.choose_reduction(height, width, ratio)
+
+    def choose_reduction(self, height: int, width: int, ratio: float) -> int:
+        """The largest of 1, 2, 4 and 8 by which an image can be reduced and not be enlarged later.
+
+        Args:
+            height: Of the image, pixels.
+            width: Of the image, pixels.
+            ratio: The random ratio by which the image is scaled.
+        """
+        scale = self._fit(height, width) * ratio
+        return next((factor for factor in (8, 4, 2) if factor * scale <= 1), 1)
+
+    def possible_reductions(self, height: int, width: int) -> list[int]:
+        """All that `choose_reduction` returns for an image of this size, in ascending order."""
+        least, most = (
+            self.choose_reduction(height, width, ratio)
+            for ratio in (self.scale_max, self.scale_min)
+        )
+        return [factor for factor in (1, 2, 4, 8) if least <= factor <= most]
+
+    def _fit(self, height: int, width: int) -> float:
+        """The scale before the random ratio."""
+        return min(self.long_side / max(height, width), self.short_side / min(height, width))
+
+    def _draw_ratio(self, rng: np.random.Generator) -> float:
+        if self.log_scale:
+            return float(np.exp(rng.uniform(np.log(self.scale_min), np.log(self.scale_max))))
+        return float(rng.uniform(self.scale_min, self.scale_max))
+
     def scale_and_crop(
-        self, image: ImageArray, mask: Mask, rng: np.random.Generator
+        self, image: ImageArray, mask: Mask, rng: np.random.Generator, reduction: int = 1
     ) -> tuple[ImageArray, Mask]:
         """Resize by a random ratio and cut a crop, at most ``crop_size`` each way.
 
         The crop is cut from the stored image and then resized, which is faster than resizing
-        the whole image.
+        the whole image. With a ``reduction`` it begins and ends between pixels of the reduced
+        image, so that image and mask show exactly the same.
         """
         height, width = mask.shape
-        fit = min(self.long_side / max(height, width), self.short_side / min(height, width))
-        if self.log_scale:
-            ratio = np.exp(rng.uniform(np.log(self.scale_min), np.log(self.scale_max)))
-        else:
-            ratio = rng.uniform(self.scale_min, self.scale_max)
-        scale = fit * ratio
+        scale = self._fit(height, width) * self._draw_ratio(rng)
         crop_h = min(height, max(1, round(self.crop_size / scale)))
         crop_w = min(width, max(1, round(self.crop_size / scale)))
         top, left = self._place(mask, crop_h, crop_w, rng)
@@ -136,8 +179,15 @@ class Augmentation:
             min(self.crop_size, max(1, round(crop_h * scale))),
             min(self.crop_size, max(1, round(crop_w * scale))),
         )
-        window = np.s_[top : top + crop_h, left : left + crop_w]
-        return resize_quickly(image[window], size), _resize_mask(mask[window], size)
+        rows, columns = (
+            slice(start // reduction, start // reduction + max(1, length // reduction))
+            for start, length in ((top, crop_h), (left, crop_w))
+        )
+        stored = np.s_[
+            rows.start * reduction : rows.stop * reduction,
+            columns.start * reduction : columns.stop * reduction,
+        ]
+        return resize_quickly(image[rows, columns], size), _resize_mask(mask[stored], size)
 
     def _place(
         self, mask: Mask, crop_h: int, crop_w: int, rng: np.random.Generator
@@ -168,7 +218,7 @@ class Augmentation:
     def draw_background(
         self,
         image: ImageArray,
-        another: Callable[[], tuple[ImageArray, Mask]] | None,
+        another: Callable[[], ReducedSample] | None,
         rng: np.random.Generator,
     ) -> tuple[ImageArray, Mask]:
         """A random background of the shape of the image, and its class ids."""
@@ -177,7 +227,8 @@ class Augmentation:
         ids = np.full((height, width), self.background_class, np.int32)
         kind = rng.integers(4 if another is not None else 3)
         if kind == 3 and another is not None:
-            theirs, their_ids = self.scale_and_crop(*another(), rng)
+            theirs, their_ids, reduction = another()
+            theirs, their_ids = self.scale_and_crop(theirs, their_ids, rng, reduction)
             return resize_quickly(theirs, (height, width)), _resize_mask(their_ids, (height, width))
         colors = rng.uniform(0, top, (2, channels))
         if kind == 0:

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from segformer.data.dataset import Dataset, open_dataset
+from segformer.data.dataset import Dataset
+from segformer.data.opening import open_dataset
 from segformer.evaluation.evaluate import evaluate as count_pixels
 from segformer.evaluation.matching import MatchClasses
 from segformer.evaluation.metrics import Scores

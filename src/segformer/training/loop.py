@@ -379,6 +379,6 @@ def _next_batch(batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
         if re.match(r"DataLoader worker \(pid.*\) (is killed|exited)", str(error)):
             raise MemoryError(
                 "a process that loads images was killed, probably for lack of memory; use fewer "
-                "--num-workers, or leave out --cache"
+                "--num-workers, or --cache false"
             ) from None
         raise

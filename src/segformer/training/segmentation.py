@@ -43,7 +43,7 @@ class Segmentation(Task):
     """Training on images and masks.
 
     Args:
-        dataset: As `segformer.data.dataset.open_dataset` takes it.
+        dataset: As `segformer.data.opening.open_dataset` takes it.
         config: The configuration.
         state: State of the run that is resumed; without it the data set is checked first.
 
@@ -116,7 +116,7 @@ class Segmentation(Task):
         model.preprocessing = preprocessing(self.config, self.training)
         return model
 
-    def crops(self, model: Model) -> TrainingCrops:
+    def crops(self, model: Model, processes: int) -> TrainingCrops:
         """Crops of images and masks."""
         return TrainingCrops(
             self.training,
@@ -124,6 +124,7 @@ class Segmentation(Task):
             model.preprocessing,
             self.config.seed,
             self.config.cache,
+            processes,
         )
 
     def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,8 @@ class SegmentationHardwareOptions(HardwareOptions):
     """What the training runs on.
 
     Attributes:
-        cache: Keep decoded images in memory; each worker has its own copy.
+        cache: Keep decoded images in memory, which all workers of a device share. auto: if all fit
+            into half of the available memory; true: as many as fit; false: none.
     """
 
-    cache: bool = False
+    cache: Literal["auto", "true", "false"] = "auto"
