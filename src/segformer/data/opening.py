@@ -12,6 +12,7 @@ from segformer.data.errors import DatasetError
 from segformer.data.layouts.archive import unpacked
 from segformer.data.layouts.base import WHOLE, subfolders
 from segformer.data.layouts.recognition import LAYOUTS, Recognized, recognize
+from segformer.data.layouts.yolo import describes_polygons
 from segformer.data.masks import WHITE, values_of
 from segformer.data.pairing import MaskNames, Sample, find_samples
 from segformer.image import LOSSY_SUFFIXES
@@ -68,8 +69,10 @@ def _locate(source: Path, layout: str | None) -> tuple[Path, Recognized | None]:
         raise DatasetError(f"{source}: no such data set")
     if source.suffix.lower() == ".zip" and source.is_file():
         source = unpacked(source)
-    if source.name == "data.yaml":  # YOLO's description names a folder of images and labels
-        source = source.parent
+    if source.name == "data.yaml" or (
+        source.name == "dataset.yaml" and describes_polygons(source.parent)
+    ):
+        source = source.parent  # YOLO's description, beside folders of images and labels
     if source.is_file() and layout is None:
         return source, None
     own = _own_folder(source) if layout is None else None
@@ -96,7 +99,7 @@ def _own_folder(source: Path) -> Path | None:
     folder = source
     for _ in range(_LEVELS):
         if (folder / "dataset.yaml").is_file():
-            return folder
+            return None if describes_polygons(folder) else folder
         images, masks = folder / "images", folder / "masks"
         if images.is_dir() and (masks.is_dir() or (images / "test").is_dir()):
             return folder

@@ -9,6 +9,7 @@ from segformer.image.preprocessing import (
     ImageArray,
     Preprocessing,
     center_crop,
+    find_rgb,
     resize,
 )
 from segformer.image.reading import (
@@ -40,6 +41,7 @@ __all__ = [
     "WrongChannels",
     "center_crop",
     "exif_orientation",
+    "find_rgb",
     "image_name",
     "jpeg_size",
     "missing_pixels",
