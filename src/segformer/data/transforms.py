@@ -277,9 +277,9 @@ def distort(image: ImageArray, rng: np.random.Generator) -> ImageArray:
     if brightness:
         image = cv2.LUT(image, _levels(1.0, brightness))
     if saturation != 1.0 or hue:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[:, :, 0] = (hsv[:, :, 0].astype(np.int16) + hue) % 180
-        hsv[:, :, 1] = cv2.LUT(hsv[:, :, 1], _levels(saturation, 0.0))
+        levels = np.arange(256)
+        tables = np.stack(((levels + hue) % 180, _levels(saturation, 0.0), levels), axis=1)
+        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables.astype(np.uint8)[None])
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if not contrast_first and contrast != 1.0:
         image = cv2.LUT(image, _levels(contrast, 0.0))
