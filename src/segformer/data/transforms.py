@@ -124,11 +124,7 @@ class Augmentation:
         """
         height, width = mask.shape
         fit = min(self.long_side / max(height, width), self.short_side / min(height, width))
-        if self.log_scale:
-            ratio = np.exp(rng.uniform(np.log(self.scale_min), np.log(self.scale_max)))
-        else:
-            ratio = rng.uniform(self.scale_min, self.scale_max)
-        scale = fit * ratio
+        scale = fit * self.draw_scale(rng)
         crop_h = min(height, max(1, round(self.crop_size / scale)))
         crop_w = min(width, max(1, round(self.crop_size / scale)))
         top, left = self._place(mask, crop_h, crop_w, rng)
@@ -138,6 +134,12 @@ class Augmentation:
         )
         window = np.s_[top : top + crop_h, left : left + crop_w]
         return resize_quickly(image[window], size), _resize_mask(mask[window], size)
+
+    def draw_scale(self, rng: np.random.Generator) -> float:
+        """A random ratio by which an image is scaled."""
+        if self.log_scale:
+            return float(np.exp(rng.uniform(np.log(self.scale_min), np.log(self.scale_max))))
+        return float(rng.uniform(self.scale_min, self.scale_max))
 
     def _place(
         self, mask: Mask, crop_h: int, crop_w: int, rng: np.random.Generator
@@ -153,6 +155,13 @@ class Augmentation:
                 top = rows[at] - rng.integers(crop_h)
                 left = columns[at] - rng.integers(crop_w)
                 return int(np.clip(top, 0, free_h)), int(np.clip(left, 0, free_w))
+        return self._place_anywhere(mask, crop_h, crop_w, rng)
+
+    def _place_anywhere(
+        self, mask: Mask, crop_h: int, crop_w: int, rng: np.random.Generator
+    ) -> tuple[int, int]:
+        """Top and left of a crop: anywhere that is not all one class."""
+        free_h, free_w = mask.shape[0] - crop_h, mask.shape[1] - crop_w
         for _ in range(10):
             top, left = int(rng.integers(free_h + 1)), int(rng.integers(free_w + 1))
             if self.cat_max_ratio == 1:
@@ -211,20 +220,19 @@ def set_before(
 def distort(image: ImageArray, rng: np.random.Generator) -> ImageArray:
     """Photometric distortion of 8-bit RGB, each part with probability 0.5.
 
-    Brightness by up to 32 of 255, contrast and saturation by 0.5 to 1.5, hue by up to 18 of
-    OpenCV's 180 steps; contrast randomly before or after the other two (SSD's distortion with
-    the values of mmsegmentation's `PhotoMetricDistortion`).
+    Brightness by up to 32 of 255, then contrast and saturation by 0.5 to 1.5 and hue by -18 to 17
+    of OpenCV's 180 steps; contrast is randomly the second or the last of these (SSD's distortion
+    with the values of mmsegmentation's `PhotoMetricDistortion`).
     """
-    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
+    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
-    hue = round(rng.uniform(-18, 18)) if rng.random() < 0.5 else 0
+    hue = int(rng.integers(-18, 18)) if rng.random() < 0.5 else 0
     contrast_first = rng.random() < 0.5
-    image = cv2.convertScaleAbs(
-        np.ascontiguousarray(image), alpha=contrast if contrast_first else 1.0, beta=0
-    )
-    if brightness:
-        image = cv2.LUT(image, _levels(1.0, brightness))
+    levels = _levels(1.0, brightness)
+    if contrast_first:
+        levels = _levels(contrast, 0.0)[levels]
+    image = cv2.LUT(np.ascontiguousarray(image), levels)
     if saturation != 1.0 or hue:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         hsv[:, :, 0] = (hsv[:, :, 0].astype(np.int16) + hue) % 180
