@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from segformer import Preprocessing, SegFormer
 from segformer.checkpoints.formats import NVLABS
 from segformer.classes import ClassSet
+from segformer.cli import main
 from segformer.data.paper_transforms import PaperAugmentation
 from segformer.data.transforms import Augmentation, distort
 from segformer.training.config import Recipe, SegmentationTrainConfig
@@ -143,6 +144,16 @@ def test_a_recipe_has_a_default_variant_and_names_the_others(tmp_path: Path) -> 
     (tmp_path / "a.yaml").write_text("variants: [b0, b1]\n")
     with pytest.raises(ValueError, match="variants must hold keys and values for each variant"):
         Recipe.read(tmp_path / "a.yaml")
+
+
+def test_the_command_line_takes_the_options_of_the_variant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for variant, crop in (("b4", 512), ("b5", 640)):
+        with pytest.raises(SystemExit):
+            main(["train", "--recipe", "ade20k", "--variant", variant, "--help"])
+        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert f"Side of the training crops, in pixels. (default: {crop})" in text
 
 
 def mmcv_lr(iteration: int, base: float, total: int, warmup: int) -> float:
