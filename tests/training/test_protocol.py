@@ -22,6 +22,7 @@ from segformer.classes import ClassSet
 from segformer.cli import main
 from segformer.data.paper_transforms import PaperAugmentation
 from segformer.data.transforms import Augmentation, distort
+from segformer.image.rescaling import resize_bilinear, resize_nearest
 from segformer.training.config import Recipe, SegmentationTrainConfig
 from segformer.training.optimization import lr_factor, parameter_groups
 from segformer.training.preparation import augmentation
@@ -298,6 +299,18 @@ def test_resizing_is_opencv_s() -> None:
     assert np.array_equal(resized, cv2.resize(image, (171, 128)))
     nearest = cv2.resize(mask, (171, 128), interpolation=cv2.INTER_NEAREST)
     assert np.array_equal(ids, nearest)
+
+
+def test_images_of_many_channels() -> None:
+    """OpenCV resizes four channels at a time, and neither float64 nor int64."""
+    image = np.random.default_rng(0).integers(0, 9000, (20, 30, 13)).astype(np.int64)
+    resized = resize_bilinear(image, (16, 24))
+    assert (resized.dtype, resized.shape) == (np.float32, (16, 24, 13))
+    for channel in range(13):
+        expected = cv2.resize(image[:, :, channel].astype(np.float32), (24, 16))
+        assert np.array_equal(resized[:, :, channel], expected)
+    mask = resize_nearest(image[:, :, 0], (16, 24))
+    assert (mask.dtype, mask.shape) == (np.int32, (16, 24))
 
 
 def test_no_class_fills_three_quarters_of_a_crop() -> None:
