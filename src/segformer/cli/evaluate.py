@@ -22,7 +22,7 @@ def run(words: list[str]) -> int:
 
     from segformer.data.options import SeededSourceOptions
     from segformer.evaluation.matching import MatchClasses
-    from segformer.prediction.config import PredictConfig
+    from segformer.prediction.config import PredictConfig, Protocol
 
     @dataclass
     class Evaluate:
@@ -47,6 +47,11 @@ def run(words: list[str]) -> int:
             match_classes: Match the model's classes with those of the data set by name (case is
                 ignored, the order may differ), or by position, where equal class ids mean the
                 same class whatever the names.
+            protocol: "paper" sees images exactly as the original evaluation of SegFormer: resized
+                without antialiasing, their sides rounded up to multiples of 32 unless they are run
+                in windows, and the logits resized to that size before they are resized to the
+                image. It takes --short-side, --window, --stride, --scales and --flip; see
+                docs/protocol.md. A classifier has no such protocol.
         """
 
         dataset: tyro.conf.Positional[Path]
@@ -55,6 +60,7 @@ def run(words: list[str]) -> int:
         out: Path = Path("evaluation")
         overwrite: bool = False
         match_classes: MatchClasses = "name"
+        protocol: Protocol = "default"
         config: Annotated[
             PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="prediction")
         ] = field(default_factory=PredictConfig)
@@ -88,14 +94,14 @@ def _evaluate_masks(
 ) -> tuple[Any, list[Path], Sequence[object]]:
     from segformer.data.source import open_split
     from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
+    from segformer.evaluation.protocol import open_predictor
     from segformer.image import image_name
     from segformer.model.pretrained import assemble
     from segformer.model.segformer import SegFormer
-    from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar
 
     dataset = open_split(options.dataset, options.split, options.reading, options.reading.seed)
-    predictor = Predictor(assemble(SegFormer, checkpoint), options.config)
+    predictor = open_predictor(assemble(SegFormer, checkpoint), options.config, options.protocol)
     failed: list[Failure] = []
     with ProgressBar("evaluating", len(dataset), "images") as bar:
         matrix = evaluate(
@@ -120,6 +126,8 @@ def _evaluate_classes(
     from segformer.progress import ProgressBar
 
     check_classifier_options(options.config)
+    if options.protocol != "default":
+        raise ValueError("protocol is an option of segmentation models; this is a classifier")
     if options.reading.divides or options.reading.layout is not None:
         raise ValueError("a classifier reads folders of classes; layout and division do not apply")
     dataset = open_class_folders(options.dataset, options.split)
@@ -137,5 +145,5 @@ def _protocol(options: Any) -> dict[str, object]:
     return {
         "model": options.model,
         "match_classes": options.match_classes,
-        "protocol": asdict(options.config),
+        "protocol": {"name": options.protocol, **asdict(options.config)},
     }

@@ -130,7 +130,7 @@ class Augmentation:
         Returns:
             Height and width of an image -> 1, 2, 4 or 8, as `choose_reduction`.
         """
-        ratio = self._draw_ratio(deepcopy(rng))
+        ratio = self.draw_scale(deepcopy(rng))
         return lambda height, width: self.choose_reduction(height, width, ratio)
 
     def choose_reduction(self, height: int, width: int, ratio: float) -> int:
@@ -156,7 +156,8 @@ class Augmentation:
         """The scale before the random ratio."""
         return min(self.long_side / max(height, width), self.short_side / min(height, width))
 
-    def _draw_ratio(self, rng: np.random.Generator) -> float:
+    def draw_scale(self, rng: np.random.Generator) -> float:
+        """A random ratio by which an image is scaled."""
         if self.log_scale:
             return float(np.exp(rng.uniform(np.log(self.scale_min), np.log(self.scale_max))))
         return float(rng.uniform(self.scale_min, self.scale_max))
@@ -171,7 +172,7 @@ class Augmentation:
         image, so that image and mask show exactly the same.
         """
         height, width = mask.shape
-        scale = self._fit(height, width) * self._draw_ratio(rng)
+        scale = self._fit(height, width) * self.draw_scale(rng)
         crop_h = min(height, max(1, round(self.crop_size / scale)))
         crop_w = min(width, max(1, round(self.crop_size / scale)))
         top, left = self._place(mask, crop_h, crop_w, rng)
@@ -203,6 +204,13 @@ class Augmentation:
                 top = rows[at] - rng.integers(crop_h)
                 left = columns[at] - rng.integers(crop_w)
                 return int(np.clip(top, 0, free_h)), int(np.clip(left, 0, free_w))
+        return self._place_anywhere(mask, crop_h, crop_w, rng)
+
+    def _place_anywhere(
+        self, mask: Mask, crop_h: int, crop_w: int, rng: np.random.Generator
+    ) -> tuple[int, int]:
+        """Top and left of a crop: anywhere that is not all one class."""
+        free_h, free_w = mask.shape[0] - crop_h, mask.shape[1] - crop_w
         for _ in range(10):
             top, left = int(rng.integers(free_h + 1)), int(rng.integers(free_w + 1))
             if self.cat_max_ratio == 1:
@@ -262,23 +270,22 @@ def set_before(
 def distort(image: ImageArray, rng: np.random.Generator) -> ImageArray:
     """Photometric distortion of 8-bit RGB, each part with probability 0.5.
 
-    Brightness by up to 32 of 255, contrast and saturation by 0.5 to 1.5, hue by up to 18 of
-    OpenCV's 180 steps; contrast randomly before or after the other two (SSD's distortion with
-    the values of mmsegmentation's `PhotoMetricDistortion`).
+    Brightness by up to 32 of 255, then contrast and saturation by 0.5 to 1.5 and hue by -18 to 17
+    of OpenCV's 180 steps; contrast is randomly the second or the last of these (SSD's distortion
+    with the values of mmsegmentation's `PhotoMetricDistortion`).
     """
-    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
+    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
-    hue = round(rng.uniform(-18, 18)) if rng.random() < 0.5 else 0
+    hue = int(rng.integers(-18, 18)) if rng.random() < 0.5 else 0
     contrast_first = rng.random() < 0.5
-    image = cv2.convertScaleAbs(
-        np.ascontiguousarray(image), alpha=contrast if contrast_first else 1.0, beta=0
-    )
-    if brightness:
-        image = cv2.LUT(image, _levels(1.0, brightness))
+    levels = _levels(1.0, brightness)
+    if contrast_first:
+        levels = _levels(contrast, 0.0)[levels]
+    image = cv2.LUT(np.ascontiguousarray(image), levels)
     if saturation != 1.0 or hue:
-        levels = np.arange(256)
-        tables = np.stack(((levels + hue) % 180, _levels(saturation, 0.0), levels), axis=1)
+        same = np.arange(256)
+        tables = np.stack(((same + hue) % 180, _levels(saturation, 0.0), same), axis=1)
         hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables.astype(np.uint8)[None])
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if not contrast_first and contrast != 1.0:

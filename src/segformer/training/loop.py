@@ -345,7 +345,7 @@ class TrainingLoop:
         logger.info(f"{self.folder.path}: continuing after step {self.state.step}")
 
     def _validation_steps(self) -> set[int]:
-        every = self.config.val_every * self.steps_per_epoch
+        every = self.config.val_every_steps or self.config.val_every * self.steps_per_epoch
         count = int(self.total_steps / every)
         return {math.ceil(k * every) for k in range(1, count + 1)} | {self.total_steps}
 
