@@ -27,6 +27,9 @@ from segformer.training.config import SegmentationTrainConfig, TrainConfig
 AnyModel = TypeVar("AnyModel", SegFormer, SegFormerClassifier)
 AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
 
+LARGEST_WEIGHT = 10.0
+"""Of a class of very few pixels, whose gradients would drown all others."""
+
 
 def resolve(config: SegmentationTrainConfig, report: SplitReport) -> SegmentationTrainConfig:
     """Fill in the defaults of a configuration for the training images.
@@ -121,17 +124,32 @@ def _variant(config: TrainConfig, pretrained: SegFormerConfig | None) -> str | N
 
 
 def class_weights(config: SegmentationTrainConfig, report: SplitReport) -> Tensor | None:
-    """Weights of the classes in the loss, (K,): frequency ** -power, 1 for the mean pixel.
+    """Weights of the classes in the cross-entropy, (K,), or None if all are equal.
 
-    Classes that do not occur have weight 1. No weight exceeds 10.
+    "auto" weights a class by its inverse frequency to ``class_weight_power``, relative to the mean
+    pixel, which has weight 1 (inverse class frequency: King and Zeng 2001, as ``balanced`` in
+    scikit-learn). Classes that do not occur have weight 1. No weight exceeds `LARGEST_WEIGHT`.
+
+    Raises:
+        ValueError: A class with an explicit weight does not exist.
     """
-    if config.class_weight_power == 0:
+    names = report.dataset.classes.names
+    explicit = config.explicit_class_weights()
+    if explicit:
+        for name in explicit.keys() - set(names):
+            raise ValueError(
+                f"class_weights: the data set has no class {name!r}; its classes are "
+                f"{', '.join(names)}"
+            )
+        return torch.tensor([explicit.get(name, 1.0) for name in names])
+    if config.class_weights != ("auto",):
         return None
     frequency = report.frequencies
-    powers = np.maximum(frequency, 1e-12) ** -config.class_weight_power
-    weights = np.where(frequency > 0, powers, 0)
+    inverse = np.maximum(frequency, 1e-12) ** -config.class_weight_power
+    weights = np.where(frequency > 0, inverse, 0)
     weights /= (weights * frequency).sum()
-    return torch.tensor(np.where(frequency > 0, weights.clip(max=10), 1), dtype=torch.float32)
+    weights = np.where(frequency > 0, weights.clip(max=LARGEST_WEIGHT), 1)
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 def build_model(config: SegmentationTrainConfig, training: Dataset) -> SegFormer:

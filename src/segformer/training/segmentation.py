@@ -20,12 +20,7 @@ from segformer.model.segformer import SegFormer
 from segformer.prediction.predictor import Predictor
 from segformer.progress import ProgressBar
 from segformer.training.config import SegmentationTrainConfig
-from segformer.training.losses import (
-    OHEM,
-    cross_entropy_at_mask_size,
-    dice_loss,
-    lovasz_loss,
-)
+from segformer.training.losses import Objective
 from segformer.training.preparation import (
     augmentation,
     build_model,
@@ -131,28 +126,9 @@ class Segmentation(Task):
         return pixels, targets
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy at the size of the masks, plus the terms of the configuration."""
-        config, ignore_index = self.config, self.training.classes.ignore_index
-        weights = self.weights.to(logits.device) if self.weights is not None else None
-        loss = cross_entropy_at_mask_size(
-            logits,
-            targets,
-            class_weights=weights,
-            ignore_index=ignore_index,
-            avg_non_ignore=config.avg_non_ignore,
-            label_smoothing=config.label_smoothing,
-            focal_gamma=config.focal_gamma,
-            ohem=(
-                OHEM(config.ohem_threshold, config.ohem_min_kept) if config.ohem_threshold else None
-            ),
-        )
-        if config.dice_weight:
-            loss = loss + config.dice_weight * dice_loss(logits, targets, ignore_index=ignore_index)
-        if config.lovasz_weight:
-            loss = loss + config.lovasz_weight * lovasz_loss(
-                logits, targets, ignore_index=ignore_index
-            )
-        return loss
+        """The weighted sum of loss functions of the configuration."""
+        objective = Objective(self.config, self.training.classes.ignore_index, self.weights)
+        return objective(logits, targets)
 
     def validate(self, model: Model, device: str) -> Outcome:
         """IoU over the validation images."""
