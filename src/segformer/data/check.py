@@ -38,6 +38,8 @@ class SplitReport:
         ignored: Number of unlabeled pixels.
         sizes: Number of images of each (height, width).
         dtypes: Types of the images' stored values.
+        presence: Class ids in each sample, in the order of the data set; none where it cannot be
+            read.
         cooccurrence: (K, K) number of images in which both classes occur.
         sums: (3, channels): count, sum and sum of squares of the pixels with data of all images,
             or None before the first image that can be read.
@@ -57,6 +59,7 @@ class SplitReport:
     ignored: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     dtypes: set[str] = field(default_factory=set)
+    presence: list[NDArray[np.integer]] = field(default_factory=list, repr=False)
     cooccurrence: NDArray[np.int64] = field(init=False, repr=False)
     sums: NDArray[np.float64] | None = field(default=None, repr=False)
     failures: list[tuple[Sample, str]] = field(default_factory=list, repr=False)
@@ -204,6 +207,8 @@ def _add(report: SplitReport, found: _Found) -> None:
     elif isinstance(found.error, UnknownValues):
         report.unknown_values += found.error.values
         report.known_values |= found.error.known
+    present = np.flatnonzero([] if found.counts is None else found.counts)
+    report.presence.append(present)
     if found.error is not None:
         report.errors.append(str(found.error))
         report.failures.append((found.sample, str(found.error)))
@@ -211,7 +216,6 @@ def _add(report: SplitReport, found: _Found) -> None:
     assert found.counts is not None
     assert found.sums is not None
     report.pixels += found.counts
-    present = np.flatnonzero(found.counts)
     report.images[present] += 1
     report.cooccurrence[np.ix_(present, present)] += 1
     report.ignored += found.ignored

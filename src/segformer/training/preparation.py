@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segformer.checkpoints.opening import open_checkpoint
@@ -17,6 +18,7 @@ from segformer.config import SegFormerConfig
 from segformer.data.check import SplitReport
 from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.recolor import ClassColorJitter
+from segformer.data.sampling import repeat_factors
 from segformer.data.transforms import Augmentation
 from segformer.image import Preprocessing
 from segformer.machine import available_cpus
@@ -150,6 +152,18 @@ def class_weights(config: SegmentationTrainConfig, report: SplitReport) -> Tenso
     weights /= (weights * frequency).sum()
     weights = np.where(frequency > 0, weights.clip(max=LARGEST_WEIGHT), 1)
     return torch.tensor(weights, dtype=torch.float32)
+
+
+def draw_factors(
+    config: SegmentationTrainConfig, report: SplitReport
+) -> NDArray[np.float64] | None:
+    """How often each training image is drawn, (N,), or None if all are drawn equally often."""
+    if config.oversample_threshold == 0:
+        return None
+    presence = np.zeros((len(report.presence), len(report.pixels)), bool)
+    for row, class_ids in zip(presence, report.presence, strict=True):
+        row[class_ids] = True
+    return repeat_factors(presence, config.oversample_threshold)
 
 
 def build_model(config: SegmentationTrainConfig, training: Dataset) -> SegFormer:

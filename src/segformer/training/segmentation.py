@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from segformer.config import SegFormerConfig
@@ -25,6 +26,7 @@ from segformer.training.preparation import (
     augmentation,
     build_model,
     class_weights,
+    draw_factors,
     preprocessing,
     resolve,
 )
@@ -63,6 +65,8 @@ class Segmentation(Task):
         if state is not None:
             self.check_state(state)
             self.weights: Tensor | None = state["class_weights"]
+            factors: Tensor | None = state["factors"]
+            self.factors = None if factors is None else factors.numpy()
             return
         report = _checked(self.training)
         if self.validation is None:
@@ -71,6 +75,7 @@ class Segmentation(Task):
             _checked(self.validation)
         self._config = resolve(config, report)
         self.weights = class_weights(self.config, report)
+        self.factors = draw_factors(self.config, report)
 
     @property
     def config(self) -> SegmentationTrainConfig:
@@ -78,8 +83,9 @@ class Segmentation(Task):
         return self._config
 
     def state(self) -> dict[str, Any]:
-        """With the class weights, which are computed from all masks."""
-        return {**super().state(), "class_weights": self.weights}
+        """With the weights of classes and images, which are computed from all masks."""
+        factors = None if self.factors is None else torch.from_numpy(self.factors)
+        return {**super().state(), "class_weights": self.weights, "factors": factors}
 
     @property
     def files(self) -> Files:
