@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from segformer.classes import ClassSet
 from segformer.data.annotation import Annotation
+from segformer.data.class_masks import find_class_masks
 from segformer.data.description import SPLITS, Description, read_description
 from segformer.data.errors import Color, DatasetError
 from segformer.data.layouts.archive import unpacked
 from segformer.data.layouts.base import WHOLE, subfolders
 from segformer.data.layouts.recognition import LAYOUTS, Recognized, recognize
 from segformer.data.masks import WHITE, read_values, to_class_ids, values_of
+from segformer.data.multilabel import IGNORED
 from segformer.data.pairing import MaskNames, Sample, find_samples
 from segformer.image import (
     LOSSY_SUFFIXES,
@@ -59,6 +61,8 @@ class Dataset:
         nodata: Value in the images that means that there is no data; GDAL's tag in TIFF files
             is used where it is None.
         channel_names: Name of each channel, where known.
+        multilabel: Classes may overlap: masks are packed classes (`segformer.data.multilabel`),
+            not class ids.
     """
 
     root: Path
@@ -76,6 +80,7 @@ class Dataset:
     problems: tuple[str, ...] = ()
     nodata: float | None = None
     channel_names: tuple[str, ...] = ()
+    multilabel: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -89,7 +94,7 @@ class Dataset:
         return any(sample.mask is not None for sample in self.samples)
 
     def read(self, sample: Sample) -> tuple[ImageArray, NDArray[np.integer]]:
-        """Image (H, W, channels) and class ids (H, W) of a sample.
+        """Image (H, W, channels) and class ids or packed classes (H, W) of a sample.
 
         Where the EXIF orientation turns an image by 90 degrees, and its mask has the size of
         the image before turning, the mask is turned too. Pixels without data are NaN in the image
@@ -126,6 +131,14 @@ class Dataset:
         if values.shape[:2] != (height, width):
             raise DatasetError(_describe_sizes(sample, image.shape[:2], values.shape[:2]))
         return to_class_ids(values, mask, self.classes, self.colors)
+
+    def require_single_labels(self, purpose: str) -> None:
+        """Raise a DatasetError if classes may overlap."""
+        if self.multilabel:
+            raise DatasetError(
+                f"{self.root}: {purpose} needs masks of one class per pixel, but the classes of "
+                "this data set may overlap (multilabel: true)"
+            )
 
     def with_channels(self, channels: int) -> Dataset:
         """The same data set, its images read with another number of channels."""
@@ -271,7 +284,9 @@ def _from_description(file: Path, split: str) -> Dataset:
         raise DatasetError(f"{file}: the data set has no split {split!r}")
     samples, stray = _samples(description, split)
     classes, notes = description.classes, list[str]()
-    if len(classes) == 2 and not description.values_are_given and not description.colors:
+    if description.multilabel:
+        classes = replace(classes, ignore_index=IGNORED)
+    elif len(classes) == 2 and not description.values_are_given and not description.colors:
         training = samples
         if split != "train" and "train" in description.folders:
             training, _ = _samples(description, "train")
@@ -289,17 +304,19 @@ def _from_description(file: Path, split: str) -> Dataset:
         notes=(*notes, *_lossy_notes(classes, _masks_of(samples))),
         nodata=description.nodata,
         channel_names=description.channel_names,
+        multilabel=description.multilabel,
     )
 
 
 def _samples(description: Description, split: str) -> tuple[tuple[Sample, ...], tuple[Path, ...]]:
     files = description.channel_files
-    return find_samples(
-        description.folders[split],
-        description.mask_names[split],
-        split,
-        None if files is None else files.find(split),
-    )
+    images, names = description.folders[split], description.mask_names[split]
+    channels = None if files is None else files.find(split)
+    if not description.multilabel:
+        return find_samples(images, names, split, channels)
+    classes = description.classes
+    ignored = classes.ignore_index if description.values_are_given else None
+    return find_class_masks(images, names, split, classes, ignored, channels)
 
 
 def _masks_of(samples: tuple[Sample, ...]) -> list[Path]:

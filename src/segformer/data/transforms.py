@@ -263,6 +263,10 @@ def resize_quickly(image: ImageArray, size: tuple[int, int]) -> ImageArray:
 def _resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
     if mask.shape == size:
         return mask
+    if mask.dtype == np.int64:  # OpenCV has no such type, but resizes two channels of 32 bits
+        halves = np.ascontiguousarray(mask).view(np.int32).reshape(*mask.shape, 2)
+        resized = cv2.resize(halves, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        return np.ascontiguousarray(resized).view(np.int64)[:, :, 0]
     if mask.dtype not in (np.uint8, np.uint16, np.int16):
         mask = mask.astype(np.int32)
     resized = cv2.resize(

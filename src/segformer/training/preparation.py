@@ -69,6 +69,20 @@ def resolve(config: SegmentationTrainConfig, report: SplitReport) -> Segmentatio
     )
 
 
+def check_overlap(config: SegmentationTrainConfig, training: Dataset) -> None:
+    """Raise a ValueError if an option does not apply to classes that may overlap."""
+    if not training.multilabel:
+        return
+    for option in (
+        *("binary", "ohem_threshold", "background_replace_prob", "class_color_jitter_prob"),
+    ):
+        if getattr(config, option):
+            raise ValueError(
+                f"{option} is for one class per pixel, but the classes of {training.root} may "
+                "overlap"
+            )
+
+
 def with_defaults(
     config: AnyConfig,
     images: int,
@@ -130,7 +144,9 @@ def class_weights(config: SegmentationTrainConfig, report: SplitReport) -> Tenso
 
     "auto" weights a class by its inverse frequency to ``class_weight_power``, relative to the mean
     pixel, which has weight 1 (inverse class frequency: King and Zeng 2001, as ``balanced`` in
-    scikit-learn). Classes that do not occur have weight 1. No weight exceeds `LARGEST_WEIGHT`.
+    scikit-learn). Of classes that may overlap, only the pixels where a class is present are
+    weighted: by the ratio of absent to present pixels, to that power. Classes that do not occur
+    have weight 1. No weight exceeds `LARGEST_WEIGHT`.
 
     Raises:
         ValueError: A class with an explicit weight does not exist.
@@ -147,6 +163,10 @@ def class_weights(config: SegmentationTrainConfig, report: SplitReport) -> Tenso
     if config.class_weights != ("auto",):
         return None
     frequency = report.frequencies
+    if report.dataset.multilabel:
+        odds = (1 - frequency) / np.maximum(frequency, 1e-12)
+        weights = (odds**config.class_weight_power).clip(max=LARGEST_WEIGHT)
+        return torch.tensor(np.where(frequency > 0, weights, 1), dtype=torch.float32)
     inverse = np.maximum(frequency, 1e-12) ** -config.class_weight_power
     weights = np.where(frequency > 0, inverse, 0)
     weights /= (weights * frequency).sum()
@@ -185,7 +205,16 @@ def build_model(config: SegmentationTrainConfig, training: Dataset) -> SegFormer
             **regularization,
         )
     else:
-        model = start_from(SegFormer, config, classes, outputs, training.channels, **regularization)
+        model = start_from(
+            SegFormer,
+            config,
+            classes,
+            outputs,
+            training.channels,
+            multilabel=training.multilabel,
+            **regularization,
+        )
+    model.config = replace(model.config, multilabel=training.multilabel, thresholds=())
     model.preprocessing = preprocessing(config, training)
     return model
 
@@ -196,6 +225,8 @@ def start_from(
     classes: ClassSet,
     outputs: int,
     channels: int,
+    *,
+    multilabel: bool = False,
     **regularization: float,
 ) -> AnyModel:
     """A model with all weights of the pretrained model that fit.
@@ -206,6 +237,7 @@ def start_from(
         classes: Classes of the data set.
         outputs: Channels of the logits.
         channels: Channels of the images.
+        multilabel: Classes may overlap.
         **regularization: Fields of the model's configuration to set.
     """
     assert config.pretrained is not None
@@ -214,6 +246,7 @@ def start_from(
     if config.pretrained_encoder_only:
         checkpoint = checkpoint.encoder_alone()
     same_classes = checkpoint.classes.names == classes.names
+    same_classes = same_classes and checkpoint.config.multilabel == multilabel
     return pretrained.assemble(
         kind, checkpoint, classes, outputs, channels, reinitialize_classifier=not same_classes
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +18,13 @@ from segformer.data.loader import TrainingCrops
 from segformer.data.source import open_training
 from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
+from segformer.evaluation.multilabel import (
+    MultiLabelScores,
+    binary_matrix,
+    evaluate_multilabel,
+    measure_probabilities,
+    write_multilabel_report,
+)
 from segformer.evaluation.plots import examples_sheet
 from segformer.model.segformer import SegFormer
 from segformer.prediction.predictor import Predictor
@@ -25,6 +34,7 @@ from segformer.training.losses import Objective
 from segformer.training.preparation import (
     augmentation,
     build_model,
+    check_overlap,
     class_weights,
     draw_factors,
     preprocessing,
@@ -34,6 +44,8 @@ from segformer.training.samples import Files, sample_names
 from segformer.training.task import Model, Outcome, Task
 
 logger = logging.getLogger(__name__)
+
+Measured = TypeVar("Measured")
 
 
 class Segmentation(Task):
@@ -68,6 +80,7 @@ class Segmentation(Task):
             factors: Tensor | None = state["factors"]
             self.factors = None if factors is None else factors.numpy()
             return
+        check_overlap(config, self.training)
         report = _checked(self.training)
         if self.validation is None:
             logger.info("no split 'val': training without validation, the last model is kept")
@@ -133,34 +146,57 @@ class Segmentation(Task):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The weighted sum of loss functions of the configuration."""
-        objective = Objective(self.config, self.training.classes.ignore_index, self.weights)
+        objective = Objective(
+            self.config,
+            self.training.classes.ignore_index,
+            self.weights,
+            self.training.multilabel,
+        )
         return objective(logits, targets)
 
     def validate(self, model: Model, device: str) -> Outcome:
-        """IoU over the validation images."""
+        """IoU over the validation images; the thresholds of sigmoids are fitted."""
         assert isinstance(model, SegFormer)
-        matrix, _ = self._evaluate(Predictor(model, device=device))
-        return _outcome(matrix)
+        if not model.config.num_sigmoids:
+            matrix, _ = self._over_validation(evaluate, Predictor(model, device=device))
+            return _outcome(matrix)
+        predictor = Predictor(model, device=device, confidence=True)
+        histogram, _ = self._over_validation(measure_probabilities, predictor)
+        thresholds = histogram.fit() if self.config.fit_thresholds else ()
+        model.config = replace(model.config, thresholds=thresholds)
+        counts = histogram.at(model.config.decision_thresholds)
+        if model.config.multilabel:
+            thresholds = model.config.decision_thresholds
+            return _overlapping_outcome(MultiLabelScores(model.classes, thresholds, counts))
+        return _outcome(binary_matrix(model.classes, counts))
 
     def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
         """``report.json``, ``confusion.png`` and ``val_examples.jpg``."""
         assert self.validation is not None
         predictor = Predictor(best, device=device)
-        matrix, failed = self._evaluate(predictor)
-        write_report(matrix, folder, self.validation, notes, failed)
+        if predictor.model.config.multilabel:
+            scores, failed = self._over_validation(evaluate_multilabel, predictor)
+            write_multilabel_report(scores, folder, self.validation, notes, failed)
+            outcome = _overlapping_outcome(scores)
+        else:
+            matrix, failed = self._over_validation(evaluate, predictor)
+            write_report(matrix, folder, self.validation, notes, failed)
+            outcome = _outcome(matrix)
         unreadable = {failure.image for failure in failed}
         readable = [s for s in self.validation if str(s.image) not in unreadable]
         chosen = readable[:: max(1, len(readable) // 8)][:8]
         pairs = [(predictor(s.image), self.validation.read(s)[1]) for s in chosen]
         examples_sheet(pairs, folder / "val_examples.jpg")
-        return _outcome(matrix)
+        return outcome
 
-    def _evaluate(self, predictor: Predictor) -> tuple[ConfusionMatrix, list[Failure]]:
-        """Counts of pixels, and the images that could not be read."""
+    def _over_validation(
+        self, measure: Callable[..., Measured], predictor: Predictor
+    ) -> tuple[Measured, list[Failure]]:
+        """What a function measures over the validation images, and those that it could not read."""
         assert self.validation is not None
         failed: list[Failure] = []
         with ProgressBar("validating", len(self.validation), "images") as bar:
-            matrix = evaluate(
+            measured = measure(
                 self.validation,
                 predictor,
                 on_image=bar.advance,
@@ -168,7 +204,7 @@ class Segmentation(Task):
             )
         for failure in failed[:5]:
             logger.warning("skipped in validation: %s", failure)
-        return matrix, failed
+        return measured, failed
 
 
 def _outcome(matrix: ConfusionMatrix) -> Outcome:
@@ -180,6 +216,16 @@ def _outcome(matrix: ConfusionMatrix) -> Outcome:
     }
     words = f"mIoU {scores.miou:.2%}, pixel accuracy {scores.pixel_accuracy:.2%}"
     return Outcome(row, words, score_table(scores))
+
+
+def _overlapping_outcome(scores: MultiLabelScores) -> Outcome:
+    row = {
+        "val_miou": scores.miou,
+        "val_mean_accuracy": scores.mean_recall,
+        "val_pixel_accuracy": scores.accuracy,
+    }
+    words = f"mIoU {scores.miou:.2%}, mean recall {scores.mean_recall:.2%}"
+    return Outcome(row, words, scores.table())
 
 
 def _checked(dataset: Dataset) -> SplitReport:
