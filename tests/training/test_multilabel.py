@@ -15,12 +15,15 @@ import yaml
 from PIL import Image
 
 from conftest import draw_dataset
-from segformer import Predictor, SegFormer, SegmentationTrainConfig, resume, train
+from segformer import Predictor, Preprocessing, SegFormer, SegmentationTrainConfig, resume, train
+from segformer.checkpoints.info import describe, tables
+from segformer.checkpoints.opening import open_checkpoint
 from segformer.checkpoints.tensors import CheckpointError
 from segformer.cli import main
 from segformer.data.check import check_split
 from segformer.data.dataset import DatasetError, open_dataset
 from segformer.data.multilabel import IGNORED, pack, unpack
+from segformer.data.transforms import Augmentation
 from segformer.evaluation.evaluate import evaluate
 from segformer.evaluation.multilabel import evaluate_multilabel
 from segformer.evaluation.thresholds import BINS, ProbabilityHistogram
@@ -73,6 +76,19 @@ def test_packed_classes_are_unpacked_again() -> None:
     assert not unpack(packed, 62)[:, 0].any()
     with pytest.raises(ValueError, match="63 classes that may overlap; there can be 62"):
         pack(np.zeros((63, 1, 1), bool))
+
+
+def test_augmentation_keeps_the_bits_of_all_classes() -> None:
+    mask = np.array([[0, 1 << 61], [(1 << 40) + 1, IGNORED]], np.int64).repeat(32, 0).repeat(32, 1)
+    image = (mask % 255).astype(np.uint8)[:, :, None].repeat(3, 2)
+    augmentation = Augmentation(crop_size=96, short_side=64, photometric=False, ignore_index=-1)
+    seen = set[int]()
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        _, crop = augmentation(image, mask, rng, Preprocessing())
+        assert set(crop.ravel().tolist()) <= set(mask.ravel().tolist())
+        seen |= set(crop.ravel().tolist())
+    assert seen == set(mask.ravel().tolist())
 
 
 def test_both_forms_of_masks_are_read_alike(tmp_path: Path) -> None:
@@ -340,6 +356,8 @@ def test_configurations_that_do_not_fit(tmp_path: Path, tiny_model: SegFormer) -
     tiny_model.config = replace(config, multilabel=True, thresholds=(0.1, 0.2, 0.3, 0.4, 0.5))
     tiny_model.save_pretrained(tmp_path / "model")
     assert SegFormer.from_pretrained(tmp_path / "model").config == tiny_model.config
+    facts, _ = tables(describe(open_checkpoint(tmp_path / "model")))
+    assert "classes may overlap, thresholds 0.1, 0.2, 0.3, 0.4, 0.5" in list(facts.columns[1].cells)
     entries = json.loads((tmp_path / "model/config.json").read_text())
     assert entries["problem_type"] == "multi_label_classification"
     entries["segformer"]["thresholds"] = [2, 2, 2, 2, 2]

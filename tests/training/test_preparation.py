@@ -56,7 +56,7 @@ def test_binary_needs_two_classes(small_dataset: Path) -> None:
 
 def test_class_weights(small_dataset: Path) -> None:
     report = SplitReport(open_dataset(small_dataset))
-    report.pixels[:] = (900, 100, 0)
+    report.labeled, report.pixels[:] = 1000, (900, 100, 0)
     assert class_weights(config(), report) is None
     weights = class_weights(config(class_weights="auto"), report)
     assert weights is not None
@@ -66,7 +66,7 @@ def test_class_weights(small_dataset: Path) -> None:
     milder = class_weights(config(class_weights="auto", class_weight_power=0.5), report)
     assert milder is not None
     assert milder[1] / milder[0] == pytest.approx(3)
-    report.pixels[:] = (9990, 10, 0)
+    report.labeled, report.pixels[:] = 10_000, (9990, 10, 0)
     rare = class_weights(config(class_weights="auto"), report)
     assert rare is not None
     assert rare[1] == 10

@@ -75,23 +75,30 @@ class _BinaryCrossEntropy(PixelLoss):
     def __call__(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of the loss over the pixels that are not ignored, and the gradients.
 
-        With s = 1 where a class is present and -1 elsewhere, and p = sigmoid(s x), the loss is
-        w (1 - p)^gamma (-log p), and its derivative -s w (1 - p)^gamma (gamma p (-log p) + 1 - p).
+        Of the focal loss, with s = 1 where a class is present and -1 elsewhere, and
+        p = sigmoid(s x), the loss is w (1 - p)^gamma (-log p), and its derivative
+        -s w (1 - p)^gamma (gamma p (-log p) + 1 - p).
         """
         classes = logits.shape[1]
         present = unpacked(targets, classes)
-        counted = (targets != self.ignore_index)[:, None]
-        positive = logits.new_ones(classes)
-        if self.class_weights is not None:
-            positive = self.class_weights.to(logits)
-        scale = counted.to(logits) / classes
+        scale = (targets != self.ignore_index)[:, None].to(logits) / classes
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
         if self.focal_gamma:
             signed = logits.where(present, -logits)
             rest, nll = torch.sigmoid(-signed), F.softplus(-signed)
-            focused = scale * positive.where(present, 1) * rest**self.focal_gamma
+            focused = scale * rest**self.focal_gamma
+            if weights is not None:
+                focused = focused * weights.where(present, 1)
             slope = focused * (self.focal_gamma * (1 - rest) * nll + rest)
             return (focused * nll).sum(), slope.where(~present, -slope)
-        target = present.to(logits) * (1 - self.label_smoothing) + self.label_smoothing / 2
-        yes, no = scale * positive * target, scale * (1 - target)
-        loss = yes * F.softplus(-logits) + no * F.softplus(logits)
-        return loss.sum(), no * torch.sigmoid(logits) - yes * torch.sigmoid(-logits)
+        target = present.to(logits)
+        if self.label_smoothing:
+            target = target * (1 - self.label_smoothing) + self.label_smoothing / 2
+        loss = F.binary_cross_entropy_with_logits(
+            logits, target, scale, pos_weight=weights, reduction="sum"
+        )
+        gradient = torch.sigmoid(logits)
+        if weights is not None:
+            gradient = gradient * (1 + (weights - 1) * target)
+            target = weights * target
+        return loss, (gradient - target) * scale
