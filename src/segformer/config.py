@@ -67,6 +67,9 @@ class SegFormerConfig:
         drop_path: Stochastic depth of the last block; it rises linearly from 0 over all blocks.
         dropout: Probability of dropping whole channels before the classifier.
         eps: Epsilons of the LayerNorms, those that the weights were trained with.
+        multilabel: Classes may overlap: each logit has its own sigmoid.
+        thresholds: For a model with sigmoids, the probability above which each class is present,
+            fitted on a validation split. Empty: 0.5 for each.
     """
 
     hidden_sizes: tuple[int, int, int, int] = (32, 64, 160, 256)
@@ -81,6 +84,8 @@ class SegFormerConfig:
     drop_path: float = 0.1
     dropout: float = 0.1
     eps: NormEps = NormEps()
+    multilabel: bool = False
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("hidden_sizes", "depths", "num_attention_heads", "sr_ratios"):
@@ -111,6 +116,31 @@ class SegFormerConfig:
         for width, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=True):
             if width % heads:
                 raise ValueError(f"{heads} attention heads do not divide {width} channels")
+        self._check_thresholds()
+
+    def _check_thresholds(self) -> None:
+        if not isinstance(self.multilabel, bool):
+            raise ValueError(f"multilabel must be true or false, not {self.multilabel!r}")
+        if self.multilabel and self.num_classes < 2:
+            raise ValueError("a model of classes that may overlap has at least two")
+        thresholds = tuple(float(threshold) for threshold in self.thresholds)
+        object.__setattr__(self, "thresholds", thresholds)
+        if not all(0 < threshold < 1 for threshold in thresholds):
+            raise ValueError(f"thresholds must be between 0 and 1, not {thresholds}")
+        if len(thresholds) not in (0, self.num_sigmoids):
+            raise ValueError(
+                f"{len(thresholds)} thresholds, but the model has {self.num_sigmoids} sigmoids"
+            )
+
+    @property
+    def num_sigmoids(self) -> int:
+        """Number of logits with a sigmoid; 0 for a model with a softmax."""
+        return self.num_classes if self.multilabel or self.num_classes == 1 else 0
+
+    @property
+    def decision_thresholds(self) -> tuple[float, ...]:
+        """Threshold of each sigmoid; empty for a model with a softmax."""
+        return self.thresholds or (0.5,) * self.num_sigmoids
 
     @classmethod
     def from_dict(cls, entries: dict[str, Any]) -> SegFormerConfig:

@@ -72,7 +72,10 @@ PUBLISHED_FOR_ALL = {
     "max_grad_norm": 0.0,
     "ema_decay": 0.0,
     "avg_non_ignore": False,
-    "class_weight_power": 0.0,
+    "cross_entropy_weight": 1.0,
+    "class_weights": [],
+    "tversky_weight": 0.0,
+    "boundary_weight": 0.0,
     "dice_weight": 0.0,
     "lovasz_weight": 0.0,
     "focal_gamma": 0.0,
@@ -309,8 +312,11 @@ def test_images_of_many_channels() -> None:
     for channel in range(13):
         expected = cv2.resize(image[:, :, channel].astype(np.float32), (24, 16))
         assert np.array_equal(resized[:, :, channel], expected)
-    mask = resize_nearest(image[:, :, 0], (16, 24))
-    assert (mask.dtype, mask.shape) == (np.int32, (16, 24))
+    mask = resize_nearest(image[:, :, 0] << 40, (16, 24))
+    expected = cv2.resize(
+        image[:, :, 0].astype(np.int32), (24, 16), interpolation=cv2.INTER_NEAREST
+    )
+    assert np.array_equal(mask, expected.astype(np.int64) << 40)
 
 
 def test_no_class_fills_three_quarters_of_a_crop() -> None:

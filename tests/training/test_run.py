@@ -54,8 +54,8 @@ def test_it_learns_and_leaves_the_run_folder(tmp_path: Path, tiny_variant: str) 
         run,
         config(
             max_steps=150, batch_size=4, lr=5e-3, scale_min=0.8, scale_max=1.2, dice_weight=0.5,
-            class_weight_power=0.5, val_every=10, ema_decay=0.9, photometric=False,
-            cat_max_ratio=1.0, drop_path=0.0, dropout=0.0, precision="auto",
+            class_weights="auto", class_weight_power=0.5, val_every=10, ema_decay=0.9,
+            photometric=False, cat_max_ratio=1.0, drop_path=0.0, dropout=0.0, precision="auto",
         ),
     )  # fmt: skip
     assert outcome is not None

@@ -194,10 +194,19 @@ def test_variant_and_pretrained_model_must_agree(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"lovasz_weight": 0.5}, {"focal_gamma": 2.0}, {"ohem_threshold": 0.2}, {"dice_weight": 0.5}],
+    [
+        {"lovasz_weight": 0.5},
+        {"focal_gamma": 2.0},
+        {"ohem_threshold": 0.2},
+        {"dice_weight": 0.5},
+        {"tversky_weight": 0.5},
+        {"boundary_weight": 0.5},
+        {"cross_entropy_weight": 2.0},
+        {"class_weights": "disc=5"},
+    ],
 )
 def test_loss_options_change_the_loss(
-    tmp_path: Path, tiny_variant: str, changes: dict[str, float]
+    tmp_path: Path, tiny_variant: str, changes: dict[str, object]
 ) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     for name, options in (("plain", {}), ("changed", changes)):

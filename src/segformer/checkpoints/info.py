@@ -63,6 +63,8 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
         "parameters": parameters,
         "macs": {"height": height, "width": width, **counted},
         "eps": asdict(config.eps),
+        "multilabel": config.multilabel,
+        "thresholds": list(config.decision_thresholds) if kind == "segmenter" else [],
         "preprocessing": asdict(preprocessing),
         "license": checkpoint.license,
         "unused_tensors": checkpoint.unused,
@@ -94,6 +96,11 @@ def tables(description: dict[str, Any]) -> list[Table]:
         f"blocks {eps['block']:g}, merging {eps['merging']:g}, reduction {eps['reduction']:g}",
     )
     facts.add_row("input", _input(d["channels"], d["preprocessing"]))
+    if d["thresholds"]:
+        limits = ", ".join(f"{threshold:.3g}" for threshold in d["thresholds"][:8])
+        more = ", ..." if len(d["thresholds"]) > 8 else ""
+        overlap = "classes may overlap, " if d["multilabel"] else "binary, "
+        facts.add_row("sigmoids", f"{overlap}thresholds {limits}{more}")
     if d["unused_tensors"]:
         facts.add_row("unused tensors", ", ".join(d["unused_tensors"][:4]))
     if not d["classes"]:

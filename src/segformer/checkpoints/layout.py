@@ -1,7 +1,7 @@
 """The JSON files of the Hub layout: configuration, classes and preprocessing of a model.
 
 What transformers cannot store (the background's name of a binary model, colors, eps, the kind of
-decoder) is under the key ``segformer``, which transformers ignores and keeps.
+decoder, thresholds) is under the key ``segformer``, which transformers ignores and keeps.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ _ARCHITECTURES = {
     "encoder": "SegformerModel",
 }
 
+_MULTILABEL = "multi_label_classification"
+"""What transformers calls the problem type of models with a sigmoid for each class."""
+
 _MODEL_TYPE = "segformer"
 _OPENMMLAB_TYPE = "segformer-openmmlab"
 """Of a decoder that transformers does not have: it must refuse such a folder."""
@@ -73,6 +76,15 @@ def config_to_hub(description: Description, dtype: torch.dtype) -> dict[str, Any
     config, classes = description.config, description.classes
     names = classes.names[1:] if config.num_classes == 1 else classes.names
     id2label = {str(i): name for i, name in enumerate(names)}
+    own: dict[str, Any] = {
+        "eps": asdict(config.eps),
+        "decoder": config.decoder,
+        "names": list(classes.names),
+        "palette": [list(color) for color in classes.palette],
+    }
+    if config.thresholds:
+        own["thresholds"] = list(config.thresholds)
+    overlapping = {"problem_type": _MULTILABEL} if config.multilabel else {}
     return {
         "model_type": _MODEL_TYPE if config.decoder == "original" else _OPENMMLAB_TYPE,
         "architectures": [_ARCHITECTURES[description.kind]],
@@ -97,12 +109,8 @@ def config_to_hub(description: Description, dtype: torch.dtype) -> dict[str, Any
         "semantic_loss_ignore_index": classes.ignore_index,
         "id2label": id2label,
         "label2id": {name: int(i) for i, name in id2label.items()},
-        "segformer": {
-            "eps": asdict(config.eps),
-            "decoder": config.decoder,
-            "names": list(classes.names),
-            "palette": [list(color) for color in classes.palette],
-        },
+        **overlapping,
+        "segformer": own,
     }
 
 
@@ -173,6 +181,8 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, ClassSet
         drop_path=entries.get("drop_path_rate", 0.1),
         dropout=entries.get("classifier_dropout_prob", 0.1),
         eps=NormEps(**own["eps"]) if "eps" in own else TRANSFORMERS_EPS,
+        multilabel=entries.get("problem_type") == _MULTILABEL and num_classes > 1,
+        thresholds=tuple(own.get("thresholds", ())),
     )
     return config, classes
 

@@ -94,8 +94,9 @@ def _evaluate_masks(
 ) -> tuple[Any, list[Path], Sequence[object]]:
     from segformer.data.source import open_split
     from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
+    from segformer.evaluation.multilabel import evaluate_multilabel, write_multilabel_report
     from segformer.evaluation.protocol import open_predictor
-    from segformer.image import image_name
+    from segformer.image import ImageSource, image_name
     from segformer.model.pretrained import assemble
     from segformer.model.segformer import SegFormer
     from segformer.progress import ProgressBar
@@ -103,13 +104,23 @@ def _evaluate_masks(
     dataset = open_split(options.dataset, options.split, options.reading, options.reading.seed)
     predictor = open_predictor(assemble(SegFormer, checkpoint), options.config, options.protocol)
     failed: list[Failure] = []
+
+    def fail(source: ImageSource, error: Exception) -> None:
+        failed.append(Failure(image_name(source), str(error)))
+
+    if dataset.multilabel:
+        with ProgressBar("evaluating", len(dataset), "images") as bar:
+            scores = evaluate_multilabel(dataset, predictor, on_image=bar.advance, on_error=fail)
+        protocol = _protocol(options)
+        written = write_multilabel_report(scores, options.out, dataset, protocol, failed)
+        return scores.table(), written, failed
     with ProgressBar("evaluating", len(dataset), "images") as bar:
         matrix = evaluate(
             dataset,
             predictor,
             match_classes=options.match_classes,
             on_image=bar.advance,
-            on_error=lambda source, error: failed.append(Failure(image_name(source), str(error))),
+            on_error=fail,
         )
     written = write_report(matrix, options.out, dataset, _protocol(options), failed)
     return score_table(matrix.scores()), written, failed

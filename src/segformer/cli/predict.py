@@ -108,7 +108,13 @@ def _segment(options: Any, jobs: "Sequence[Job]", checkpoint: "Checkpoint") -> i
         "skip_existing": options.skip_existing,
     }
     # Before the model is built, as a refusal should not take time
-    plan_outputs(jobs, options.out, confidence=options.config.confidence, **policy)
+    plan_outputs(
+        jobs,
+        options.out,
+        confidence=options.config.confidence,
+        multilabel=checkpoint.config.multilabel,
+        **policy,
+    )
     predictor = Predictor(assemble(SegFormer, checkpoint), options.config)
     with ProgressBar("predicting", len(jobs), "images") as bar:
         result = predict_files(

@@ -51,6 +51,8 @@ class Dataset:
         nodata: Value in the images that means that there is no data; GDAL's tag in TIFF files
             is used where it is None.
         channel_names: Name of each channel, where known.
+        multilabel: Classes may overlap: masks are packed classes (`segformer.data.multilabel`),
+            not class ids.
     """
 
     root: Path
@@ -68,6 +70,7 @@ class Dataset:
     problems: tuple[str, ...] = ()
     nodata: float | None = None
     channel_names: tuple[str, ...] = ()
+    multilabel: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -81,7 +84,7 @@ class Dataset:
         return any(sample.mask is not None for sample in self.samples)
 
     def read(self, sample: Sample) -> tuple[ImageArray, NDArray[np.integer]]:
-        """Image (H, W, channels) and class ids (H, W) of a sample.
+        """Image (H, W, channels) and class ids or packed classes (H, W) of a sample.
 
         Where the EXIF orientation turns an image by 90 degrees, and its mask has the size of
         the image before turning, the mask is turned too. Pixels without data are NaN in the image
@@ -161,6 +164,14 @@ class Dataset:
         if values.shape[:2] != (height, width):
             raise DatasetError(_describe_sizes(sample, (height, width), values.shape[:2]))
         return to_class_ids(values, mask, self.classes, self.colors)
+
+    def require_single_labels(self, purpose: str) -> None:
+        """Raise a DatasetError if classes may overlap."""
+        if self.multilabel:
+            raise DatasetError(
+                f"{self.root}: {purpose} needs masks of one class per pixel, but the classes of "
+                "this data set may overlap (multilabel: true)"
+            )
 
     def with_channels(self, channels: int) -> Dataset:
         """The same data set, its images read with another number of channels."""

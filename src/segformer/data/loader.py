@@ -1,8 +1,9 @@
 """Training crops in an order that can be resumed at any step.
 
 The sequence of training images depends on the seed alone: draw number d takes position
-``d mod n`` in the shuffled order of epoch ``d // n``, and its augmentation is seeded with d. So
-a training that is resumed at step s sees the same crops as an uninterrupted one.
+``d mod n`` in the shuffled order of epoch ``d // n`` (`segformer.data.sampling`), and its
+augmentation is seeded with d. So a training that is resumed at step s sees the same crops as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.utils.data import Dataset as TorchDataset
 from segformer.data.class_folders import ClassFolders
 from segformer.data.class_transforms import ClassAugmentation
 from segformer.data.dataset import Dataset, DatasetError
+from segformer.data.sampling import epoch_order
 from segformer.data.shared_cache import SharedCache, is_supported, stored_size
 from segformer.data.transforms import Augmentation, Mask, ReducedSample
 from segformer.image import ImageArray, Preprocessing, UnreadableImage, image_name
@@ -61,6 +63,7 @@ class DrawSampler(Sampler[list[Draw]]):
         seed: Seed of the order.
         rank: Number of this device among ``world``; each takes its own batches of a step.
         world: Number of devices.
+        factors: How often to draw each sample; see `segformer.data.sampling.epoch_order`.
     """
 
     def __init__(
@@ -73,10 +76,11 @@ class DrawSampler(Sampler[list[Draw]]):
         seed: int,
         rank: int = 0,
         world: int = 1,
+        factors: NDArray[np.float64] | None = None,
     ):
         self.size, self.batch_size, self.batches_per_step = size, batch_size, batches_per_step
         self.start_step, self.total_steps, self.seed = start_step, total_steps, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.factors = rank, world, factors
 
     def __len__(self) -> int:
         return (self.total_steps - self.start_step) * self.batches_per_step
@@ -91,8 +95,8 @@ class DrawSampler(Sampler[list[Draw]]):
                 for draw in range(first, first + self.batch_size):
                     epoch, place = divmod(draw, self.size)
                     if epoch != order_epoch:
-                        rng = np.random.default_rng((self.seed, 0, epoch))
-                        order, order_epoch = rng.permutation(self.size), epoch
+                        order = epoch_order(self.size, self.seed, epoch, self.factors)
+                        order_epoch = epoch
                     batch.append((int(order[place]), draw))
                 yield batch
 

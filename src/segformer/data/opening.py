@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from segformer.classes import ClassSet
+from segformer.data.class_masks import find_class_masks
 from segformer.data.dataset import Dataset
 from segformer.data.description import SPLITS, Description, read_description
 from segformer.data.errors import DatasetError
@@ -14,6 +15,7 @@ from segformer.data.layouts.base import WHOLE, subfolders
 from segformer.data.layouts.recognition import LAYOUTS, Recognized, recognize
 from segformer.data.layouts.yolo import describes_polygons
 from segformer.data.masks import WHITE, values_of
+from segformer.data.multilabel import IGNORED
 from segformer.data.pairing import MaskNames, Sample, find_samples
 from segformer.image import LOSSY_SUFFIXES
 
@@ -132,7 +134,9 @@ def _from_description(file: Path, split: str) -> Dataset:
         raise DatasetError(f"{file}: the data set has no split {split!r}")
     samples, stray = _samples(description, split)
     classes, notes = description.classes, list[str]()
-    if len(classes) == 2 and not description.values_are_given and not description.colors:
+    if description.multilabel:
+        classes = replace(classes, ignore_index=IGNORED)
+    elif len(classes) == 2 and not description.values_are_given and not description.colors:
         training = samples
         if split != "train" and "train" in description.folders:
             training, _ = _samples(description, "train")
@@ -150,17 +154,19 @@ def _from_description(file: Path, split: str) -> Dataset:
         notes=(*notes, *_lossy_notes(classes, _masks_of(samples))),
         nodata=description.nodata,
         channel_names=description.channel_names,
+        multilabel=description.multilabel,
     )
 
 
 def _samples(description: Description, split: str) -> tuple[tuple[Sample, ...], tuple[Path, ...]]:
     files = description.channel_files
-    return find_samples(
-        description.folders[split],
-        description.mask_names[split],
-        split,
-        None if files is None else files.find(split),
-    )
+    images, names = description.folders[split], description.mask_names[split]
+    channels = None if files is None else files.find(split)
+    if not description.multilabel:
+        return find_samples(images, names, split, channels)
+    classes = description.classes
+    ignored = classes.ignore_index if description.values_are_given else None
+    return find_class_masks(images, names, split, classes, ignored, channels)
 
 
 def _masks_of(samples: tuple[Sample, ...]) -> list[Path]:

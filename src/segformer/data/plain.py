@@ -79,6 +79,7 @@ def written_splits(parts: Sequence[Dataset]) -> dict[str, Dataset]:
             f"none of the splits {', '.join(part.split for part in parts)} is train, val or test"
         )
     first, *others = named.values()
+    first.require_single_labels("writing a data set")
     for other in others:
         if other.classes.names != first.classes.names:
             raise DatasetError(

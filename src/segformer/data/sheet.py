@@ -117,6 +117,7 @@ def mask_cells(
         samples: Which of its samples.
         complaints: What is wrong with samples, by name. What is found while drawing is added.
     """
+    dataset.require_single_labels("drawing masks")
     known = complaints or {}
 
     def draw(sample: Sample) -> Cell:
@@ -141,6 +142,7 @@ def augmented_cells(
         augmentation: The augmentation.
         seed: Of the augmentation.
     """
+    dataset.require_single_labels("drawing masks")
 
     def draw(numbered: tuple[int, Sample]) -> Cell:
         number, sample = numbered

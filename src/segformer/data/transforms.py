@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from segformer.data.recolor import ClassColorJitter, blur, to_grayscale
 from segformer.image import ImageArray, Preprocessing
+from segformer.image.rescaling import resize_mask, resize_with_opencv
 
 Mask: TypeAlias = NDArray[np.integer]
 
@@ -304,26 +305,9 @@ def resize_quickly(image: ImageArray, size: tuple[int, int]) -> ImageArray:
     Faster than `segformer.image.resize`, which has to match Pillow's filter. Training uses random
     ratios, so here the exact filter does not matter.
     """
-    if image.shape[:2] == size:
-        return image
     shrinking = size[0] < image.shape[0]
-    method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-    if image.dtype not in (np.uint8, np.uint16, np.int16, np.float32):
-        image = image.astype(np.float32)
-    # OpenCV resizes at most four channels at a time
-    parts = [
-        cv2.resize(np.ascontiguousarray(image[:, :, i : i + 4]), size[::-1], interpolation=method)
-        for i in range(0, image.shape[2], 4)
-    ]
-    return np.concatenate([part.reshape(*size, -1) for part in parts], axis=2)
+    return resize_with_opencv(image, size, cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
 
 
 def _resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
-    if mask.shape == size:
-        return mask
-    if mask.dtype not in (np.uint8, np.uint16, np.int16):
-        mask = mask.astype(np.int32)
-    resized = cv2.resize(
-        np.ascontiguousarray(mask), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT
-    )
-    return np.asarray(resized)
+    return resize_mask(mask, size, cv2.INTER_NEAREST_EXACT)

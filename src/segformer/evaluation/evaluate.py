@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from segformer.data.dataset import Dataset, DatasetError
@@ -16,6 +18,7 @@ from segformer.evaluation.matching import match_classes as find_match
 from segformer.evaluation.metrics import ConfusionMatrix, Scores
 from segformer.files import write_json
 from segformer.image import ImageSource, image_name
+from segformer.prediction.prediction import Prediction
 from segformer.prediction.predictor import Predictor
 
 REPORT_FILES = ("report.json", "confusion.png")
@@ -46,7 +49,9 @@ def evaluate(
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
 ) -> ConfusionMatrix:
-    """Compare predictions with masks, each at the size of the mask.
+    """Compare predictions with masks of one class per pixel, each at the size of the mask.
+
+    For classes that may overlap, see `segformer.evaluation.multilabel`.
 
     Args:
         dataset: Images and masks. If the model was trained with reduced labels
@@ -65,6 +70,12 @@ def evaluate(
         DatasetError: None of the images could be evaluated.
         ValueError: An image or mask cannot be read, and there is no ``on_error``.
     """
+    dataset.require_single_labels("a confusion matrix")
+    if predictor.model.config.multilabel:
+        raise DatasetError(
+            f"{dataset.root}: the masks have one class per pixel, but the classes of the model may "
+            "overlap; give a data set with multilabel: true"
+        )
     match = find_match(
         dataset.classes,
         predictor.model.classes,
@@ -73,6 +84,36 @@ def evaluate(
     )
     dataset = replace(dataset, classes=match.classes, channels=predictor.model.config.in_channels)
     matrix = ConfusionMatrix(dataset.classes)
+
+    def compare(truth: NDArray[np.integer], prediction: Prediction) -> None:
+        matrix.update(truth, match.map_ids(prediction.label_map))
+
+    compare_images(dataset, predictor, compare, on_image=on_image, on_error=on_error)
+    return matrix
+
+
+def compare_images(
+    dataset: Dataset,
+    predictor: Predictor,
+    compare: Callable[[NDArray[np.integer], Prediction], None],
+    *,
+    on_image: Callable[[], None] | None = None,
+    on_error: Callable[[ImageSource, Exception], None] | None = None,
+) -> None:
+    """Predict each image of a data set, and compare the prediction with the mask.
+
+    Args:
+        dataset: Images and masks.
+        predictor: The model and how it sees images.
+        compare: Called with the mask (H, W), as the data set reads it, and the prediction.
+        on_image: Called after each image, compared or skipped.
+        on_error: Called with an image and the error if the image or its mask cannot be read; the
+            image is then skipped. Default: the error is raised.
+
+    Raises:
+        DatasetError: None of the images could be evaluated.
+        ValueError: An image or mask cannot be read, and there is no ``on_error``.
+    """
     errors: list[Exception] = []
 
     def fail(source: ImageSource, error: Exception) -> None:
@@ -94,7 +135,7 @@ def evaluate(
         assert prediction.source is not None
         try:
             _, truth = dataset.read(with_masks[prediction.source])
-            matrix.update(truth, match.map_ids(prediction.label_map))
+            compare(truth, prediction)
         except (ValueError, OSError, MemoryError) as error:
             fail(prediction.source, error)
         else:
@@ -105,7 +146,6 @@ def evaluate(
             f"{dataset.root}: none of the {len(dataset)} images of split {dataset.split!r} can be "
             f"evaluated; the first error: {errors[0]}"
         )
-    return matrix
 
 
 def score_table(scores: Scores) -> Table:

@@ -21,6 +21,7 @@ from segformer.image.reading import (
     image_name,
     read_image,
     read_mask,
+    read_mask_channels,
     read_mask_or_colors,
 )
 from segformer.image.stored import UnreadableImage, WrongChannels
@@ -47,6 +48,7 @@ __all__ = [
     "missing_pixels",
     "read_image",
     "read_mask",
+    "read_mask_channels",
     "read_mask_or_colors",
     "resize",
     "turn_upright",

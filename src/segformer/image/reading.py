@@ -164,6 +164,29 @@ def read_mask_or_colors(source: OneSource) -> NDArray[np.integer]:
     return values
 
 
+def read_mask_channels(source: OneSource, channels: int) -> NDArray[np.integer]:
+    """Read a mask with one channel for each class, as stored.
+
+    Returns:
+        (H, W, channels) integers.
+
+    Raises:
+        UnreadableImage: The file is missing or broken, holds no integers, or has another number
+            of channels.
+    """
+    name = image_name(source)
+    values = _decode(source, 0, name).values
+    found = values.shape[2] if values.ndim == 3 else 1
+    if found != channels or values.ndim != 3:
+        raise UnreadableImage(
+            f"{name}: a mask of {channels} classes that may overlap needs {channels} channels, "
+            f"this one has {found}"
+        )
+    if values.dtype.kind not in "uib":
+        raise UnreadableImage(f"{name}: a mask must hold integers, this one holds {values.dtype}")
+    return values.astype(np.uint8) if values.dtype == np.bool_ else values
+
+
 def image_name(source: object) -> str:
     """What to call a source in a message.
 

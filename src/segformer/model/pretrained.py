@@ -204,6 +204,8 @@ def assemble(
         source,
         num_classes=source.num_classes if num_classes is None else num_classes,
         in_channels=source.in_channels if in_channels is None else in_channels,
+        multilabel=source.multilabel and num_classes != 1,
+        thresholds=source.thresholds if num_classes in (None, source.num_classes) else (),
     )
     other_classes = config.num_classes != source.num_classes
     reinitialize = found != kind or other_classes or reinitialize_classifier

@@ -161,6 +161,7 @@ def predict_files(
         out,
         overlay=overlay,
         confidence=predictor.config.confidence,
+        multilabel=predictor.model.config.multilabel,
         overwrite=overwrite,
         skip_existing=skip_existing,
     )

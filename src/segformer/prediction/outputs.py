@@ -72,6 +72,7 @@ def plan_outputs(
     *,
     overlay: bool = True,
     confidence: bool = False,
+    multilabel: bool = False,
     overwrite: bool = False,
     skip_existing: bool = False,
 ) -> Plan:
@@ -82,6 +83,7 @@ def plan_outputs(
         out: Output folder; it need not exist.
         overlay: Overlays are written.
         confidence: Confidences are written.
+        multilabel: The model's classes may overlap.
         overwrite: Existing files may be replaced; images that are read never are.
         skip_existing: Existing files are kept, and images with all their files are skipped.
 
@@ -94,7 +96,10 @@ def plan_outputs(
         raise ValueError("give overwrite or skip_existing, not both")
     out = Path(out)
     outputs = {
-        job: output_paths(out, job.name, overlay=overlay, confidence=confidence) for job in jobs
+        job: output_paths(
+            out, job.name, overlay=overlay, confidence=confidence, multilabel=multilabel
+        )
+        for job in jobs
     }
     summary = out / SUMMARY
     _check_distinct(outputs)

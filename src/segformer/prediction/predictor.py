@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from segformer.image import (
 )
 from segformer.model.segformer import SegFormer
 from segformer.prediction.config import SMALLEST_SIDE, PredictConfig, PredictOptions
+from segformer.prediction.multilabel import MultiLabelPrediction, logits_to_masks
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.runtime import TorchRuntime, default_readers, is_out_of_memory
 from segformer.prediction.sliding import count_windows, slide
@@ -323,18 +324,25 @@ class Predictor:
         return advance
 
     def _decide(self, prepared: _Prepared, views: list[Tensor]) -> Prediction:
-        height, width = prepared.image.shape[:2]
-        label_map, confidence = logits_to_label_map(
-            views, (height, width), confidence=self.config.confidence
+        size = (prepared.image.shape[0], prepared.image.shape[1])
+        thresholds = self.model.config.decision_thresholds
+        about: dict[str, Any] = {
+            "classes": self.model.classes,
+            "image": prepared.image,
+            "source": _files_of(prepared.source),
+            "rgb_channels": self.preprocessing.rgb_channels,
+        }
+        if self.model.config.multilabel:
+            masks, label_map, confidence = logits_to_masks(
+                views, size, thresholds, confidence=self.config.confidence
+            )
+            return MultiLabelPrediction(
+                label_map=label_map, masks=masks, confidence=confidence, **about
+            )
+        ids, confidence = logits_to_label_map(
+            views, size, confidence=self.config.confidence, threshold=(*thresholds, 0.5)[0]
         )
-        return Prediction(
-            label_map=label_map,
-            classes=self.model.classes,
-            image=prepared.image,
-            source=_files_of(prepared.source),
-            confidence=confidence,
-            rgb_channels=self.preprocessing.rgb_channels,
-        )
+        return Prediction(label_map=ids, confidence=confidence, **about)
 
     def _run(self, views: list[ImageArray], on_batch: Callable[[int], None] | None) -> Tensor:
         """Views of one size, (h, w, C) -> logits (B, K, ceil(h / 4), ceil(w / 4))."""

@@ -272,6 +272,8 @@ class TrainingLoop:
         except (ValueError, OSError) as error:
             logger.error("step %d: validation failed, there is no score: %s", state.step, error)
             return vars(state)
+        if model.config.thresholds:  # fitted by this validation
+            model.save_pretrained(self.folder.last)
         if outcome.score > state.best_score:
             state.best_score, state.stale_validations = outcome.score, 0
             model.save_pretrained(self.folder.best)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segformer.checkpoints.opening import open_checkpoint
@@ -18,6 +19,7 @@ from segformer.data.check import SplitReport
 from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.paper_transforms import PaperAugmentation
 from segformer.data.recolor import ClassColorJitter
+from segformer.data.sampling import repeat_factors
 from segformer.data.transforms import Augmentation
 from segformer.image import Preprocessing
 from segformer.machine import available_cpus
@@ -27,6 +29,9 @@ from segformer.training.config import SegmentationTrainConfig, TrainConfig
 
 AnyModel = TypeVar("AnyModel", SegFormer, SegFormerClassifier)
 AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
+
+LARGEST_WEIGHT = 10.0
+"""Of a class of very few pixels, whose gradients would drown all others."""
 
 
 def resolve(config: SegmentationTrainConfig, report: SplitReport) -> SegmentationTrainConfig:
@@ -63,6 +68,20 @@ def resolve(config: SegmentationTrainConfig, report: SplitReport) -> Segmentatio
     return with_defaults(
         config, len(training), normalization, source.config if source is not None else None
     )
+
+
+def check_overlap(config: SegmentationTrainConfig, training: Dataset) -> None:
+    """Raise a ValueError if an option does not apply to classes that may overlap."""
+    if not training.multilabel:
+        return
+    for option in (
+        *("binary", "ohem_threshold", "background_replace_prob", "class_color_jitter_prob"),
+    ):
+        if getattr(config, option):
+            raise ValueError(
+                f"{option} is for one class per pixel, but the classes of {training.root} may "
+                "overlap"
+            )
 
 
 def with_defaults(
@@ -122,17 +141,50 @@ def _variant(config: TrainConfig, pretrained: SegFormerConfig | None) -> str | N
 
 
 def class_weights(config: SegmentationTrainConfig, report: SplitReport) -> Tensor | None:
-    """Weights of the classes in the loss, (K,): frequency ** -power, 1 for the mean pixel.
+    """Weights of the classes in the cross-entropy, (K,), or None if all are equal.
 
-    Classes that do not occur have weight 1. No weight exceeds 10.
+    "auto" weights a class by its inverse frequency to ``class_weight_power``, relative to the mean
+    pixel, which has weight 1 (inverse class frequency: King and Zeng 2001, as ``balanced`` in
+    scikit-learn). Of classes that may overlap, only the pixels where a class is present are
+    weighted: by the ratio of absent to present pixels, to that power. Classes that do not occur
+    have weight 1. No weight exceeds `LARGEST_WEIGHT`.
+
+    Raises:
+        ValueError: A class with an explicit weight does not exist.
     """
-    if config.class_weight_power == 0:
+    names = report.dataset.classes.names
+    explicit = config.explicit_class_weights()
+    if explicit:
+        for name in explicit.keys() - set(names):
+            raise ValueError(
+                f"class_weights: the data set has no class {name!r}; its classes are "
+                f"{', '.join(names)}"
+            )
+        return torch.tensor([explicit.get(name, 1.0) for name in names])
+    if config.class_weights != ("auto",):
         return None
     frequency = report.frequencies
-    powers = np.maximum(frequency, 1e-12) ** -config.class_weight_power
-    weights = np.where(frequency > 0, powers, 0)
+    if report.dataset.multilabel:
+        odds = (1 - frequency) / np.maximum(frequency, 1e-12)
+        weights = (odds**config.class_weight_power).clip(max=LARGEST_WEIGHT)
+        return torch.tensor(np.where(frequency > 0, weights, 1), dtype=torch.float32)
+    inverse = np.maximum(frequency, 1e-12) ** -config.class_weight_power
+    weights = np.where(frequency > 0, inverse, 0)
     weights /= (weights * frequency).sum()
-    return torch.tensor(np.where(frequency > 0, weights.clip(max=10), 1), dtype=torch.float32)
+    weights = np.where(frequency > 0, weights.clip(max=LARGEST_WEIGHT), 1)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def draw_factors(
+    config: SegmentationTrainConfig, report: SplitReport
+) -> NDArray[np.float64] | None:
+    """How often each training image is drawn, (N,), or None if all are drawn equally often."""
+    if config.oversample_threshold == 0:
+        return None
+    presence = np.zeros((len(report.presence), len(report.pixels)), bool)
+    for row, class_ids in zip(presence, report.presence, strict=True):
+        row[class_ids] = True
+    return repeat_factors(presence, config.oversample_threshold)
 
 
 def build_model(config: SegmentationTrainConfig, training: Dataset) -> SegFormer:
@@ -154,7 +206,16 @@ def build_model(config: SegmentationTrainConfig, training: Dataset) -> SegFormer
             **regularization,
         )
     else:
-        model = start_from(SegFormer, config, classes, outputs, training.channels, **regularization)
+        model = start_from(
+            SegFormer,
+            config,
+            classes,
+            outputs,
+            training.channels,
+            multilabel=training.multilabel,
+            **regularization,
+        )
+    model.config = replace(model.config, multilabel=training.multilabel, thresholds=())
     model.preprocessing = preprocessing(config, training)
     return model
 
@@ -165,6 +226,8 @@ def start_from(
     classes: ClassSet,
     outputs: int,
     channels: int,
+    *,
+    multilabel: bool = False,
     **regularization: float,
 ) -> AnyModel:
     """A model with all weights of the pretrained model that fit.
@@ -175,6 +238,7 @@ def start_from(
         classes: Classes of the data set.
         outputs: Channels of the logits.
         channels: Channels of the images.
+        multilabel: Classes may overlap.
         **regularization: Fields of the model's configuration to set.
     """
     assert config.pretrained is not None
@@ -183,6 +247,7 @@ def start_from(
     if config.pretrained_encoder_only:
         checkpoint = checkpoint.encoder_alone()
     same_classes = checkpoint.classes.names == classes.names
+    same_classes = same_classes and checkpoint.config.multilabel == multilabel
     return pretrained.assemble(
         kind, checkpoint, classes, outputs, channels, reinitialize_classifier=not same_classes
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from segformer.config import SegFormerConfig
@@ -16,6 +18,13 @@ from segformer.data.loader import TrainingCrops
 from segformer.data.source import open_training
 from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
+from segformer.evaluation.multilabel import (
+    MultiLabelScores,
+    binary_matrix,
+    evaluate_multilabel,
+    measure_probabilities,
+    write_multilabel_report,
+)
 from segformer.evaluation.plots import examples_sheet
 from segformer.evaluation.protocol import open_predictor
 from segformer.model.segformer import SegFormer
@@ -23,16 +32,13 @@ from segformer.prediction.config import PredictConfig
 from segformer.prediction.predictor import Predictor
 from segformer.progress import ProgressBar
 from segformer.training.config import SegmentationTrainConfig
-from segformer.training.losses import (
-    OHEM,
-    cross_entropy_at_mask_size,
-    dice_loss,
-    lovasz_loss,
-)
+from segformer.training.losses import Objective
 from segformer.training.preparation import (
     augmentation,
     build_model,
+    check_overlap,
     class_weights,
+    draw_factors,
     preprocessing,
     resolve,
 )
@@ -40,6 +46,8 @@ from segformer.training.samples import Files, sample_names
 from segformer.training.task import Model, Outcome, Task
 
 logger = logging.getLogger(__name__)
+
+Measured = TypeVar("Measured")
 
 
 class Segmentation(Task):
@@ -71,7 +79,10 @@ class Segmentation(Task):
         if state is not None:
             self.check_state(state)
             self.weights: Tensor | None = state["class_weights"]
+            factors: Tensor | None = state["factors"]
+            self.factors = None if factors is None else factors.numpy()
             return
+        check_overlap(config, self.training)
         report = _checked(self.training)
         if self.validation is None:
             logger.info("no split 'val': training without validation, the last model is kept")
@@ -79,6 +90,7 @@ class Segmentation(Task):
             _checked(self.validation)
         self._config = resolve(config, report)
         self.weights = class_weights(self.config, report)
+        self.factors = draw_factors(self.config, report)
 
     @property
     def config(self) -> SegmentationTrainConfig:
@@ -86,8 +98,9 @@ class Segmentation(Task):
         return self._config
 
     def state(self) -> dict[str, Any]:
-        """With the class weights, which are computed from all masks."""
-        return {**super().state(), "class_weights": self.weights}
+        """With the weights of classes and images, which are computed from all masks."""
+        factors = None if self.factors is None else torch.from_numpy(self.factors)
+        return {**super().state(), "class_weights": self.weights, "factors": factors}
 
     @property
     def files(self) -> Files:
@@ -135,62 +148,71 @@ class Segmentation(Task):
         return pixels, targets
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy at the size of the masks, plus the terms of the configuration."""
-        config, ignore_index = self.config, self.training.classes.ignore_index
-        weights = self.weights.to(logits.device) if self.weights is not None else None
-        loss = cross_entropy_at_mask_size(
-            logits,
-            targets,
-            class_weights=weights,
-            ignore_index=ignore_index,
-            avg_non_ignore=config.avg_non_ignore,
-            label_smoothing=config.label_smoothing,
-            focal_gamma=config.focal_gamma,
-            ohem=(
-                OHEM(config.ohem_threshold, config.ohem_min_kept) if config.ohem_threshold else None
-            ),
+        """The weighted sum of loss functions of the configuration."""
+        objective = Objective(
+            self.config,
+            self.training.classes.ignore_index,
+            self.weights,
+            self.training.multilabel,
         )
-        if config.dice_weight:
-            loss = loss + config.dice_weight * dice_loss(logits, targets, ignore_index=ignore_index)
-        if config.lovasz_weight:
-            loss = loss + config.lovasz_weight * lovasz_loss(
-                logits, targets, ignore_index=ignore_index
-            )
-        return loss
+        return objective(logits, targets)
 
     def validate(self, model: Model, device: str) -> Outcome:
-        """IoU over the validation images."""
+        """IoU over the validation images; the thresholds of sigmoids are fitted."""
         assert isinstance(model, SegFormer)
-        matrix, _ = self._evaluate(self._predictor(model, device))
-        return _outcome(matrix)
+        if not model.config.num_sigmoids:
+            matrix, _ = self._over_validation(evaluate, self._predictor(model, device))
+            return _outcome(matrix)
+        predictor = self._predictor(model, device, confidence=True)
+        histogram, _ = self._over_validation(measure_probabilities, predictor)
+        thresholds = histogram.fit() if self.config.fit_thresholds else ()
+        model.config = replace(model.config, thresholds=thresholds)
+        counts = histogram.at(model.config.decision_thresholds)
+        if model.config.multilabel:
+            thresholds = model.config.decision_thresholds
+            return _overlapping_outcome(MultiLabelScores(model.classes, thresholds, counts))
+        return _outcome(binary_matrix(model.classes, counts))
 
     def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
         """``report.json``, ``confusion.png`` and ``val_examples.jpg``."""
         assert self.validation is not None
         predictor = self._predictor(SegFormer.from_pretrained(best), device)
-        matrix, failed = self._evaluate(predictor)
-        write_report(matrix, folder, self.validation, notes, failed)
+        if predictor.model.config.multilabel:
+            scores, failed = self._over_validation(evaluate_multilabel, predictor)
+            write_multilabel_report(scores, folder, self.validation, notes, failed)
+            outcome = _overlapping_outcome(scores)
+        else:
+            matrix, failed = self._over_validation(evaluate, predictor)
+            write_report(matrix, folder, self.validation, notes, failed)
+            outcome = _outcome(matrix)
         unreadable = {failure.image for failure in failed}
         readable = [s for s in self.validation if str(s.image) not in unreadable]
         chosen = readable[:: max(1, len(readable) // 8)][:8]
         pairs = [(predictor(s.image), self.validation.read(s)[1]) for s in chosen]
         examples_sheet(pairs, folder / "val_examples.jpg")
-        return _outcome(matrix)
+        return outcome
 
-    def _predictor(self, model: SegFormer, device: str) -> Predictor:
+    def _predictor(self, model: SegFormer, device: str, *, confidence: bool = False) -> Predictor:
         """How the validation sees images."""
         config = self.config
-        seen = PredictConfig(window=config.eval_window, stride=config.eval_stride, device=device)
+        seen = PredictConfig(
+            window=config.eval_window,
+            stride=config.eval_stride,
+            device=device,
+            confidence=confidence,
+        )
         if config.eval_window is not None:  # by default, windows are run over the stored image
             seen = replace(seen, short_side=config.eval_size)
         return open_predictor(model, seen, config.protocol, long_side=config.long_side)
 
-    def _evaluate(self, predictor: Predictor) -> tuple[ConfusionMatrix, list[Failure]]:
-        """Counts of pixels, and the images that could not be read."""
+    def _over_validation(
+        self, measure: Callable[..., Measured], predictor: Predictor
+    ) -> tuple[Measured, list[Failure]]:
+        """What a function measures over the validation images, and those that it could not read."""
         assert self.validation is not None
         failed: list[Failure] = []
         with ProgressBar("validating", len(self.validation), "images") as bar:
-            matrix = evaluate(
+            measured = measure(
                 self.validation,
                 predictor,
                 on_image=bar.advance,
@@ -198,7 +220,7 @@ class Segmentation(Task):
             )
         for failure in failed[:5]:
             logger.warning("skipped in validation: %s", failure)
-        return matrix, failed
+        return measured, failed
 
 
 def _outcome(matrix: ConfusionMatrix) -> Outcome:
@@ -210,6 +232,16 @@ def _outcome(matrix: ConfusionMatrix) -> Outcome:
     }
     words = f"mIoU {scores.miou:.2%}, pixel accuracy {scores.pixel_accuracy:.2%}"
     return Outcome(row, words, score_table(scores))
+
+
+def _overlapping_outcome(scores: MultiLabelScores) -> Outcome:
+    row = {
+        "val_miou": scores.miou,
+        "val_mean_accuracy": scores.mean_recall,
+        "val_pixel_accuracy": scores.accuracy,
+    }
+    words = f"mIoU {scores.miou:.2%}, mean recall {scores.mean_recall:.2%}"
+    return Outcome(row, words, scores.table())
 
 
 def _checked(dataset: Dataset) -> SplitReport:

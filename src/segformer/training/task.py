@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -50,11 +52,14 @@ class Task(ABC):
         config: The configuration, with all defaults filled in.
         images: Number of training images.
         validates: Whether there is a validation split.
+        factors: (N,) how often to draw each training image, relative to each other; None: all
+            equally often.
     """
 
     score: str
     images: int
     validates: bool
+    factors: NDArray[np.float64] | None = None
 
     @property
     @abstractmethod
@@ -146,5 +151,6 @@ class Task(ABC):
             self.config.seed,
             rank,
             world,
+            self.factors,
         )
         return crop_loader(crops, sampler, num_workers)

@@ -70,6 +70,9 @@ class SegmentationDataOptions(DataOptions):
         cat_max_ratio: Crops with more than this fraction of one class are drawn again.
         rare_class_crop_prob: Probability of centering a crop on a class drawn uniformly from those
             in the image, so that rare classes are seen more often.
+        oversample_threshold: Images with a class that is in fewer than this fraction of the
+            training images are drawn more often (repeat factor sampling); 0 draws all equally
+            often.
         photometric: Distort brightness, contrast, saturation and hue.
         background_replace_prob: Probability of replacing the background of an image.
         background_class: Class id that counts as background for that.
@@ -97,6 +100,7 @@ class SegmentationDataOptions(DataOptions):
     log_scale: bool = False
     cat_max_ratio: Annotated[float, FRACTION] = 0.75
     rare_class_crop_prob: Annotated[float, FRACTION] = 0.0
+    oversample_threshold: Annotated[float, FRACTION] = 0.0
     photometric: bool = True
     background_replace_prob: Annotated[float, FRACTION] = 0.0
     background_class: Annotated[int, NOT_NEGATIVE] = 0

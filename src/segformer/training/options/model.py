@@ -46,8 +46,12 @@ class SegmentationModelOptions(ModelOptions):
 
     Attributes:
         binary: Train one output with a sigmoid. The data set must have two classes.
+        fit_thresholds: For binary models and classes that may overlap: choose the threshold of each
+            sigmoid that gives the highest IoU in validation, and store it in the model. If false,
+            it is 0.5.
         dropout: Dropout before the classifier.
     """
 
     binary: bool = False
+    fit_thresholds: bool = True
     dropout: Annotated[float, BELOW_ONE] = 0.1
