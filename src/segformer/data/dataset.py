@@ -99,14 +99,23 @@ class Dataset:
             ValueError: A file cannot be read, there is no mask, sizes differ, or the mask has
                 values outside the classes.
         """
+        image = read_image(sample.image, self.channels, as_8_bit=self.as_8_bit, nodata=self.nodata)
+        return image, self.read_mask(sample, image)
+
+    def read_mask(self, sample: Sample, image: ImageArray) -> NDArray[np.integer]:
+        """Class ids (H, W) of a sample whose image has been read; see `read`.
+
+        Raises:
+            ValueError: The mask cannot be read, there is none, its size is not that of the image,
+                or it has values outside the classes.
+        """
         if sample.mask is None:
             raise DatasetError(f"{image_name(sample.image)}: there is no mask for this image")
-        image = read_image(sample.image, self.channels, as_8_bit=self.as_8_bit, nodata=self.nodata)
         class_ids = self._class_ids(sample, sample.mask, image)
         missing = missing_pixels(image, self.nodata)
         if missing is not None and missing.any():
             class_ids = np.where(missing, np.int32(self.classes.ignore_index), class_ids)
-        return image, class_ids
+        return class_ids
 
     def _class_ids(
         self, sample: Sample, mask: Path | Annotation, image: ImageArray

@@ -7,19 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
-from segformer.data.dataset import Dataset, DatasetError
+from segformer.data.dataset import Dataset, DatasetError, Sample
 from segformer.evaluation.confusion_plot import confusion_plot
+from segformer.evaluation.details import Collector, Scored
 from segformer.evaluation.matching import MatchClasses
 from segformer.evaluation.matching import match_classes as find_match
 from segformer.evaluation.metrics import ConfusionMatrix, Scores
 from segformer.files import write_json
-from segformer.image import ImageSource, image_name
+from segformer.image import ImageArray, ImageSource, image_name
 from segformer.prediction.predictor import Predictor
 
 REPORT_FILES = ("report.json", "confusion.png")
 """Files that a report consists of."""
+
+
+_MAY_LACK_DATA = frozenset((".tif", ".tiff", ".npy"))
+"""Suffixes of files that can mark pixels as being without data: by GDAL's tag or by NaN."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ def evaluate(
     match_classes: MatchClasses = "name",
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
+    collector: Collector | None = None,
 ) -> ConfusionMatrix:
     """Compare predictions with masks, each at the size of the mask.
 
@@ -56,6 +64,7 @@ def evaluate(
         on_image: Called after each image, scored or skipped.
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
+        collector: Sees each image that is scored, such as `Details`.
 
     Returns:
         The confusion matrix in the classes of the data set.
@@ -90,14 +99,20 @@ def evaluate(
             fail(sample.image, DatasetError(f"{name}: there is no mask for this image"))
         else:
             with_masks[sample.image] = sample
-    for prediction in predictor.stream(with_masks, on_error=fail):
+    wanted = 0 if collector is None else collector.confidence_pixels
+    for prediction in predictor.stream(with_masks, on_error=fail, confidence_pixels=wanted):
         assert prediction.source is not None
+        sample, counts = with_masks[prediction.source], ConfusionMatrix(dataset.classes)
         try:
-            _, truth = dataset.read(with_masks[prediction.source])
-            matrix.update(truth, match.map_ids(prediction.label_map))
+            truth = _truth(dataset, sample, predictor, prediction.image)
+            predicted = match.map_ids(prediction.label_map)
+            counts.update(truth, predicted)
         except (ValueError, OSError, MemoryError) as error:
             fail(prediction.source, error)
         else:
+            matrix.counts += counts.counts
+            if collector is not None:
+                collector.add(Scored(sample, prediction, truth, predicted, counts))
             if on_image is not None:
                 on_image()
     if errors and len(errors) == len(dataset):
@@ -106,6 +121,24 @@ def evaluate(
             f"evaluated; the first error: {errors[0]}"
         )
     return matrix
+
+
+def _truth(
+    dataset: Dataset, sample: Sample, predictor: Predictor, image: ImageArray
+) -> NDArray[np.integer]:
+    """Class ids of the mask of an image (H, W, C), as the predictor has read it.
+
+    Pixels without data are ignored. If the predictor may have read the image in such a way that
+    they can no longer be told from others, it is read again.
+    """
+    if dataset.nodata is None and not _MAY_LACK_DATA.intersection(
+        file.suffix.lower() for file in sample.image_files
+    ):
+        return dataset.read_mask(sample, image)
+    preprocessing = predictor.preprocessing
+    if not preprocessing.expects_8_bit and dataset.nodata == preprocessing.nodata:
+        return dataset.read_mask(sample, image)
+    return dataset.read(sample)[1]
 
 
 def score_table(scores: Scores) -> Table:

@@ -30,6 +30,7 @@ from segformer.image import (
     resize,
 )
 from segformer.model.segformer import SegFormer
+from segformer.prediction.confidence import sample_confidence
 from segformer.prediction.config import SMALLEST_SIDE, PredictConfig, PredictOptions
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.runtime import TorchRuntime, default_readers, is_out_of_memory
@@ -140,6 +141,7 @@ class Predictor:
         on_error: Callable[[ImageSource, Exception], None] | None = None,
         on_windows: Callable[[int, int], None] | None = None,
         readers: int | None = None,
+        confidence_pixels: int = 0,
     ) -> Iterator[Prediction]:
         """Segment many images, in order; threads read and prepare images ahead of the model.
 
@@ -151,6 +153,8 @@ class Predictor:
                 done and of all of this image.
             readers: Number of threads that read images. Default: 2 if the model runs on the CPU,
                 else one for each core, at most 8.
+            confidence_pixels: Give each prediction the confidence of at most so many pixels, on a
+                regular grid (``Prediction.sampled_confidence``).
 
         Yields:
             A prediction for each image that was not skipped.
@@ -161,7 +165,7 @@ class Predictor:
         with closing(self._read_ahead(sources, on_error, readers, at_once)) as images:
             for _, alike in groupby(images, key=lambda prepared: prepared.shapes):
                 while batch := list(islice(alike, at_once)):
-                    yield from self._finish(batch, on_error, on_windows)
+                    yield from self._finish(batch, on_error, on_windows, confidence_pixels)
 
     def _read_ahead(
         self,
@@ -236,11 +240,12 @@ class Predictor:
         batch: list[_Prepared],
         on_error: Callable[[ImageSource, Exception], None] | None,
         on_windows: Callable[[int, int], None] | None,
+        confidence_pixels: int,
     ) -> Iterator[Prediction]:
         """Predictions of images of one size; one by one where together they do not fit."""
         if len(batch) > 1:
             try:
-                predictions = self._predict(batch)
+                predictions = self._predict(batch, None, confidence_pixels)
             except MemoryError:
                 pass
             else:
@@ -248,7 +253,7 @@ class Predictor:
                 return
         for prepared in batch:
             try:
-                (prediction,) = self._predict([prepared], on_windows)
+                (prediction,) = self._predict([prepared], on_windows, confidence_pixels)
             except (ValueError, MemoryError) as error:
                 if on_error is None:
                     raise
@@ -257,13 +262,16 @@ class Predictor:
                 yield prediction
 
     def _predict(
-        self, batch: list[_Prepared], on_windows: Callable[[int, int], None] | None = None
+        self,
+        batch: list[_Prepared],
+        on_windows: Callable[[int, int], None] | None = None,
+        confidence_pixels: int = 0,
     ) -> list[Prediction]:
         """Predictions of images whose views are of the same sizes."""
         try:
             views = self._tta_logits(batch, on_windows)
             return [
-                self._decide(prepared, [logits[i] for logits in views])
+                self._decide(prepared, [logits[i] for logits in views], confidence_pixels)
                 for i, prepared in enumerate(batch)
             ]
         except (RuntimeError, MemoryError) as error:
@@ -322,7 +330,9 @@ class Predictor:
 
         return advance
 
-    def _decide(self, prepared: _Prepared, views: list[Tensor]) -> Prediction:
+    def _decide(
+        self, prepared: _Prepared, views: list[Tensor], confidence_pixels: int
+    ) -> Prediction:
         height, width = prepared.image.shape[:2]
         label_map, confidence = logits_to_label_map(
             views, (height, width), confidence=self.config.confidence
@@ -334,6 +344,11 @@ class Predictor:
             source=_files_of(prepared.source),
             confidence=confidence,
             rgb_channels=self.preprocessing.rgb_channels,
+            sampled_confidence=(
+                sample_confidence(views, (height, width), confidence_pixels)
+                if confidence_pixels
+                else None
+            ),
         )
 
     def _run(self, views: list[ImageArray], on_batch: Callable[[int], None] | None) -> Tensor:
