@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +14,17 @@ from rich.table import Table
 
 from segformer.data.dataset import Dataset, DatasetError, Sample
 from segformer.evaluation.confusion_plot import confusion_plot
-from segformer.evaluation.details import Collector, Scored
+from segformer.evaluation.details import Collector, Details, Scored
 from segformer.evaluation.matching import MatchClasses
 from segformer.evaluation.matching import match_classes as find_match
 from segformer.evaluation.metrics import ConfusionMatrix, Scores
-from segformer.files import write_json
+from segformer.evaluation.report.curves import Curves
+from segformer.evaluation.report.segmentation import segmentation_page
+from segformer.files import write_json, write_text
 from segformer.image import ImageArray, ImageSource, image_name
 from segformer.prediction.predictor import Predictor
 
-REPORT_FILES = ("report.json", "confusion.png")
+REPORT_FILES = ("report.json", "confusion.png", "report.html", "per_image.csv")
 """Files that a report consists of."""
 
 
@@ -180,34 +183,44 @@ def write_report(
     folder: str | Path,
     dataset: Dataset,
     protocol: Mapping[str, object],
+    details: Details,
     failed: Sequence[Failure] = (),
+    curves: Curves | None = None,
 ) -> list[Path]:
-    """Write ``report.json`` and ``confusion.png``.
+    """Write ``report.json``, ``confusion.png``, ``report.html`` and ``per_image.csv``.
 
     Args:
         matrix: The result of `evaluate`.
         folder: Created if it does not exist. Files of these names in it are replaced.
         dataset: The data set that was evaluated.
         protocol: Further entries for the report: the model, and how it saw the images.
+        details: What `evaluate` has collected.
         failed: Images that were skipped.
+        curves: Of the training, if it is the report of one.
 
     Returns:
         The files.
     """
     folder = Path(folder)
-    entries = {
+    about = {**protocol, "dataset": str(dataset.root), "split": dataset.split}
+    entries: dict[str, Any] = {
         "dataset": str(dataset.root),
         "split": dataset.split,
         "images": len(dataset) - len(failed),
         "failed": [asdict(failure) for failure in failed],
         **protocol,
         **matrix.scores().as_dict(),
+        "calibration": details.calibration.as_dict(),
+        "speed": details.speed.as_dict(),
         "confusion": matrix.counts.tolist(),
     }
-    report, plot = (folder / name for name in REPORT_FILES)
+    paths = [folder / name for name in REPORT_FILES]
+    report, plot, page, per_image = paths
     write_json(report, entries)
     confusion_plot(matrix, plot)
-    return [report, plot]
+    write_text(page, segmentation_page(matrix, details, about, failed, curves))
+    details.images.write(per_image, matrix.classes)
+    return paths
 
 
 def _percent(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,6 +105,20 @@ class ImageCounts:
             sums[0, row, ids] = hits
             sums[1, row, ids] = true + predicted - hits
         return sums
+
+    def totals(self, classes: int) -> NDArray[np.float64]:
+        """Intersections and unions (2, K) of all images, for K ``classes``."""
+        sums = np.zeros((2, classes))
+        for entry in self.entries:
+            ids, hits, true, predicted = entry.T
+            sums[0, ids] += hits
+            sums[1, ids] += true + predicted - hits
+        return sums
+
+    def only(self, names: Collection[str]) -> ImageCounts:
+        """The images with these names, in the order in which they were added."""
+        kept = [i for i, name in enumerate(self.names) if name in names]
+        return ImageCounts([self.names[i] for i in kept], [self.entries[i] for i in kept])
 
     def write(self, path: str | Path, classes: ClassSet) -> None:
         """Write a CSV file with a row for each image, in the order in which they were added."""

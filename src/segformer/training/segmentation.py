@@ -13,6 +13,7 @@ from segformer.data.check import SplitReport, check_split
 from segformer.data.dataset import Dataset
 from segformer.data.loader import TrainingCrops
 from segformer.data.source import open_training
+from segformer.evaluation.details import Collector, Details
 from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.evaluation.plots import examples_sheet
@@ -20,6 +21,7 @@ from segformer.model.segformer import SegFormer
 from segformer.prediction.predictor import Predictor
 from segformer.progress import ProgressBar
 from segformer.training.config import SegmentationTrainConfig
+from segformer.training.folder import RunFolder
 from segformer.training.losses import (
     OHEM,
     cross_entropy_at_mask_size,
@@ -161,11 +163,12 @@ class Segmentation(Task):
         return _outcome(matrix)
 
     def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
-        """``report.json``, ``confusion.png`` and ``val_examples.jpg``."""
+        """The files of `write_report`, and ``val_examples.jpg``."""
         assert self.validation is not None
         predictor = Predictor(best, device=device)
-        matrix, failed = self._evaluate(predictor)
-        write_report(matrix, folder, self.validation, notes, failed)
+        details, curves = Details.of(predictor), RunFolder(folder).curves("val_miou")
+        matrix, failed = self._evaluate(predictor, details)
+        write_report(matrix, folder, self.validation, notes, details, failed, curves)
         unreadable = {failure.image for failure in failed}
         readable = [s for s in self.validation if str(s.image) not in unreadable]
         chosen = readable[:: max(1, len(readable) // 8)][:8]
@@ -173,7 +176,9 @@ class Segmentation(Task):
         examples_sheet(pairs, folder / "val_examples.jpg")
         return _outcome(matrix)
 
-    def _evaluate(self, predictor: Predictor) -> tuple[ConfusionMatrix, list[Failure]]:
+    def _evaluate(
+        self, predictor: Predictor, collector: Collector | None = None
+    ) -> tuple[ConfusionMatrix, list[Failure]]:
         """Counts of pixels, and the images that could not be read."""
         assert self.validation is not None
         failed: list[Failure] = []
@@ -183,6 +188,7 @@ class Segmentation(Task):
                 predictor,
                 on_image=bar.advance,
                 on_error=lambda source, error: failed.append(Failure(str(source), str(error))),
+                collector=collector,
             )
         for failure in failed[:5]:
             logger.warning("skipped in validation: %s", failure)
