@@ -20,7 +20,7 @@ from segformer.evaluation.calibration import BINS, Calibration
 _WIDTH, _HEIGHT = 360, 240
 """Size of a chart. Small, so that text stays readable on a phone, where nothing is scaled down."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 40
 """Margins of the plotted area."""
 
 _MOST_POINTS = 400
