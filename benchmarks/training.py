@@ -27,8 +27,9 @@ import yaml
 
 from segformer import Predictor, SegFormer
 from segformer.data.check import check_split
-from segformer.data.dataset import Dataset, open_dataset
+from segformer.data.dataset import Dataset
 from segformer.data.loader import DrawSampler, TrainingCrops, crop_loader
+from segformer.data.opening import open_dataset
 from segformer.evaluation.evaluate import evaluate
 from segformer.training.config import SegmentationTrainConfig, TrainConfig
 from segformer.training.folder import RunFolder

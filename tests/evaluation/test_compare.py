@@ -14,7 +14,8 @@ from conftest import draw_dataset, randomize
 from evaluation.test_evaluate import segmenter
 from evaluation.test_report import check_self_contained
 from segformer import ClassSet, Predictor, SegFormer, SegFormerConfig
-from segformer.data.dataset import Dataset, DatasetError, open_dataset
+from segformer.data.dataset import Dataset, DatasetError
+from segformer.data.opening import open_dataset
 from segformer.evaluation.compare import Agreement, Comparison, compare
 from segformer.evaluation.comparison_report import (
     COMPARISON_FILES,

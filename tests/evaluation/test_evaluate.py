@@ -13,7 +13,8 @@ import segformer
 from conftest import draw_dataset, randomize
 from segformer import ClassSet, Prediction, Predictor, SegFormer, SegFormerConfig
 from segformer.data import dataset as data_set_module
-from segformer.data.dataset import DatasetError, open_dataset
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset
 from segformer.evaluation.calibration import Calibration
 from segformer.evaluation.details import Details
 from segformer.evaluation.evaluate import (

@@ -14,7 +14,7 @@ from conftest import draw_dataset
 from data.test_class_folders import draw_classes
 from segformer import SegFormer, SegFormerClassifier
 from segformer.cli import main
-from segformer.data.dataset import open_dataset
+from segformer.data.opening import open_dataset
 from segformer.prediction.classifier import ClassPredictor
 from segformer.training.config import ClassificationTrainConfig, SegmentationTrainConfig
 from segformer.training.run import resume, train

@@ -10,7 +10,8 @@ import yaml
 
 from segformer import SegFormer
 from segformer.data.check import SplitReport, check_split
-from segformer.data.dataset import DatasetError, open_dataset
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset
 from segformer.training.config import SegmentationTrainConfig
 from segformer.training.preparation import build_model, class_weights, resolve
 

@@ -209,7 +209,7 @@ def test_loss_options_change_the_loss(
 def test_cached_images_train_the_same(tmp_path: Path, tiny_variant: str) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     for name in ("read", "cached"):
-        train(dataset, tmp_path / name, config(cache=name == "cached", max_steps=6))
+        train(dataset, tmp_path / name, config(cache=str(name == "cached").lower(), max_steps=6))
     losses = [[row["loss"] for row in rows_of(tmp_path / name)] for name in ("read", "cached")]
     assert losses[0] == losses[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"segformer: no command {name!r}{hint}\n\n{_help()}", file=sys.stderr)
         return USAGE
     try:
-        return import_module(f"segformer.cli.{name}").run(words)
+        code: int = import_module(f"segformer.cli.{name}").run(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # of `segformer ... | head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (ValueError, OSError, MemoryError) as error:
         print(printable(f"segformer {name}: {error}"), file=sys.stderr)
         return FAILED

@@ -59,10 +59,10 @@ def run(words: list[str]) -> int:
         comparison_table,
         write_comparison,
     )
+    from segformer.evaluation.protocol import open_predictor
     from segformer.files import check_replaceable, check_writable
     from segformer.model.pretrained import assemble
     from segformer.model.segformer import SegFormer
-    from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar
 
     check_replaceable(
@@ -76,7 +76,8 @@ def run(words: list[str]) -> int:
             raise ValueError(f"{name}: a classifier; only segmentation models can be compared")
     dataset = open_split(options.dataset, options.split, options.reading, options.reading.seed)
     first, second = (
-        Predictor(assemble(SegFormer, checkpoint), options.config) for checkpoint in checkpoints
+        open_predictor(assemble(SegFormer, checkpoint), options.config, options.protocol)
+        for checkpoint in checkpoints
     )
     with ProgressBar("comparing", 2 * len(dataset), "images") as bar:
         comparison = compare(
@@ -89,7 +90,7 @@ def run(words: list[str]) -> int:
             seed=options.reading.seed,
             on_image=bar.advance,
         )
-    written = write_comparison(comparison, options.out, dataset, options.protocol())
+    written = write_comparison(comparison, options.out, dataset, options.entries())
     show(comparison_table(comparison))
     print("written: " + ", ".join(str(path) for path in written))
     show_failures(comparison.failed)

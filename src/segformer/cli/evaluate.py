@@ -69,14 +69,14 @@ def _evaluate_masks(
     from segformer.data.source import open_split
     from segformer.evaluation.details import Details
     from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
+    from segformer.evaluation.protocol import open_predictor
     from segformer.image import image_name
     from segformer.model.pretrained import assemble
     from segformer.model.segformer import SegFormer
-    from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar
 
     dataset = open_split(options.dataset, options.split, options.reading, options.reading.seed)
-    predictor = Predictor(assemble(SegFormer, checkpoint), options.config)
+    predictor = open_predictor(assemble(SegFormer, checkpoint), options.config, options.protocol)
     failed: list[Failure] = []
     details = Details.of(predictor)
     with ProgressBar("evaluating", len(dataset), "images") as bar:
@@ -103,6 +103,8 @@ def _evaluate_classes(
     from segformer.progress import ProgressBar
 
     check_classifier_options(options.config)
+    if options.protocol != "default":
+        raise ValueError("protocol is an option of segmentation models; this is a classifier")
     if options.reading.divides or options.reading.layout is not None:
         raise ValueError("a classifier reads folders of classes; layout and division do not apply")
     dataset = open_class_folders(options.dataset, options.split)
@@ -117,4 +119,4 @@ def _evaluate_classes(
 
 def _about(options: Any) -> dict[str, object]:
     """What the report says of the model and of how it saw the images."""
-    return {"model": options.model, **options.protocol()}
+    return {"model": options.model, **options.entries()}

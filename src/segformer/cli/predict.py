@@ -40,8 +40,11 @@ def run(words: list[str]) -> int:
 
         Attributes:
             images: Files, folders, or patterns such as 'photos/*.jpg'.
-            model: Folder, file or Hub id of a model.
-            out: Folder for the results.
+            channel_files: Images with one file per channel: the path of each channel's file in the
+                folder that is given as IMAGE, in the model's order, such as '{stem}_B04.tif'
+                '{stem}_B03.tif', with {stem} for the name of the image and {parent}/ for
+                subfolders.
+        XX: Folder for the results.
             overlay: Write overlays.
             overwrite: Replace files that exist. An image that is read is never replaced.
             skip_existing: Keep files that exist, and skip images that have all their results.
@@ -51,6 +54,9 @@ def run(words: list[str]) -> int:
             tyro.conf.Positional[tuple[str, ...]],
             tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint=""),
         ]
+        channel_files: Annotated[
+            tuple[str, ...], depends("PATTERN ...", "one file has all channels")
+        ] = ()
         model: Annotated[str | None, depends("MODEL", "the human parsing model inside")] = None
         out: Path = Path("predictions")
         overlay: bool = True
@@ -65,10 +71,18 @@ def run(words: list[str]) -> int:
         raise ValueError("no images given; name files, folders or patterns")
 
     from segformer.checkpoints.opening import SHIPPED, open_checkpoint
-    from segformer.prediction.batch import find_images
+    from segformer.prediction.batch import find_channel_files, find_images
 
-    jobs = find_images(options.images, out=options.out)
+    if options.channel_files:
+        jobs = find_channel_files(options.images, options.channel_files)
+    else:
+        jobs = find_images(options.images, out=options.out)
     checkpoint = open_checkpoint(SHIPPED if options.model is None else options.model)
+    if len(options.channel_files) not in (0, checkpoint.config.in_channels):
+        raise ValueError(
+            f"--channel-files names {len(options.channel_files)} channels, the model takes "
+            f"{checkpoint.config.in_channels}"
+        )
     if checkpoint.kind == "classifier":
         given = {"--overlay", "--no-overlay", "--skip-existing"}.intersection(words)
         if given:
@@ -116,7 +130,7 @@ def _segment(options: Any, jobs: "Sequence[Job]", checkpoint: "Checkpoint") -> i
 
 def _classify(options: Any, jobs: "Sequence[Job]", checkpoint: "Checkpoint") -> int:
     from segformer.files import check_replaceable, write_json
-    from segformer.image import ImageSource
+    from segformer.image import ImageSource, image_name
     from segformer.model.pretrained import assemble
     from segformer.model.segformer import SegFormerClassifier
     from segformer.prediction.classifier import ClassPredictor, check_classifier_options
@@ -134,12 +148,12 @@ def _classify(options: Any, jobs: "Sequence[Job]", checkpoint: "Checkpoint") -> 
     with ProgressBar("classifying", len(jobs), "images") as bar:
 
         def fail(source: ImageSource, error: Exception) -> None:
-            failed.append({"image": str(source), "error": str(error)})
+            failed.append({"image": image_name(source), "error": str(error)})
             bar.advance()
 
         try:
-            for result in predictor.stream([job.image for job in jobs], on_error=fail):
-                rows.append({"image": str(result.source), "classes": result.top(5)})
+            for result in predictor.stream([job.source for job in jobs], on_error=fail):
+                rows.append({"image": image_name(result.source), "classes": result.top(5)})
                 bar.advance()
             content["finished"] = True
         finally:

@@ -12,7 +12,7 @@ import tyro
 
 from segformer.data.options import SeededSourceOptions
 from segformer.evaluation.matching import MatchClasses
-from segformer.prediction.config import PredictConfig
+from segformer.prediction.config import PredictConfig, Protocol
 
 
 @dataclass(kw_only=True)
@@ -26,12 +26,18 @@ class ScoringOptions:
         match_classes: Match the model's classes with those of the data set by name (case is
             ignored, the order may differ), or by position, where equal class ids mean the
             same class whatever the names.
+        protocol: "paper" sees images exactly as the original evaluation of SegFormer: resized
+            without antialiasing, their sides rounded up to multiples of 32 unless they are run
+            in windows, and the logits resized to that size before they are resized to the
+            image. It takes --short-side, --window, --stride, --scales and --flip; see
+            docs/protocol.md. A classifier has no such protocol.
     """
 
     split: str = "val"
     out: Path = Path("evaluation")
     overwrite: bool = False
     match_classes: MatchClasses = "name"
+    protocol: Protocol = "default"
     config: Annotated[
         PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="prediction")
     ] = field(default_factory=PredictConfig)
@@ -39,6 +45,9 @@ class ScoringOptions:
         SeededSourceOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="data set")
     ] = field(default_factory=SeededSourceOptions)
 
-    def protocol(self) -> dict[str, object]:
+    def entries(self) -> dict[str, object]:
         """What a report says of how images were seen."""
-        return {"match_classes": self.match_classes, "protocol": asdict(self.config)}
+        return {
+            "match_classes": self.match_classes,
+            "protocol": {"name": self.protocol, **asdict(self.config)},
+        }

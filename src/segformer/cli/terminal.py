@@ -30,7 +30,7 @@ def parse(command: type[T], name: str, words: list[str]) -> T:
         )
     except SystemExit as stop:
         if not stop.code:  # after the help
-            print(EVERY_COMMAND)
+            print(EVERY_COMMAND, flush=True)
         raise
 
 

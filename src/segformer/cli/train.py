@@ -21,13 +21,13 @@ segformer train --task classify --help
 
 CLASSIFY_HELP = """Train a classifier on images in one folder per class.
 
-Example: segformer train imagenet/ --task classify --recipe imagenet-b0 --out runs/mit-b0
+Example: segformer train imagenet/ --task classify --recipe imagenet --variant b0 --out runs/mit-b0
 """
 
 COMMON_HELP = """
 The run folder holds config.yaml, metrics.csv, best/ and last/ (each a model), curves.png,
-confusion.png, val_examples.jpg, report.html, report.json, per_image.csv, and the names of the images
-in train.txt and val.txt.
+confusion.png, val_examples.jpg, report.html, report.json, per_image.csv, and the names of the
+images in train.txt and val.txt.
 Continue a run that was stopped or killed with
 segformer train --resume runs/water
 """
@@ -43,7 +43,8 @@ def run(words: list[str]) -> int:
     task, words = take_option(words, "--task")
     if task is not None and task not in CONFIGS:
         raise ValueError(f"--task must be one of {', '.join(CONFIGS)}, not {task!r}")
-    recipe = Recipe.read(name) if name is not None else None
+    variant, _ = take_option(words, "--variant")
+    recipe = Recipe.read(name, variant) if name is not None else None
     if recipe is not None and task is not None and task != recipe.config.task:
         raise ValueError(
             f"--task is {task}, but the recipe {name} is for task {recipe.config.task}"

@@ -167,8 +167,10 @@ class PlainWriter:
             "ignore_index": self.ignore_index,
             "names": dict(enumerate(self.classes.names)),
         }
-        if first.channels != 3:
-            entries["channels"] = first.channels
+        if first.channel_names or first.channels != 3:
+            entries["channels"] = list(first.channel_names) or first.channels
+        if first.nodata is not None:
+            entries["nodata"] = first.nodata
         if first.allow_missing_classes or not first.described:
             entries["allow_missing_classes"] = True
         text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)

@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
 from segformer.options import depends
 from segformer.prediction.windows import window_starts
 
 SMALLEST_SIDE = 32
 """Smallest side, in pixels, of what goes into a model."""
+
+
+Protocol: TypeAlias = Literal["default", "paper"]
+"""How an evaluation sees images; see `segformer.evaluation.protocol`."""
 
 
 class PredictOptions(TypedDict, total=False):

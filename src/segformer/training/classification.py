@@ -120,7 +120,7 @@ class Classification(Task):
         """Without reading the pretrained model, which may no longer exist."""
         return SegFormerClassifier(config, self.training.classes, self._preprocessing())
 
-    def crops(self, model: Model) -> ClassCrops:
+    def crops(self, model: Model, processes: int) -> ClassCrops:
         """Random crops of images."""
         names = ClassAugmentation.__dataclass_fields__
         chosen = ClassAugmentation(**{name: getattr(self.config, name) for name in names})

@@ -345,7 +345,7 @@ class TrainingLoop:
         logger.info(f"{self.folder.path}: continuing after step {self.state.step}")
 
     def _validation_steps(self) -> set[int]:
-        every = self.config.val_every * self.steps_per_epoch
+        every = self.config.val_every_steps or self.config.val_every * self.steps_per_epoch
         count = int(self.total_steps / every)
         return {math.ceil(k * every) for k in range(1, count + 1)} | {self.total_steps}
 
@@ -379,6 +379,6 @@ def _next_batch(batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
         if re.match(r"DataLoader worker \(pid.*\) (is killed|exited)", str(error)):
             raise MemoryError(
                 "a process that loads images was killed, probably for lack of memory; use fewer "
-                "--num-workers, or leave out --cache"
+                "--num-workers, or --cache false"
             ) from None
         raise

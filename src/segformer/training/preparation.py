@@ -16,6 +16,7 @@ from segformer.classes import ClassSet
 from segformer.config import SegFormerConfig
 from segformer.data.check import SplitReport
 from segformer.data.dataset import Dataset, DatasetError
+from segformer.data.paper_transforms import PaperAugmentation
 from segformer.data.recolor import ClassColorJitter
 from segformer.data.transforms import Augmentation
 from segformer.image import Preprocessing
@@ -212,7 +213,8 @@ def augmentation(config: SegmentationTrainConfig, classes: ClassSet) -> Augmenta
         exclude=_class_ids("class_color_jitter_exclude", config, classes),
         gentle=_class_ids("class_color_jitter_gentle", config, classes),
     )
-    return Augmentation(**fields, class_color_jitter=jitter, ignore_index=classes.ignore_index)
+    kind = PaperAugmentation if config.protocol == "paper" else Augmentation
+    return kind(**fields, class_color_jitter=jitter, ignore_index=classes.ignore_index)
 
 
 def _class_ids(option: str, config: SegmentationTrainConfig, classes: ClassSet) -> frozenset[int]:

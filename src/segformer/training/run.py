@@ -41,7 +41,7 @@ def train(
 
     Args:
         dataset: Folder with ``dataset.yaml``, or with ``images/{train,val}`` and
-            ``masks/{train,val}``, or any layout that `segformer.data.dataset.open_dataset` reads;
+            ``masks/{train,val}``, or any layout that `segformer.data.opening.open_dataset` reads;
             for a classifier, with ``train/CLASS`` and ``val/CLASS``.
         out: Folder for the run: ``best`` and ``last`` (each a model), ``config.yaml``,
             ``metrics.csv``, ``resume.ckpt``, ``report.html``, ``report.json``,

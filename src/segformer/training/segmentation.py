@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from segformer.evaluation.details import Collector, Details
 from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.evaluation.plots import examples_sheet
+from segformer.evaluation.protocol import open_predictor
 from segformer.model.segformer import SegFormer
+from segformer.prediction.config import PredictConfig
 from segformer.prediction.predictor import Predictor
 from segformer.progress import ProgressBar
 from segformer.training.config import SegmentationTrainConfig
@@ -45,7 +48,7 @@ class Segmentation(Task):
     """Training on images and masks.
 
     Args:
-        dataset: As `segformer.data.dataset.open_dataset` takes it.
+        dataset: As `segformer.data.opening.open_dataset` takes it.
         config: The configuration.
         state: State of the run that is resumed; without it the data set is checked first.
 
@@ -118,7 +121,7 @@ class Segmentation(Task):
         model.preprocessing = preprocessing(self.config, self.training)
         return model
 
-    def crops(self, model: Model) -> TrainingCrops:
+    def crops(self, model: Model, processes: int) -> TrainingCrops:
         """Crops of images and masks."""
         return TrainingCrops(
             self.training,
@@ -126,6 +129,7 @@ class Segmentation(Task):
             model.preprocessing,
             self.config.seed,
             self.config.cache,
+            processes,
         )
 
     def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,13 +163,13 @@ class Segmentation(Task):
     def validate(self, model: Model, device: str) -> Outcome:
         """IoU over the validation images."""
         assert isinstance(model, SegFormer)
-        matrix, _ = self._evaluate(Predictor(model, device=device))
+        matrix, _ = self._evaluate(self._predictor(model, device))
         return _outcome(matrix)
 
     def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
         """The files of `write_report`, and ``val_examples.jpg``."""
         assert self.validation is not None
-        predictor = Predictor(best, device=device)
+        predictor = self._predictor(SegFormer.from_pretrained(best), device)
         details, curves = Details.of(predictor), RunFolder(folder).curves("val_miou")
         matrix, failed = self._evaluate(predictor, details)
         write_report(matrix, folder, self.validation, notes, details, failed, curves)
@@ -175,6 +179,14 @@ class Segmentation(Task):
         pairs = [(predictor(s.image), self.validation.read(s)[1]) for s in chosen]
         examples_sheet(pairs, folder / "val_examples.jpg")
         return _outcome(matrix)
+
+    def _predictor(self, model: SegFormer, device: str) -> Predictor:
+        """How the validation sees images."""
+        config = self.config
+        seen = PredictConfig(window=config.eval_window, stride=config.eval_stride, device=device)
+        if config.eval_window is not None:  # by default, windows are run over the stored image
+            seen = replace(seen, short_side=config.eval_size)
+        return open_predictor(model, seen, config.protocol, long_side=config.long_side)
 
     def _evaluate(
         self, predictor: Predictor, collector: Collector | None = None

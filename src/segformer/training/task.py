@@ -70,8 +70,8 @@ class Task(ABC):
         """A model of an architecture, whose weights are loaded later."""
 
     @abstractmethod
-    def crops(self, model: Model) -> TrainingCrops | ClassCrops:
-        """The training images, augmented."""
+    def crops(self, model: Model, processes: int) -> TrainingCrops | ClassCrops:
+        """The training images, augmented, for one of this many processes."""
 
     @abstractmethod
     def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ class Task(ABC):
         world: int,
     ) -> DataLoader[Any]:
         """Batches of the training from a step on, for one of ``world`` processes."""
-        crops = self.crops(model)
+        crops = self.crops(model, world)
         sampler = DrawSampler(
             len(crops),
             self.config.batch_size,

@@ -70,6 +70,8 @@ def _check_range(name: str, value: float, limits: Range | None) -> None:
 def _typed(name: str, value: Any, expected: Any) -> Any:
     """The value as the type of its field; a value of another type is an error that names it."""
     if get_origin(expected) is Literal:
+        if isinstance(value, bool):  # YAML reads true and false as this
+            value = str(value).lower()
         if value not in get_args(expected):
             choices = ", ".join(get_args(expected))
             raise ValueError(f"{name} must be one of {choices}, not {value!r}")

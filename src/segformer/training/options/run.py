@@ -17,6 +17,7 @@ class CheckpointOptions(Options):
 
     Attributes:
         val_every: Epochs between validations.
+        val_every_steps: Optimizer steps between validations; overrides val_every.
         patience: Stop after this many validations without a better score; 0 never stops.
         checkpoint_every: Optimizer steps between resume checkpoints.
         log_every: Optimizer steps between rows of metrics.csv.
@@ -24,6 +25,7 @@ class CheckpointOptions(Options):
     """
 
     val_every: Annotated[int, POSITIVE] = 1
+    val_every_steps: Annotated[int | None, POSITIVE, depends("INT", "from val_every")] = None
     patience: Annotated[int, NOT_NEGATIVE] = 0
     checkpoint_every: Annotated[int, POSITIVE] = 500
     log_every: Annotated[int, POSITIVE] = 20
@@ -61,7 +63,8 @@ class SegmentationHardwareOptions(HardwareOptions):
     """What the training runs on.
 
     Attributes:
-        cache: Keep decoded images in memory; each worker has its own copy.
+        cache: Keep decoded images in memory, which all workers of a device share. auto: if all fit
+            into half of the available memory; true: as many as fit; false: none.
     """
 
-    cache: bool = False
+    cache: Literal["auto", "true", "false"] = "auto"
