@@ -41,7 +41,8 @@ def test_classify_then_segment(
     assert outcome.row["val_top5"] == 1
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.csv", "last", "best", "resume.ckpt", "curves.png",
-        "confusion.png", "val_examples.jpg", "report.json", "train.txt", "val.txt",
+        "confusion.png", "val_examples.jpg", "report.json", "report.html", "per_image.csv",
+        "train.txt", "val.txt",
     }  # fmt: skip
     with (run / "metrics.csv").open() as file:
         assert "val_top1" in next(csv.reader(file))

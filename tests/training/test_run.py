@@ -62,13 +62,16 @@ def test_it_learns_and_leaves_the_run_folder(tmp_path: Path, tiny_variant: str) 
     assert outcome.score > 0.5  # a guess of all background has 0.27
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.csv", "last", "best", "resume.ckpt", "curves.png",
-        "confusion.png", "val_examples.jpg", "report.json", "train.txt", "val.txt",
+        "confusion.png", "val_examples.jpg", "report.json", "report.html", "per_image.csv",
+        "train.txt", "val.txt",
     }  # fmt: skip
     rows = rows_of(run)
     losses = [float(row["loss"]) for row in rows if row["loss"]]
     assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:20])
     best = max(float(row["val_miou"]) for row in rows if row["val_miou"])
     assert json.loads((run / "report.json").read_text())["miou"] == pytest.approx(best, abs=1e-4)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert all(chart in page for chart in ("training loss", "validation mIoU", "learning rate"))
     model = SegFormer.from_pretrained(run / "best")
     assert model.classes.names == ("noise", "box", "disc")
     assert model.preprocessing.size == 48

@@ -26,7 +26,8 @@ Example: segformer train imagenet/ --task classify --recipe imagenet --variant b
 
 COMMON_HELP = """
 The run folder holds config.yaml, metrics.csv, best/ and last/ (each a model), curves.png,
-confusion.png, val_examples.jpg, report.json, and the names of the images in train.txt and val.txt.
+confusion.png, val_examples.jpg, report.html, report.json, per_image.csv, and the names of the
+images in train.txt and val.txt.
 Continue a run that was stopped or killed with
 segformer train --resume runs/water
 """

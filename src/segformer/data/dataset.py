@@ -134,11 +134,31 @@ class Dataset:
         image = self.read_image(sample, reduction)
         if size is None or reduction == 1:
             size = image.shape[:2]
-        class_ids = self._class_ids(sample, sample.mask, *size)
+        return (
+            image,
+            self._with_missing(image, self._class_ids(sample, sample.mask, *size)),
+            reduction,
+        )
+
+    def read_mask(self, sample: Sample, image: ImageArray) -> NDArray[np.integer]:
+        """Class ids (H, W) of a sample whose image (H, W, channels) has been read.
+
+        Raises:
+            ValueError: As in `read`.
+        """
+        if sample.mask is None:
+            raise DatasetError(f"{image_name(sample.image)}: there is no mask for this image")
+        height, width = image.shape[:2]
+        return self._with_missing(image, self._class_ids(sample, sample.mask, height, width))
+
+    def _with_missing(
+        self, image: ImageArray, class_ids: NDArray[np.integer]
+    ) -> NDArray[np.integer]:
+        """The class ids, with the pixels that have no data in the image ignored."""
         missing = missing_pixels(image, self.nodata)
-        if missing is not None and missing.any():
-            class_ids = np.where(missing, np.int32(self.classes.ignore_index), class_ids)
-        return image, class_ids, reduction
+        if missing is None or not missing.any():
+            return class_ids
+        return np.where(missing, np.int32(self.classes.ignore_index), class_ids)
 
     def _reducible_size(self, sample: Sample) -> tuple[int, int] | None:
         """Height and width of an image that can be decoded at reduced size, else None."""

@@ -6,23 +6,31 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from segformer.data.dataset import Dataset, DatasetError
+from segformer.data.dataset import Dataset, DatasetError, Sample
 from segformer.evaluation.confusion_plot import confusion_plot
+from segformer.evaluation.details import Collector, Details, Scored
 from segformer.evaluation.matching import MatchClasses
 from segformer.evaluation.matching import match_classes as find_match
 from segformer.evaluation.metrics import ConfusionMatrix, Scores
-from segformer.files import write_json
-from segformer.image import ImageSource, image_name
+from segformer.evaluation.report.curves import Curves
+from segformer.evaluation.report.segmentation import segmentation_page
+from segformer.files import write_json, write_text
+from segformer.image import ImageArray, ImageSource, image_name
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.predictor import Predictor
 
-REPORT_FILES = ("report.json", "confusion.png")
+REPORT_FILES = ("report.json", "confusion.png", "report.html", "per_image.csv")
 """Files that a report consists of."""
+
+
+_MAY_LACK_DATA = frozenset((".tif", ".tiff", ".npy"))
+"""Suffixes of files that can mark pixels as being without data: by GDAL's tag or by NaN."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ def evaluate(
     match_classes: MatchClasses = "name",
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
+    collector: Collector | None = None,
 ) -> ConfusionMatrix:
     """Compare predictions with masks of one class per pixel, each at the size of the mask.
 
@@ -61,6 +70,7 @@ def evaluate(
         on_image: Called after each image, scored or skipped.
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
+        collector: Sees each image that is scored, such as `Details`.
 
     Returns:
         The confusion matrix in the classes of the data set.
@@ -85,30 +95,44 @@ def evaluate(
     dataset = replace(dataset, classes=match.classes, channels=predictor.model.config.in_channels)
     matrix = ConfusionMatrix(dataset.classes)
 
-    def compare(truth: NDArray[np.integer], prediction: Prediction) -> None:
-        matrix.update(truth, match.map_ids(prediction.label_map))
+    def compare(sample: Sample, truth: NDArray[np.integer], prediction: Prediction) -> None:
+        counts, predicted = ConfusionMatrix(dataset.classes), match.map_ids(prediction.label_map)
+        counts.update(truth, predicted)
+        matrix.counts += counts.counts
+        if collector is not None:
+            collector.add(Scored(sample, prediction, truth, predicted, counts))
 
-    compare_images(dataset, predictor, compare, on_image=on_image, on_error=on_error)
+    compare_images(
+        dataset,
+        predictor,
+        compare,
+        on_image=on_image,
+        on_error=on_error,
+        confidence_pixels=0 if collector is None else collector.confidence_pixels,
+    )
     return matrix
 
 
 def compare_images(
     dataset: Dataset,
     predictor: Predictor,
-    compare: Callable[[NDArray[np.integer], Prediction], None],
+    compare: Callable[[Sample, NDArray[np.integer], Prediction], None],
     *,
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
+    confidence_pixels: int = 0,
 ) -> None:
     """Predict each image of a data set, and compare the prediction with the mask.
 
     Args:
         dataset: Images and masks.
         predictor: The model and how it sees images.
-        compare: Called with the mask (H, W), as the data set reads it, and the prediction.
+        compare: Called with the sample, its mask (H, W), as the data set reads it, and the
+            prediction.
         on_image: Called after each image, compared or skipped.
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
+        confidence_pixels: See `Predictor.stream`.
 
     Raises:
         DatasetError: None of the images could be evaluated.
@@ -131,11 +155,12 @@ def compare_images(
             fail(sample.image, DatasetError(f"{name}: there is no mask for this image"))
         else:
             with_masks[sample.image] = sample
-    for prediction in predictor.stream(with_masks, on_error=fail):
+    stream = predictor.stream(with_masks, on_error=fail, confidence_pixels=confidence_pixels)
+    for prediction in stream:
         assert prediction.source is not None
+        sample = with_masks[prediction.source]
         try:
-            _, truth = dataset.read(with_masks[prediction.source])
-            compare(truth, prediction)
+            compare(sample, _truth(dataset, sample, predictor, prediction.image), prediction)
         except (ValueError, OSError, MemoryError) as error:
             fail(prediction.source, error)
         else:
@@ -146,6 +171,24 @@ def compare_images(
             f"{dataset.root}: none of the {len(dataset)} images of split {dataset.split!r} can be "
             f"evaluated; the first error: {errors[0]}"
         )
+
+
+def _truth(
+    dataset: Dataset, sample: Sample, predictor: Predictor, image: ImageArray
+) -> NDArray[np.integer]:
+    """Class ids of the mask of an image (H, W, C), as the predictor has read it.
+
+    Pixels without data are ignored. If the predictor may have read the image in such a way that
+    they can no longer be told from others, it is read again.
+    """
+    if dataset.nodata is None and not _MAY_LACK_DATA.intersection(
+        file.suffix.lower() for file in sample.image_files
+    ):
+        return dataset.read_mask(sample, image)
+    preprocessing = predictor.preprocessing
+    if not preprocessing.expects_8_bit and dataset.nodata == preprocessing.nodata:
+        return dataset.read_mask(sample, image)
+    return dataset.read(sample)[1]
 
 
 def score_table(scores: Scores) -> Table:
@@ -187,34 +230,44 @@ def write_report(
     folder: str | Path,
     dataset: Dataset,
     protocol: Mapping[str, object],
+    details: Details,
     failed: Sequence[Failure] = (),
+    curves: Curves | None = None,
 ) -> list[Path]:
-    """Write ``report.json`` and ``confusion.png``.
+    """Write ``report.json``, ``confusion.png``, ``report.html`` and ``per_image.csv``.
 
     Args:
         matrix: The result of `evaluate`.
         folder: Created if it does not exist. Files of these names in it are replaced.
         dataset: The data set that was evaluated.
         protocol: Further entries for the report: the model, and how it saw the images.
+        details: What `evaluate` has collected.
         failed: Images that were skipped.
+        curves: Of the training, if it is the report of one.
 
     Returns:
         The files.
     """
     folder = Path(folder)
-    entries = {
+    about = {**protocol, "dataset": str(dataset.root), "split": dataset.split}
+    entries: dict[str, Any] = {
         "dataset": str(dataset.root),
         "split": dataset.split,
         "images": len(dataset) - len(failed),
         "failed": [asdict(failure) for failure in failed],
         **protocol,
         **matrix.scores().as_dict(),
+        "calibration": details.calibration.as_dict(),
+        "speed": details.speed.as_dict(),
         "confusion": matrix.counts.tolist(),
     }
-    report, plot = (folder / name for name in REPORT_FILES)
+    paths = [folder / name for name in REPORT_FILES]
+    report, plot, page, per_image = paths
     write_json(report, entries)
     confusion_plot(matrix, plot)
-    return [report, plot]
+    write_text(page, segmentation_page(matrix, details, about, failed, curves))
+    details.images.write(per_image, matrix.classes)
+    return paths
 
 
 def _percent(value: float) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from segformer.classes import ClassSet
-from segformer.data.dataset import Dataset, DatasetError
+from segformer.data.dataset import Dataset, DatasetError, Sample
 from segformer.data.multilabel import IGNORED, unpack
 from segformer.evaluation.evaluate import REPORT_FILES, Failure, compare_images
 from segformer.evaluation.matching import ClassesDiffer
@@ -154,7 +154,7 @@ def evaluate_multilabel(
     dataset = replace(dataset, channels=config.in_channels)
     total = np.zeros((4, len(dataset.classes)), np.int64)
 
-    def compare(packed: NDArray[np.integer], prediction: Prediction) -> None:
+    def compare(_: Sample, packed: NDArray[np.integer], prediction: Prediction) -> None:
         assert isinstance(prediction, MultiLabelPrediction)
         labeled = packed != IGNORED
         truth = unpack(packed, len(dataset.classes))[:, labeled]
@@ -191,7 +191,7 @@ def measure_probabilities(
     """
     histogram = ProbabilityHistogram(predictor.model.config.num_sigmoids)
 
-    def compare(mask: NDArray[np.integer], prediction: Prediction) -> None:
+    def compare(_: Sample, mask: NDArray[np.integer], prediction: Prediction) -> None:
         labeled = mask != dataset.classes.ignore_index
         probs = prediction.confidence
         assert probs is not None

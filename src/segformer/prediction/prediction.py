@@ -29,6 +29,25 @@ Output: TypeAlias = Literal["label_map", "overlay", "confidence"]
 
 
 @dataclass(frozen=True, eq=False)
+class SampledConfidence:
+    """Confidence on a regular grid of pixels.
+
+    Attributes:
+        rows: (n,) rows of the image.
+        columns: (m,) columns of the image.
+        values: (n, m) float32 probability of the class of each of these pixels.
+    """
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def at(self, pixels: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Values of an array (H, W), such as a label map, at the pixels of the grid, (n, m)."""
+        return pixels[np.ix_(self.rows, self.columns)]
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """The classes of an image's pixels. Two predictions are equal only if they are one object.
 
@@ -41,6 +60,8 @@ class Prediction:
             ``confidence`` is set.
         rgb_channels: Channels that `overlay` shows as red, green and blue. Default: the first
             three, or the first as gray.
+        sampled_confidence: The probability of some of the pixels' classes, or None unless
+            `Predictor.stream` is asked for it.
     """
 
     label_map: NDArray[np.integer]
@@ -49,6 +70,7 @@ class Prediction:
     source: ImageFiles | None = None
     confidence: NDArray[np.float32] | None = field(default=None, repr=False)
     rgb_channels: tuple[int, int, int] | None = None
+    sampled_confidence: SampledConfidence | None = field(default=None, repr=False)
 
     multilabel: ClassVar[bool] = False
 

@@ -30,6 +30,7 @@ from segformer.image import (
     resize,
 )
 from segformer.model.segformer import SegFormer
+from segformer.prediction.confidence import sample_confidence
 from segformer.prediction.config import SMALLEST_SIDE, PredictConfig, PredictOptions
 from segformer.prediction.multilabel import MultiLabelPrediction, logits_to_masks
 from segformer.prediction.prediction import Prediction
@@ -141,6 +142,7 @@ class Predictor:
         on_error: Callable[[ImageSource, Exception], None] | None = None,
         on_windows: Callable[[int, int], None] | None = None,
         readers: int | None = None,
+        confidence_pixels: int = 0,
     ) -> Iterator[Prediction]:
         """Segment many images, in order; threads read and prepare images ahead of the model.
 
@@ -152,6 +154,8 @@ class Predictor:
                 done and of all of this image.
             readers: Number of threads that read images. Default: 2 if the model runs on the CPU,
                 else one for each core, at most 8.
+            confidence_pixels: Give each prediction the confidence of at most so many pixels, on a
+                regular grid (``Prediction.sampled_confidence``).
 
         Yields:
             A prediction for each image that was not skipped.
@@ -162,7 +166,7 @@ class Predictor:
         with closing(self._read_ahead(sources, on_error, readers, at_once)) as images:
             for _, alike in groupby(images, key=lambda prepared: prepared.shapes):
                 while batch := list(islice(alike, at_once)):
-                    yield from self._finish(batch, on_error, on_windows)
+                    yield from self._finish(batch, on_error, on_windows, confidence_pixels)
 
     def _read_ahead(
         self,
@@ -237,11 +241,12 @@ class Predictor:
         batch: list[_Prepared],
         on_error: Callable[[ImageSource, Exception], None] | None,
         on_windows: Callable[[int, int], None] | None,
+        confidence_pixels: int,
     ) -> Iterator[Prediction]:
         """Predictions of images of one size; one by one where together they do not fit."""
         if len(batch) > 1:
             try:
-                predictions = self._predict(batch)
+                predictions = self._predict(batch, None, confidence_pixels)
             except MemoryError:
                 pass
             else:
@@ -249,7 +254,7 @@ class Predictor:
                 return
         for prepared in batch:
             try:
-                (prediction,) = self._predict([prepared], on_windows)
+                (prediction,) = self._predict([prepared], on_windows, confidence_pixels)
             except (ValueError, MemoryError) as error:
                 if on_error is None:
                     raise
@@ -258,13 +263,16 @@ class Predictor:
                 yield prediction
 
     def _predict(
-        self, batch: list[_Prepared], on_windows: Callable[[int, int], None] | None = None
+        self,
+        batch: list[_Prepared],
+        on_windows: Callable[[int, int], None] | None = None,
+        confidence_pixels: int = 0,
     ) -> list[Prediction]:
         """Predictions of images whose views are of the same sizes."""
         try:
             views = self._tta_logits(batch, on_windows)
             return [
-                self._decide(prepared, [logits[i] for logits in views])
+                self._decide(prepared, [logits[i] for logits in views], confidence_pixels)
                 for i, prepared in enumerate(batch)
             ]
         except (RuntimeError, MemoryError) as error:
@@ -323,7 +331,9 @@ class Predictor:
 
         return advance
 
-    def _decide(self, prepared: _Prepared, views: list[Tensor]) -> Prediction:
+    def _decide(
+        self, prepared: _Prepared, views: list[Tensor], confidence_pixels: int
+    ) -> Prediction:
         size = (prepared.image.shape[0], prepared.image.shape[1])
         thresholds = self.model.config.decision_thresholds
         about: dict[str, Any] = {
@@ -339,6 +349,8 @@ class Predictor:
             return MultiLabelPrediction(
                 label_map=label_map, masks=masks, confidence=confidence, **about
             )
+        if confidence_pixels:
+            about["sampled_confidence"] = sample_confidence(views, size, confidence_pixels)
         ids, confidence = logits_to_label_map(
             views, size, confidence=self.config.confidence, threshold=(*thresholds, 0.5)[0]
         )

@@ -30,6 +30,7 @@ from segformer.model.segformer import SegFormerClassifier
 from segformer.prediction.classifier import ClassPredictor
 from segformer.progress import ProgressBar
 from segformer.training.config import ClassificationTrainConfig
+from segformer.training.folder import RunFolder
 from segformer.training.preparation import start_from, with_defaults
 from segformer.training.samples import Files
 from segformer.training.task import Model, Outcome, Task
@@ -141,11 +142,12 @@ class Classification(Task):
         return _outcome(self._evaluate(ClassPredictor(model, device=device)))
 
     def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
-        """``report.json``, ``confusion.png`` and ``val_examples.jpg``."""
+        """The files of `write_class_report`, and ``val_examples.jpg``."""
         assert self.validation is not None
         predictor = ClassPredictor(best, device=device)
         scores = self._evaluate(predictor)
-        write_class_report(scores, folder, self.validation, notes)
+        curves = RunFolder(folder).curves("val_top1")
+        write_class_report(scores, folder, self.validation, notes, curves)
         samples = self.validation.samples
         class_sheet(
             predictor, samples[:: max(1, len(samples) // 24)][:24], folder / "val_examples.jpg"

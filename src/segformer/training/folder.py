@@ -12,6 +12,7 @@ import yaml
 
 from segformer.data.division import write_lists
 from segformer.evaluation.plots import curves_plot
+from segformer.evaluation.report.curves import Curves
 from segformer.files import OutputExists, check_writable, whole_file, write_text
 from segformer.training.config import Recipe, TrainConfig
 from segformer.training.samples import Files
@@ -31,6 +32,8 @@ FILES = (
     "confusion.png",
     "val_examples.jpg",
     "report.json",
+    "report.html",
+    "per_image.csv",
     "train.txt",
     "val.txt",
 )
@@ -209,11 +212,16 @@ class RunFolder:
 
     def draw_curves(self) -> None:
         """Write ``curves.png`` from the metrics."""
+        curves = self.curves(self.scores[0])
+        path = self.path / "curves.png"
+        curves_plot(curves.training, curves.validation, path, curves.score)
+
+    def curves(self, score: str) -> Curves:
+        """Loss, learning rate and a score, which is a column of ``metrics.csv``, by step."""
         rows = self.read_metrics()
         training = [
             (int(row["step"]), float(row["loss"]), float(row["lr"])) for row in rows if row["loss"]
         ]
-        score = self.scores[0]
         validation = [(int(row["step"]), float(row[score])) for row in rows if row[score]]
         name = {"val_miou": "mIoU", "val_top1": "top-1 accuracy"}[score]
-        curves_plot(training, validation, self.path / "curves.png", name)
+        return Curves(training, validation, name)

@@ -44,8 +44,9 @@ def train(
             ``masks/{train,val}``, or any layout that `segformer.data.opening.open_dataset` reads;
             for a classifier, with ``train/CLASS`` and ``val/CLASS``.
         out: Folder for the run: ``best`` and ``last`` (each a model), ``config.yaml``,
-            ``metrics.csv``, ``resume.ckpt``, ``report.json``, the names of the samples in
-            ``train.txt`` and ``val.txt``, and images.
+            ``metrics.csv``, ``resume.ckpt``, ``report.html``, ``report.json``,
+            ``per_image.csv``, the names of the samples in ``train.txt`` and ``val.txt``, and
+            images.
         config: `SegmentationTrainConfig` or `ClassificationTrainConfig`, which chooses the task;
             default: segmentation with all defaults.
         overwrite: Replace the files of another run in ``out``.

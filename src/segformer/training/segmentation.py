@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from segformer.data.check import SplitReport, check_split
 from segformer.data.dataset import Dataset
 from segformer.data.loader import TrainingCrops
 from segformer.data.source import open_training
+from segformer.evaluation.details import Details
 from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.evaluation.multilabel import (
@@ -32,6 +34,7 @@ from segformer.prediction.config import PredictConfig
 from segformer.prediction.predictor import Predictor
 from segformer.progress import ProgressBar
 from segformer.training.config import SegmentationTrainConfig
+from segformer.training.folder import RunFolder
 from segformer.training.losses import Objective
 from segformer.training.preparation import (
     augmentation,
@@ -174,7 +177,7 @@ class Segmentation(Task):
         return _outcome(binary_matrix(model.classes, counts))
 
     def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
-        """``report.json``, ``confusion.png`` and ``val_examples.jpg``."""
+        """The files of `write_report`, and ``val_examples.jpg``."""
         assert self.validation is not None
         predictor = self._predictor(SegFormer.from_pretrained(best), device)
         if predictor.model.config.multilabel:
@@ -182,8 +185,9 @@ class Segmentation(Task):
             write_multilabel_report(scores, folder, self.validation, notes, failed)
             outcome = _overlapping_outcome(scores)
         else:
-            matrix, failed = self._over_validation(evaluate, predictor)
-            write_report(matrix, folder, self.validation, notes, failed)
+            details, curves = Details.of(predictor), RunFolder(folder).curves("val_miou")
+            matrix, failed = self._over_validation(partial(evaluate, collector=details), predictor)
+            write_report(matrix, folder, self.validation, notes, details, failed, curves)
             outcome = _outcome(matrix)
         unreadable = {failure.image for failure in failed}
         readable = [s for s in self.validation if str(s.image) not in unreadable]
