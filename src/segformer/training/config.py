@@ -20,6 +20,7 @@ from segformer.training.options.data import (
     SegmentationDataOptions,
     SplitOptions,
 )
+from segformer.training.options.distillation import DistillationOptions
 from segformer.training.options.loss import ClassificationLossOptions, SegmentationLossOptions
 from segformer.training.options.model import ModelOptions, SegmentationModelOptions
 from segformer.training.options.optimization import (
@@ -90,6 +91,7 @@ class SegmentationTrainConfig(
     SegmentationModelOptions,
     SegmentationDataOptions,
     SegmentationLossOptions,
+    DistillationOptions,
     SegmentationHardwareOptions,
     TrainConfig,
 ):
@@ -108,6 +110,7 @@ class SegmentationTrainConfig(
         "data and augmentation": SegmentationDataOptions,
         "optimization": OptimizationOptions,
         "loss": SegmentationLossOptions,
+        "distillation": DistillationOptions,
         "validation and checkpoint": CheckpointOptions,
         "hardware": SegmentationHardwareOptions,
     }

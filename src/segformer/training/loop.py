@@ -25,6 +25,8 @@ from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.progress import ProgressBar
 from segformer.training.batch_norm import synchronize_batch_norm
 from segformer.training.config import ClassificationTrainConfig
+from segformer.training.distillation import open_teacher
+from segformer.training.finetuning import choose_trained
 from segformer.training.folder import RunFolder
 from segformer.training.optimization import lr_factor, moving_average, parameter_groups
 from segformer.training.processes import Processes
@@ -77,7 +79,7 @@ class TrainingLoop:
         self.images_per_step = config.batch_size * config.accumulate_grad_batches * processes.count
         self.steps_per_epoch = task.images / self.images_per_step
         self.model = model
-        self.model.encoder.freeze(config.freeze_stages)
+        choose_trained(self.model, config)
         self.model.encoder.set_gradient_checkpointing(config.gradient_checkpointing)
         if processes.count > 1:
             synchronize_batch_norm(self.model, processes.device)
@@ -89,11 +91,13 @@ class TrainingLoop:
             decay_norm_and_bias=(
                 not isinstance(config, ClassificationTrainConfig) or config.decay_norm_and_bias
             ),
+            layer_lr_decay=config.layer_lr_decay,
         )
         self.peak_lrs = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
         self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
         self.average = moving_average(self.model, config.ema_decay) if config.ema_decay else None
+        self.teacher = open_teacher(config, self.model, self.fabric)
         self.state = State()
 
     def fit(self, checkpoint: dict[str, Any] | None = None) -> None:
@@ -201,7 +205,10 @@ class TrainingLoop:
                 pixels, targets = self.task.prepare(*self.fabric.to_device(batch))
                 accumulates = i + 1 < config.accumulate_grad_batches
                 with self.fabric.no_backward_sync(self.wrapped, enabled=accumulates):
-                    loss = self.task.loss(self.wrapped(pixels), targets)
+                    logits = self.wrapped(pixels)
+                    loss = self.task.loss(logits, targets)
+                    if self.teacher is not None:
+                        loss = loss + self.teacher.loss(pixels, logits, targets)
                     loss = loss / config.accumulate_grad_batches
                     self.fabric.backward(loss)
                 mean_loss += loss.item()
@@ -314,10 +321,15 @@ class TrainingLoop:
                 step=self.state.step,
                 epoch=round(self.state.step / self.steps_per_epoch, 3),
                 loss=round(loss, 5),
-                lr=float(f"{self.optimizer.param_groups[0]['lr']:.4g}"),
+                lr=float(f"{self._encoder_lr():.4g}"),
                 images_per_s=round(images_per_s, 2),
                 minutes=round(self.state.minutes, 3),
             )
+
+    def _encoder_lr(self) -> float:
+        """Learning rate of the encoder, before the decay over its layers."""
+        assert self.config.lr
+        return self.optimizer.param_groups[0]["lr"] / self.peak_lrs[0] * self.config.lr
 
     def _checkpoint(self) -> None:
         if self.processes.first:
