@@ -45,6 +45,7 @@ def evaluate(
     match_classes: MatchClasses = "name",
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
+    partial: bool = False,
 ) -> ConfusionMatrix:
     """Compare predictions with masks, each at the size of the mask.
 
@@ -56,6 +57,8 @@ def evaluate(
         on_image: Called after each image, scored or skipped.
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
+        partial: The data set is a part of a split: it may be empty, and all its images may be
+            skipped.
 
     Returns:
         The confusion matrix in the classes of the data set.
@@ -100,12 +103,22 @@ def evaluate(
         else:
             if on_image is not None:
                 on_image()
-    if errors and len(errors) == len(dataset):
-        raise DatasetError(
-            f"{dataset.root}: none of the {len(dataset)} images of split {dataset.split!r} can be "
-            f"evaluated; the first error: {errors[0]}"
-        )
+    if errors and len(errors) == len(dataset) and not partial:
+        raise none_evaluated(dataset, errors[0])
     return matrix
+
+
+def none_evaluated(dataset: Dataset, first: object) -> DatasetError:
+    """The error for a split of which no image could be evaluated.
+
+    Args:
+        dataset: The split.
+        first: What is wrong with its first image.
+    """
+    return DatasetError(
+        f"{dataset.root}: none of the {len(dataset)} images of split {dataset.split!r} can be "
+        f"evaluated; the first error: {first}"
+    )
 
 
 def score_table(scores: Scores) -> Table:

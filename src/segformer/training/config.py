@@ -53,6 +53,12 @@ class TrainConfig(
     task: ClassVar[str]
     groups: ClassVar[dict[str, type[Options]]]
 
+    @property
+    def images_per_step(self) -> int:
+        """Images that make one optimizer step, in all processes."""
+        processes = self.devices * self.num_nodes
+        return self.batch_size * self.accumulate_grad_batches * processes
+
     @staticmethod
     def from_yaml(path: str | Path) -> TrainConfig:
         """Read a recipe; `Recipe.read` also gives its data set and run folder."""

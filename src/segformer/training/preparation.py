@@ -86,8 +86,7 @@ def with_defaults(
     Raises:
         ValueError: An option contradicts another or the pretrained model.
     """
-    effective = config.batch_size * config.accumulate_grad_batches * config.devices
-    steps = config.max_steps or math.ceil(config.epochs * images / effective)
+    steps = config.max_steps or math.ceil(config.epochs * images / config.images_per_step)
     whole = config.pretrained is not None and not config.lora_rank  # all weights are fine-tuned
     if config.pretrained is not None and Path(config.pretrained).exists():
         config = replace(config, pretrained=str(Path(config.pretrained).resolve()))

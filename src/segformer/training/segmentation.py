@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from segformer.data.check import SplitReport, check_split
 from segformer.data.dataset import Dataset
 from segformer.data.loader import TrainingCrops
 from segformer.data.source import open_training
-from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
+from segformer.evaluation.evaluate import Failure, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.evaluation.plots import examples_sheet
 from segformer.model.segformer import SegFormer
@@ -33,8 +35,10 @@ from segformer.training.preparation import (
     preprocessing,
     resolve,
 )
+from segformer.training.processes import Processes
 from segformer.training.samples import Files, sample_names
 from segformer.training.task import Model, Outcome, Task
+from segformer.training.validation import evaluate_together
 
 logger = logging.getLogger(__name__)
 
@@ -154,36 +158,39 @@ class Segmentation(Task):
             )
         return loss
 
-    def validate(self, model: Model, device: str) -> Outcome:
+    def validate(self, model: Model, processes: Processes) -> Outcome:
         """IoU over the validation images."""
         assert isinstance(model, SegFormer)
-        matrix, _ = self._evaluate(Predictor(model, device=device))
+        device = str(processes.device)
+        matrix, _ = self._evaluate(lambda: Predictor(model, device=device), processes)
         return _outcome(matrix)
 
-    def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
+    def report(
+        self, best: Path, folder: Path, processes: Processes, notes: dict[str, Any]
+    ) -> Outcome:
         """``report.json``, ``confusion.png`` and ``val_examples.jpg``."""
-        assert self.validation is not None
-        predictor = Predictor(best, device=device)
-        matrix, failed = self._evaluate(predictor)
-        write_report(matrix, folder, self.validation, notes, failed)
-        unreadable = {failure.image for failure in failed}
-        readable = [s for s in self.validation if str(s.image) not in unreadable]
-        chosen = readable[:: max(1, len(readable) // 8)][:8]
-        pairs = [(predictor(s.image), self.validation.read(s)[1]) for s in chosen]
-        examples_sheet(pairs, folder / "val_examples.jpg")
+        open_best = cache(partial(Predictor, best, device=str(processes.device)))
+        matrix, failed = self._evaluate(open_best, processes)
+
+        def write() -> None:
+            assert self.validation is not None
+            predictor = open_best()
+            write_report(matrix, folder, self.validation, notes, failed)
+            unreadable = {failure.image for failure in failed}
+            readable = [s for s in self.validation if str(s.image) not in unreadable]
+            chosen = readable[:: max(1, len(readable) // 8)][:8]
+            pairs = [(predictor(s.image), self.validation.read(s)[1]) for s in chosen]
+            examples_sheet(pairs, folder / "val_examples.jpg")
+
+        processes.run_in_first(write)
         return _outcome(matrix)
 
-    def _evaluate(self, predictor: Predictor) -> tuple[ConfusionMatrix, list[Failure]]:
+    def _evaluate(
+        self, predictor: Callable[[], Predictor], processes: Processes
+    ) -> tuple[ConfusionMatrix, list[Failure]]:
         """Counts of pixels, and the images that could not be read."""
         assert self.validation is not None
-        failed: list[Failure] = []
-        with ProgressBar("validating", len(self.validation), "images") as bar:
-            matrix = evaluate(
-                self.validation,
-                predictor,
-                on_image=bar.advance,
-                on_error=lambda source, error: failed.append(Failure(str(source), str(error))),
-            )
+        matrix, failed = evaluate_together(self.validation, predictor, processes)
         for failure in failed[:5]:
             logger.warning("skipped in validation: %s", failure)
         return matrix, failed
