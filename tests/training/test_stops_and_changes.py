@@ -121,7 +121,7 @@ def test_a_validation_that_fails_costs_only_its_score(
     dataset = draw_dataset(tmp_path / "shapes")
     from segformer.training.segmentation import Segmentation
 
-    def fail(self: object, model: object, device: str) -> None:
+    def fail(self: object, model: object, processes: object) -> None:
         assert (tmp_path / "run/resume.ckpt").is_file()  # nothing is lost if the process dies here
         raise ValueError("images/val/00.png: broken")
 

@@ -104,6 +104,7 @@ def evaluate_classes(
     *,
     match_classes: MatchClasses = "name",
     on_image: Callable[[], None] | None = None,
+    partial: bool = False,
 ) -> ClassScores:
     """Classify the images of a data set and compare with their folders.
 
@@ -114,6 +115,8 @@ def evaluate_classes(
         predictor: The classifier.
         match_classes: Match the classes of model and data set by "name" or by "position".
         on_image: Called after each image, classified or skipped.
+        partial: The data set is a part of a split: it may be empty, and all its images may be
+            skipped.
 
     Raises:
         ClassesDiffer: The classes cannot be matched.
@@ -148,12 +151,22 @@ def evaluate_classes(
         scores.speed.image_done()
         if on_image is not None:
             on_image()
-    if not scores.images:
-        raise DatasetError(
-            f"{dataset.root}: none of the images of split {dataset.split!r} can be read; "
-            f"the first error: {scores.failed[0]}"
-        )
+    if not scores.images and not partial:
+        raise none_classified(dataset, scores.failed[0])
     return scores
+
+
+def none_classified(dataset: ClassFolders, first: Failure) -> DatasetError:
+    """The error for a split of which no image could be read.
+
+    Args:
+        dataset: The split.
+        first: What is wrong with its first image.
+    """
+    return DatasetError(
+        f"{dataset.root}: none of the images of split {dataset.split!r} can be read; "
+        f"the first error: {first}"
+    )
 
 
 def class_table(scores: ClassScores) -> Table:

@@ -57,6 +57,7 @@ def evaluate(
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
     collector: Collector | None = None,
+    partial: bool = False,
 ) -> ConfusionMatrix:
     """Compare predictions with masks of one class per pixel, each at the size of the mask.
 
@@ -71,6 +72,8 @@ def evaluate(
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
         collector: Sees each image that is scored, such as `Details`.
+        partial: The data set is a part of a split: it may be empty, and all its images may be
+            skipped.
 
     Returns:
         The confusion matrix in the classes of the data set.
@@ -109,6 +112,7 @@ def evaluate(
         on_image=on_image,
         on_error=on_error,
         confidence_pixels=0 if collector is None else collector.confidence_pixels,
+        partial=partial,
     )
     return matrix
 
@@ -121,6 +125,7 @@ def compare_images(
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
     confidence_pixels: int = 0,
+    partial: bool = False,
 ) -> None:
     """Predict each image of a data set, and compare the prediction with the mask.
 
@@ -133,6 +138,7 @@ def compare_images(
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
         confidence_pixels: See `Predictor.stream`.
+        partial: See `evaluate`.
 
     Raises:
         DatasetError: None of the images could be evaluated.
@@ -166,11 +172,8 @@ def compare_images(
         else:
             if on_image is not None:
                 on_image()
-    if errors and len(errors) == len(dataset):
-        raise DatasetError(
-            f"{dataset.root}: none of the {len(dataset)} images of split {dataset.split!r} can be "
-            f"evaluated; the first error: {errors[0]}"
-        )
+    if errors and len(errors) == len(dataset) and not partial:
+        raise none_evaluated(dataset, errors[0])
 
 
 def _truth(
@@ -189,6 +192,19 @@ def _truth(
     if not preprocessing.expects_8_bit and dataset.nodata == preprocessing.nodata:
         return dataset.read_mask(sample, image)
     return dataset.read(sample)[1]
+
+
+def none_evaluated(dataset: Dataset, first: object) -> DatasetError:
+    """The error for a split of which no image could be evaluated.
+
+    Args:
+        dataset: The split.
+        first: What is wrong with its first image.
+    """
+    return DatasetError(
+        f"{dataset.root}: none of the {len(dataset)} images of split {dataset.split!r} can be "
+        f"evaluated; the first error: {first}"
+    )
 
 
 def score_table(scores: Scores) -> Table:

@@ -42,6 +42,10 @@ class MultiLabelScores:
     thresholds: tuple[float, ...]
     counts: PixelCounts
 
+    def merge(self, other: MultiLabelScores) -> None:
+        """Add the pixels of other images."""
+        self.counts.merge(other.counts)
+
     @property
     def iou(self) -> NDArray[np.float64]:
         """(K,) intersection over union; NaN if a class is neither present nor predicted."""
@@ -135,6 +139,7 @@ def evaluate_multilabel(
     *,
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
+    partial: bool = False,
 ) -> MultiLabelScores:
     """Compare the masks of a model with those of a data set, class by class.
 
@@ -144,6 +149,8 @@ def evaluate_multilabel(
         on_image: Called after each image, scored or skipped.
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
+        partial: The data set is a part of a split: it may be empty, and all its images may be
+            skipped.
 
     Raises:
         ClassesDiffer: The classes of the model and the data set have other names.
@@ -162,7 +169,9 @@ def evaluate_multilabel(
         parts = (truth & found, ~truth & found, truth & ~found, ~truth & ~found)
         total[:] += np.stack([part.sum(1) for part in parts])
 
-    compare_images(dataset, predictor, compare, on_image=on_image, on_error=on_error)
+    compare_images(
+        dataset, predictor, compare, on_image=on_image, on_error=on_error, partial=partial
+    )
     thresholds = tuple(config.decision_thresholds[i] for i in order)
     return MultiLabelScores(dataset.classes, thresholds, PixelCounts(*total))
 
@@ -173,6 +182,7 @@ def measure_probabilities(
     *,
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
+    partial: bool = False,
 ) -> ProbabilityHistogram:
     """Collect the probabilities of a model with sigmoids, to fit its thresholds.
 
@@ -181,6 +191,7 @@ def measure_probabilities(
         predictor: A binary model or one of classes that may overlap, with ``confidence``.
         on_image: See `evaluate_multilabel`.
         on_error: See `evaluate_multilabel`.
+        partial: See `evaluate_multilabel`.
 
     Returns:
         Counts by probability; of a binary model for the foreground alone.
@@ -201,7 +212,9 @@ def measure_probabilities(
             foreground = np.where(prediction.label_map == 1, probs, 1 - probs)
             histogram.update((mask == 1)[None], foreground[None], labeled)
 
-    compare_images(dataset, predictor, compare, on_image=on_image, on_error=on_error)
+    compare_images(
+        dataset, predictor, compare, on_image=on_image, on_error=on_error, partial=partial
+    )
     return histogram
 
 

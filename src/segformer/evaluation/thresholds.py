@@ -30,6 +30,11 @@ class PixelCounts:
     missed: NDArray[np.int64]
     rest: NDArray[np.int64]
 
+    def merge(self, other: PixelCounts) -> None:
+        """Add the pixels of other images."""
+        for name in ("hits", "extra", "missed", "rest"):
+            getattr(self, name)[:] += getattr(other, name)
+
 
 @dataclass
 class ProbabilityHistogram:
@@ -46,6 +51,10 @@ class ProbabilityHistogram:
 
     def __post_init__(self) -> None:
         self.counts = np.zeros((self.num_classes, 2, BINS + 1), np.int64)
+
+    def merge(self, other: ProbabilityHistogram) -> None:
+        """Add the pixels of other images."""
+        self.counts += other.counts
 
     def update(
         self, present: NDArray[np.bool_], probs: NDArray[np.float32], labeled: NDArray[np.bool_]

@@ -22,6 +22,7 @@ from segformer.classes import Classes, ClassSet
 from segformer.config import FIRST_CONVOLUTION, SegFormerConfig
 from segformer.image import Preprocessing
 from segformer.model.decoder import FoldedDecoder
+from segformer.model.lora import merged
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class PretrainedModel(nn.Module, ABC):
         Writes ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``. Each file
         is written completely or not at all, and replaces an existing file of the same name. A
         model with the OpenMMLab decoder is saved in the same layout, but only this package can
-        load it.
+        load it. Low-rank adapters (`segformer.model.lora`) are merged into the weights.
 
         Args:
             folder: Folder to write to; created if it does not exist.
@@ -117,7 +118,7 @@ class PretrainedModel(nn.Module, ABC):
             ValueError: The decoder is folded, or a weight is out of the range of ``dtype``.
         """
         description = self._description()
-        write_folder(Path(folder), HUB.from_ours(self.state_dict()), description, dtype)
+        write_folder(Path(folder), HUB.from_ours(merged(self).state_dict()), description, dtype)
 
     def push_to_hub(
         self,

@@ -21,6 +21,7 @@ from segformer.training.options.data import (
     SegmentationDataOptions,
     SplitOptions,
 )
+from segformer.training.options.distillation import DistillationOptions
 from segformer.training.options.loss import ClassificationLossOptions, SegmentationLossOptions
 from segformer.training.options.model import ModelOptions, SegmentationModelOptions
 from segformer.training.options.optimization import (
@@ -52,6 +53,12 @@ class TrainConfig(
 
     task: ClassVar[str]
     groups: ClassVar[dict[str, type[Options]]]
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that make one optimizer step, in all processes."""
+        processes = self.devices * self.num_nodes
+        return self.batch_size * self.accumulate_grad_batches * processes
 
     @staticmethod
     def from_yaml(path: str | Path) -> TrainConfig:
@@ -91,6 +98,7 @@ class SegmentationTrainConfig(
     SegmentationModelOptions,
     SegmentationDataOptions,
     SegmentationLossOptions,
+    DistillationOptions,
     SegmentationHardwareOptions,
     TrainConfig,
 ):
@@ -109,6 +117,7 @@ class SegmentationTrainConfig(
         "data and augmentation": SegmentationDataOptions,
         "optimization": OptimizationOptions,
         "loss": SegmentationLossOptions,
+        "distillation": DistillationOptions,
         "validation and checkpoint": CheckpointOptions,
         "hardware": SegmentationHardwareOptions,
     }

@@ -23,11 +23,13 @@ from torch.utils.data import DataLoader
 from segformer.checkpoints.layout import CONFIG_FILE
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.progress import ProgressBar
-from segformer.training.batch_norm import synchronize_batch_norm
 from segformer.training.config import ClassificationTrainConfig
+from segformer.training.distillation import open_teacher
+from segformer.training.finetuning import choose_trained, log_trained, plain_model
 from segformer.training.folder import RunFolder
 from segformer.training.optimization import lr_factor, moving_average, parameter_groups
 from segformer.training.processes import Processes
+from segformer.training.sharding import full, load_model, load_optimizer
 from segformer.training.stopping import TrainingStopped, stop_requests
 from segformer.training.task import Model, Outcome, Task
 
@@ -74,13 +76,17 @@ class TrainingLoop:
         self.folder, self.task, self.config = folder, task, config
         self.total_steps, self.num_workers = config.max_steps, config.num_workers
         self.warmup_steps, self.min_factor = config.warmup_steps, config.min_lr / config.lr
-        self.images_per_step = config.batch_size * config.accumulate_grad_batches * processes.count
+        self.images_per_step = config.images_per_step
         self.steps_per_epoch = task.images / self.images_per_step
         self.model = model
-        self.model.encoder.freeze(config.freeze_stages)
+        choose_trained(self.model, config)
         self.model.encoder.set_gradient_checkpointing(config.gradient_checkpointing)
-        if processes.count > 1:
-            synchronize_batch_norm(self.model, processes.device)
+        log_trained(self.model)
+        processes.share(self.model)
+        self.average = moving_average(self.model, config.ema_decay) if config.ema_decay else None
+        self.wrapped = self.fabric.setup_module(self.model)
+        if self.average is not None:
+            processes.shard(self.average.module)
         groups = parameter_groups(
             self.model,
             config.lr,
@@ -89,11 +95,12 @@ class TrainingLoop:
             decay_norm_and_bias=(
                 not isinstance(config, ClassificationTrainConfig) or config.decay_norm_and_bias
             ),
+            layer_lr_decay=config.layer_lr_decay,
         )
         self.peak_lrs = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
-        self.wrapped, self.wrapped_optimizer = self.fabric.setup(self.model, self.optimizer)
-        self.average = moving_average(self.model, config.ema_decay) if config.ema_decay else None
+        self.wrapped_optimizer: Any = self.fabric.setup_optimizers(self.optimizer)
+        self.teacher = open_teacher(config, self.model, self.fabric)
         self.state = State()
 
     def fit(self, checkpoint: dict[str, Any] | None = None) -> None:
@@ -150,15 +157,16 @@ class TrainingLoop:
                     self._validate()
 
     def finish(self) -> Outcome | None:
-        """Write the images and the report of the best model; in process 0."""
-        if not (self.folder.last / CONFIG_FILE).exists():
-            self._kept_model().save_pretrained(self.folder.last)
-        self.folder.draw_curves()
+        """Write the images and the report of the best model."""
+        saved = self.processes.run_in_first(
+            lambda: [f for f in (self.folder.best, self.folder.last) if (f / CONFIG_FILE).exists()]
+        )
+        if self.folder.last not in saved:
+            self._save_last()
+        self.processes.run_in_first(self.folder.draw_curves)
         if not self.task.validates:
             return None
-        best = self.folder.best
-        if not (best / CONFIG_FILE).exists():
-            best = self.folder.last  # no validation succeeded
+        best = saved[0] if saved else self.folder.last  # the last if no validation succeeded
         notes = {
             "model": str(best),
             "steps": self.state.step,
@@ -166,9 +174,10 @@ class TrainingLoop:
             "training_images": self.task.images,
         }
         try:
-            return self.task.report(best, self.folder.path, str(self.processes.device), notes)
+            return self.task.report(best, self.folder.path, self.processes, notes)
         except (ValueError, OSError) as error:
-            logger.error("no report could be written: %s", error)
+            if self.processes.first:
+                logger.error("no report could be written: %s", error)
             return None
 
     def _out_of_patience(self) -> bool:
@@ -201,7 +210,10 @@ class TrainingLoop:
                 pixels, targets = self.task.prepare(*self.fabric.to_device(batch))
                 accumulates = i + 1 < config.accumulate_grad_batches
                 with self.fabric.no_backward_sync(self.wrapped, enabled=accumulates):
-                    loss = self.task.loss(self.wrapped(pixels), targets)
+                    logits = self.wrapped(pixels)
+                    loss = self.task.loss(logits, targets)
+                    if self.teacher is not None:
+                        loss = loss + self.teacher.loss(pixels, logits, targets)
                     loss = loss / config.accumulate_grad_batches
                     self.fabric.backward(loss)
                 mean_loss += loss.item()
@@ -216,7 +228,7 @@ class TrainingLoop:
             max_norm=config.max_grad_norm or math.inf,
             error_if_nonfinite=False,
         )
-        if not math.isfinite(float(norm)) and self._loss_scale() < SMALLEST_SCALE:  # type: ignore[arg-type]
+        if not math.isfinite(float(full(norm))) and self._loss_scale() < SMALLEST_SCALE:
             self._diverged(f"the gradients are not finite at step {step}")
         self.wrapped_optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -257,21 +269,24 @@ class TrainingLoop:
             ) from None
 
     def _validate(self) -> None:
-        """Score and save the model, also as the best if it is; in process 0."""
-        self.state = State(**self.processes.run_in_first(self._validated_state))
+        """Score and save the model, also as the best if it is."""
+        model = self._save_last()
+        self.state.validated_step = self.state.step
+        if self.task.validates:
+            try:
+                outcome = self.task.validate(model, self.processes)
+            except (ValueError, OSError) as error:  # the same in all processes
+                if self.processes.first:
+                    step = self.state.step
+                    logger.error("step %d: validation failed, there is no score: %s", step, error)
+            else:
+                state = self.processes.run_in_first(lambda: self._record(model, outcome))
+                self.state = State(**state)
         self._checkpoint()
 
-    def _validated_state(self) -> dict[str, Any]:
-        model, state = self._kept_model(), self.state
-        model.save_pretrained(self.folder.last)
-        state.validated_step = state.step
-        if not self.task.validates:
-            return vars(state)
-        try:
-            outcome = self.task.validate(model, str(self.processes.device))
-        except (ValueError, OSError) as error:
-            logger.error("step %d: validation failed, there is no score: %s", state.step, error)
-            return vars(state)
+    def _record(self, model: Model, outcome: Outcome) -> dict[str, Any]:
+        """Write what a validation has found; returns the state after it."""
+        state = self.state
         if model.config.thresholds:  # fitted by this validation
             model.save_pretrained(self.folder.last)
         if outcome.score > state.best_score:
@@ -303,12 +318,13 @@ class TrainingLoop:
             )
         )
 
-    def _kept_model(self) -> Model:
-        """The moving average if there is one, as a plain model."""
-        if self.average is None:
-            return self.model
-        assert isinstance(self.average.module, SegFormer | SegFormerClassifier)
-        return self.average.module
+    def _save_last(self) -> Model:
+        """Save the moving average if there is one, else the model; returns it as a plain model."""
+        trained = self.model if self.average is None else self.average.module
+        assert isinstance(trained, SegFormer | SegFormerClassifier)
+        model = plain_model(trained, self.task)
+        self.processes.run_in_first(lambda: model.save_pretrained(self.folder.last))
+        return model
 
     def _log(self, loss: float, images_per_s: float) -> None:
         if self.processes.first:
@@ -316,31 +332,41 @@ class TrainingLoop:
                 step=self.state.step,
                 epoch=round(self.state.step / self.steps_per_epoch, 3),
                 loss=round(loss, 5),
-                lr=float(f"{self.optimizer.param_groups[0]['lr']:.4g}"),
+                lr=float(f"{self._encoder_lr():.4g}"),
                 images_per_s=round(images_per_s, 2),
                 minutes=round(self.state.minutes, 3),
             )
 
+    def _encoder_lr(self) -> float:
+        """Learning rate of the encoder, before the decay over its layers."""
+        assert self.config.lr
+        return self.optimizer.param_groups[0]["lr"] / self.peak_lrs[0] * self.config.lr
+
     def _checkpoint(self) -> None:
+        tensors = full(
+            {
+                "model": self.model.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
+                "optimizer": self.optimizer.state_dict(),
+            }
+        )
         if self.processes.first:
             self.folder.save_checkpoint(
                 {
                     "state": vars(self.state),
                     "architecture": asdict(self.model.config),
                     "task": self.task.state(),
-                    "model": self.model.state_dict(),
-                    "average": self.average.state_dict() if self.average else None,
-                    "optimizer": self.optimizer.state_dict(),
+                    **tensors,
                     "precision": self.fabric.strategy.precision.state_dict(),  # scale of float16
                 }
             )
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.state = State(**checkpoint["state"])
-        self.model.load_state_dict(checkpoint["model"])
+        load_model(self.model, checkpoint["model"])
         if self.average is not None:
-            self.average.load_state_dict(checkpoint["average"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+            load_model(self.average, checkpoint["average"])
+        load_optimizer(self.optimizer, checkpoint["optimizer"])
         self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
         if self.processes.first:
             self.folder.truncate_metrics(self.state.step, self.state.validated_step)

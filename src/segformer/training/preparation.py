@@ -26,6 +26,7 @@ from segformer.machine import available_cpus
 from segformer.model import pretrained
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.training.config import SegmentationTrainConfig, TrainConfig
+from segformer.training.distillation import check_teacher
 
 AnyModel = TypeVar("AnyModel", SegFormer, SegFormerClassifier)
 AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
@@ -46,6 +47,10 @@ def resolve(config: SegmentationTrainConfig, report: SplitReport) -> Segmentatio
             f"background_class is {config.background_class}, but the data set has only "
             f"{len(training.classes)} classes"
         )
+    if config.teacher is not None:
+        check_teacher(config.teacher, training.classes, training.channels)
+        if Path(config.teacher).exists():
+            config = replace(config, teacher=str(Path(config.teacher).resolve()))
     source = open_checkpoint(config.pretrained) if config.pretrained is not None else None
     all_8_bit = report.dtypes == {"uint8"}
     if (
@@ -75,7 +80,11 @@ def check_overlap(config: SegmentationTrainConfig, training: Dataset) -> None:
     if not training.multilabel:
         return
     for option in (
-        *("binary", "ohem_threshold", "background_replace_prob", "class_color_jitter_prob"),
+        "binary",
+        "ohem_threshold",
+        "background_replace_prob",
+        "class_color_jitter_prob",
+        "teacher",
     ):
         if getattr(config, option):
             raise ValueError(
@@ -101,9 +110,8 @@ def with_defaults(
     Raises:
         ValueError: An option contradicts another or the pretrained model.
     """
-    effective = config.batch_size * config.accumulate_grad_batches * config.devices
-    steps = config.max_steps or math.ceil(config.epochs * images / effective)
-    started = config.pretrained is not None
+    steps = config.max_steps or math.ceil(config.epochs * images / config.images_per_step)
+    whole = config.pretrained is not None and not config.lora_rank  # all weights are fine-tuned
     if config.pretrained is not None and Path(config.pretrained).exists():
         config = replace(config, pretrained=str(Path(config.pretrained).resolve()))
     defaults = {
@@ -113,8 +121,8 @@ def with_defaults(
         "rescale": normalization.rescale,
         "max_steps": steps,
         "warmup_steps": min(1500, steps // 20),
-        "lr": 6e-5 if started else 6e-4,
-        "head_lr_factor": 10.0 if started else 1.0,
+        "lr": 6e-5 if whole else 6e-4,
+        "head_lr_factor": 10.0 if whole else 1.0,
         "num_workers": min(available_cpus(), 8),
     }
     missing = {name: v for name, v in defaults.items() if getattr(config, name) is None}

@@ -63,6 +63,7 @@ def train(
     folder, dataset = RunFolder(out), Path(dataset)
     config = config if config is not None else SegmentationTrainConfig()
     processes = Processes(config)
+    config = processes.config
     with processes.ending_together():
 
         def begin() -> tuple[Task, Model]:
@@ -104,7 +105,8 @@ def resume(
     """
     folder = RunFolder(out)
     dataset, config = folder.read_recipe()
-    processes = Processes(config)
+    processes = Processes(config, resuming=True)
+    config = processes.config
     with processes.ending_together():
         checkpoint = processes.run_in_each(folder.load_checkpoint)
         extends = epochs is not None or max_steps is not None
@@ -165,7 +167,7 @@ def _fit(
     reuse_memory()
     loop = TrainingLoop(processes, folder, task, model)
     loop.fit(checkpoint)
-    return processes.run_in_first(loop.finish)
+    return loop.finish()
 
 
 def _extended(
@@ -174,8 +176,8 @@ def _extended(
     """The configuration of the longer run."""
     if epochs is not None:
         # max_steps is computed from epochs again
-        per_step = config.batch_size * config.accumulate_grad_batches * config.devices
-        config = replace(config, epochs=epochs, max_steps=-(-epochs * images // per_step))
+        steps = -(-epochs * images // config.images_per_step)
+        config = replace(config, epochs=epochs, max_steps=steps)
     if max_steps is not None:
         config = replace(config, max_steps=max_steps)
     assert config.max_steps is not None

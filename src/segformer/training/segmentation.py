@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from segformer.data.check import SplitReport, check_split
 from segformer.data.dataset import Dataset
 from segformer.data.loader import TrainingCrops
 from segformer.data.source import open_training
-from segformer.evaluation.details import Details
 from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.evaluation.multilabel import (
@@ -45,12 +44,17 @@ from segformer.training.preparation import (
     preprocessing,
     resolve,
 )
+from segformer.training.processes import Processes
 from segformer.training.samples import Files, sample_names
 from segformer.training.task import Model, Outcome, Task
+from segformer.training.validation import (
+    DetailedMatrix,
+    Measured,
+    evaluate_in_detail,
+    measure_together,
+)
 
 logger = logging.getLogger(__name__)
-
-Measured = TypeVar("Measured")
 
 
 class Segmentation(Task):
@@ -160,14 +164,16 @@ class Segmentation(Task):
         )
         return objective(logits, targets)
 
-    def validate(self, model: Model, device: str) -> Outcome:
+    def validate(self, model: Model, processes: Processes) -> Outcome:
         """IoU over the validation images; the thresholds of sigmoids are fitted."""
         assert isinstance(model, SegFormer)
         if not model.config.num_sigmoids:
-            matrix, _ = self._over_validation(evaluate, self._predictor(model, device))
+            matrix, _ = self._measure(
+                evaluate, partial(self._predictor, model, processes), processes
+            )
             return _outcome(matrix)
-        predictor = self._predictor(model, device, confidence=True)
-        histogram, _ = self._over_validation(measure_probabilities, predictor)
+        certain = partial(self._predictor, model, processes, confidence=True)
+        histogram, _ = self._measure(measure_probabilities, certain, processes)
         thresholds = histogram.fit() if self.config.fit_thresholds else ()
         model.config = replace(model.config, thresholds=thresholds)
         counts = histogram.at(model.config.decision_thresholds)
@@ -176,52 +182,59 @@ class Segmentation(Task):
             return _overlapping_outcome(MultiLabelScores(model.classes, thresholds, counts))
         return _outcome(binary_matrix(model.classes, counts))
 
-    def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
+    def report(
+        self, best: Path, folder: Path, processes: Processes, notes: dict[str, Any]
+    ) -> Outcome:
         """The files of `write_report`, and ``val_examples.jpg``."""
-        assert self.validation is not None
-        predictor = self._predictor(SegFormer.from_pretrained(best), device)
-        if predictor.model.config.multilabel:
-            scores, failed = self._over_validation(evaluate_multilabel, predictor)
-            write_multilabel_report(scores, folder, self.validation, notes, failed)
-            outcome = _overlapping_outcome(scores)
-        else:
-            details, curves = Details.of(predictor), RunFolder(folder).curves("val_miou")
-            matrix, failed = self._over_validation(partial(evaluate, collector=details), predictor)
-            write_report(matrix, folder, self.validation, notes, details, failed, curves)
-            outcome = _outcome(matrix)
-        unreadable = {failure.image for failure in failed}
-        readable = [s for s in self.validation if str(s.image) not in unreadable]
-        chosen = readable[:: max(1, len(readable) // 8)][:8]
-        pairs = [(predictor(s.image), self.validation.read(s)[1]) for s in chosen]
-        examples_sheet(pairs, folder / "val_examples.jpg")
-        return outcome
+        open_best = cache(lambda: self._predictor(SegFormer.from_pretrained(best), processes))
+        measure: Callable[..., MultiLabelScores | DetailedMatrix] = evaluate_in_detail
+        if self.training.multilabel:
+            measure = evaluate_multilabel
+        measured, failed = self._measure(measure, open_best, processes)
 
-    def _predictor(self, model: SegFormer, device: str, *, confidence: bool = False) -> Predictor:
+        def write() -> None:
+            assert self.validation is not None
+            if isinstance(measured, MultiLabelScores):
+                write_multilabel_report(measured, folder, self.validation, notes, failed)
+            else:
+                curves = RunFolder(folder).curves("val_miou")
+                matrix, details = measured.matrix, measured.details
+                write_report(matrix, folder, self.validation, notes, details, failed, curves)
+            unreadable = {failure.image for failure in failed}
+            readable = [s for s in self.validation if str(s.image) not in unreadable]
+            chosen = readable[:: max(1, len(readable) // 8)][:8]
+            pairs = [(open_best()(s.image), self.validation.read(s)[1]) for s in chosen]
+            examples_sheet(pairs, folder / "val_examples.jpg")
+
+        processes.run_in_first(write)
+        if isinstance(measured, MultiLabelScores):
+            return _overlapping_outcome(measured)
+        return _outcome(measured.matrix)
+
+    def _predictor(
+        self, model: SegFormer, processes: Processes, *, confidence: bool = False
+    ) -> Predictor:
         """How the validation sees images."""
         config = self.config
         seen = PredictConfig(
             window=config.eval_window,
             stride=config.eval_stride,
-            device=device,
+            device=str(processes.device),
             confidence=confidence,
         )
         if config.eval_window is not None:  # by default, windows are run over the stored image
             seen = replace(seen, short_side=config.eval_size)
         return open_predictor(model, seen, config.protocol, long_side=config.long_side)
 
-    def _over_validation(
-        self, measure: Callable[..., Measured], predictor: Predictor
+    def _measure(
+        self,
+        measure: Callable[..., Measured],
+        predictor: Callable[[], Predictor],
+        processes: Processes,
     ) -> tuple[Measured, list[Failure]]:
         """What a function measures over the validation images, and those that it could not read."""
         assert self.validation is not None
-        failed: list[Failure] = []
-        with ProgressBar("validating", len(self.validation), "images") as bar:
-            measured = measure(
-                self.validation,
-                predictor,
-                on_image=bar.advance,
-                on_error=lambda source, error: failed.append(Failure(str(source), str(error))),
-            )
+        measured, failed = measure_together(measure, self.validation, predictor, processes)
         for failure in failed[:5]:
             logger.warning("skipped in validation: %s", failure)
         return measured, failed

@@ -18,6 +18,7 @@ from segformer.config import SegFormerConfig
 from segformer.data.loader import ClassCrops, DrawSampler, TrainingCrops, crop_loader
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.training.config import TrainConfig
+from segformer.training.processes import Processes
 from segformer.training.samples import Files, describe_changes, pack_samples
 
 Model: TypeAlias = SegFormer | SegFormerClassifier
@@ -87,12 +88,20 @@ class Task(ABC):
         """The loss of a batch, ()."""
 
     @abstractmethod
-    def validate(self, model: Model, device: str) -> Outcome:
-        """Score a model on the validation split."""
+    def validate(self, model: Model, processes: Processes) -> Outcome:
+        """Score a model on the validation split, divided among the processes.
+
+        All processes must call this together; the result, or the error, is the same in all.
+        """
 
     @abstractmethod
-    def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
-        """Score the best model and write its report and images into the run folder."""
+    def report(
+        self, best: Path, folder: Path, processes: Processes, notes: dict[str, Any]
+    ) -> Outcome:
+        """Score the best model and write its report and images into the run folder.
+
+        As `validate`; process 0 writes.
+        """
 
     @property
     @abstractmethod

@@ -28,6 +28,7 @@ class Range:
 
 POSITIVE = Range("positive", lambda value: value > 0)
 NOT_NEGATIVE = Range("zero or positive", lambda value: value >= 0)
+POSITIVE_FRACTION = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
 FRACTION = Range("a fraction from 0 to 1", lambda value: 0 <= value <= 1)
 BELOW_ONE = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
 

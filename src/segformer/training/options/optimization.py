@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from segformer.options import depends
-from segformer.training.options.checked import BELOW_ONE, NOT_NEGATIVE, POSITIVE, Options
+from segformer.training.options.checked import (
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_FRACTION,
+    Options,
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,9 @@ class OptimizationOptions(Options):
         accumulate_grad_batches: Forward passes whose gradients make one optimizer step.
         lr: Peak learning rate of the encoder.
         head_lr_factor: Learning rate of the decoder or classifier, relative to the encoder's.
+        layer_lr_decay: Factor on the learning rate from each encoder block to the one before it,
+            as in BEiT: the last block has this times lr, the first layer the least. 1 gives all
+            blocks the same rate.
         min_lr: Learning rate of the encoder at which the schedule ends.
         weight_decay: Weight decay; not applied to the norms of the encoder.
         warmup_steps: Steps of linear warm-up.
@@ -36,11 +45,14 @@ class OptimizationOptions(Options):
     batch_size: Annotated[int, POSITIVE] = 8
     accumulate_grad_batches: Annotated[int, POSITIVE] = 1
     lr: Annotated[
-        float | None, POSITIVE, depends("FLOAT", "6e-5 from a pretrained model, else 6e-4")
+        float | None,
+        POSITIVE,
+        depends("FLOAT", "6e-5 for a pretrained model without LoRA, else 6e-4"),
     ] = None
     head_lr_factor: Annotated[
-        float | None, POSITIVE, depends("FLOAT", "10 from a pretrained model, else 1")
+        float | None, POSITIVE, depends("FLOAT", "10 for a pretrained model without LoRA, else 1")
     ] = None
+    layer_lr_decay: Annotated[float, POSITIVE_FRACTION] = 1.0
     min_lr: Annotated[float, NOT_NEGATIVE] = 0.0
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     warmup_steps: Annotated[

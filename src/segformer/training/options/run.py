@@ -38,13 +38,20 @@ class HardwareOptions(Options):
 
     Attributes:
         device: cpu, cuda, cuda:1, mps, ...
-        devices: Number of GPUs, or of processes with device cpu.
+        devices: Number of GPUs on each machine, or of processes with device cpu. torchrun and srun
+            decide it if they start the training.
+        num_nodes: Number of machines. More than one need torchrun or srun, which decide it.
+        strategy: What several processes do with the weights: each has a copy (ddp), or they are
+            divided among them with their gradients and optimizer states (fsdp), which takes less
+            memory and more communication.
         precision: Number format of most of the arithmetic.
         num_workers: Processes per device that load images; 0 loads them in the training process.
     """
 
     device: Annotated[str, depends("DEVICE", "the GPUs if there are any, else the CPU")] = "auto"
     devices: Annotated[int, POSITIVE] = 1
+    num_nodes: Annotated[int, POSITIVE] = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         arg(
