@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, and how many of them other processes leave idle.
+"""How many CPUs and how much memory this process may use, and how many CPUs are idle.
 
 PyTorch starts a thread per CPU for each operation and ends the operation when the last of them is
 done. With fewer free CPUs than threads, each of the hundreds of operations of a forward pass waits
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -41,21 +42,68 @@ def _affinity() -> set[int]:
 
 def _quota(cgroups: Path, proc: Path) -> float:
     """CPUs that the control groups of this process allow, those above them included."""
-    smallest = math.inf
+    groups = _groups("cpu", cgroups, proc)
+    return min(
+        (_quota_v2(f) if version == 2 else _quota_v1(f) for f, version in groups), default=math.inf
+    )
+
+
+def available_memory(
+    *, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")
+) -> int | None:
+    """Bytes of memory that this process can still take, or None where the system does not tell.
+
+    They are bounded by the machine's free memory, the limits of the control groups of this
+    process, and its limit of address space (``ulimit -v``). Caches of files count as free.
+
+    Args:
+        cgroups: Where control groups are mounted, of version 1 or 2.
+        proc: Where the kernel's process information is mounted; Linux only.
+    """
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", _read(proc / "meminfo"), re.MULTILINE)
+    if found is None:
+        return None
+    import resource  # not on Windows, which has no /proc either
+
+    free = 1024 * int(found[1])
+    for folder, version in _groups("memory", cgroups, proc):
+        limit, usage, cache = _MEMORY_FILES[version]
+        try:
+            allowed, used = int(_read(folder / limit)), int(_read(folder / usage))
+        except ValueError:  # "max", or no such file
+            continue
+        reclaimable = re.search(rf"^{cache} (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+        free = min(free, allowed - used + (int(reclaimable[1]) if reclaimable else 0))
+    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if address_space != resource.RLIM_INFINITY:
+        taken = re.search(r"^VmSize:\s+(\d+) kB", _read(proc / "self/status"), re.MULTILINE)
+        free = min(free, address_space - (1024 * int(taken[1]) if taken else 0))
+    return max(0, free)
+
+
+_MEMORY_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+"""Files of a control group with its limit and its usage, and the line of memory.stat with what it
+can drop, by version."""
+
+
+def _groups(controller: str, cgroups: Path, proc: Path) -> Iterator[tuple[Path, int]]:
+    """Folders where the control groups of this process may be, those above included; version."""
     for line in _read(proc / "self" / "cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "":
-            mounts, read = (cgroups, cgroups / "unified"), _quota_v2
-        elif "cpu" in controllers.split(","):
-            mounts, read = (cgroups / controllers, cgroups / "cpu"), _quota_v1
+            mounts, version = (cgroups, cgroups / "unified"), 2
+        elif controller in controllers.split(","):
+            mounts, version = (cgroups / controllers, cgroups / controller), 1
         else:
             continue
         below_mount = Path(group.lstrip("/"))
         for mount in mounts:
             # In a container the mount can be the group itself, and the path that of the host
             for folder in (below_mount, *below_mount.parents):
-                smallest = min(smallest, read(mount / folder))
-    return smallest
+                yield mount / folder, version
 
 
 def _quota_v2(folder: Path) -> float:

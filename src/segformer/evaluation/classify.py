@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,11 +33,18 @@ class ClassScores:
         matrix: Images by true and predicted class.
         in_top5: Images whose true class is among the five most probable.
         failed: Images that could not be read, and why.
+        nll: Sum of the negative logarithms of the probabilities of the true classes.
     """
 
     matrix: ConfusionMatrix
     in_top5: int = 0
     failed: list[Failure] = field(default_factory=list)
+    nll: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return self.nll / max(self.images, 1)
 
     @property
     def images(self) -> int:
@@ -94,12 +102,15 @@ def evaluate_classes(
             on_image()
 
     truths = dict(dataset.samples)
+    ids = match.map_ids(np.arange(len(predictor.model.classes)))
     for result in predictor.stream(truths, on_error=fail):
         assert result.source is not None
         truth = truths[result.source]
         best = match.map_ids(np.argsort(-result.probabilities, kind="stable")[:5])
         scores.matrix.update(np.array([truth]), best[:1])
         scores.in_top5 += int(truth in best)
+        probability = result.probabilities[ids == truth].sum()
+        scores.nll -= math.log(max(float(probability), 1e-12))
         if on_image is not None:
             on_image()
     if not scores.images:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from segformer.data.dataset import Dataset, DatasetError
@@ -16,6 +18,7 @@ from segformer.evaluation.matching import match_classes as find_match
 from segformer.evaluation.metrics import ConfusionMatrix, Scores
 from segformer.files import write_json
 from segformer.image import ImageSource, image_name
+from segformer.prediction.prediction import Prediction
 from segformer.prediction.predictor import Predictor
 
 REPORT_FILES = ("report.json", "confusion.png")
@@ -45,6 +48,7 @@ def evaluate(
     match_classes: MatchClasses = "name",
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
+    on_prediction: Callable[[Prediction, NDArray[np.integer]], None] | None = None,
 ) -> ConfusionMatrix:
     """Compare predictions with masks, each at the size of the mask.
 
@@ -56,6 +60,7 @@ def evaluate(
         on_image: Called after each image, scored or skipped.
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
+        on_prediction: Called with each prediction that is scored and the true class ids (H, W).
 
     Returns:
         The confusion matrix in the classes of the data set.
@@ -95,6 +100,8 @@ def evaluate(
         try:
             _, truth = dataset.read(with_masks[prediction.source])
             matrix.update(truth, match.map_ids(prediction.label_map))
+            if on_prediction is not None:
+                on_prediction(prediction, truth)
         except (ValueError, OSError, MemoryError) as error:
             fail(prediction.source, error)
         else:

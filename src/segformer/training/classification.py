@@ -178,6 +178,6 @@ def _names_and_files(dataset: ClassFolders) -> Iterator[tuple[str, tuple[Path, .
 
 
 def _outcome(scores: ClassScores) -> Outcome:
-    row = {"val_top1": scores.top1, "val_top5": scores.top5}
+    row = {"val_top1": scores.top1, "val_top5": scores.top5, "val_loss": scores.loss}
     words = f"top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}"
     return Outcome(row, words, class_table(scores))

@@ -55,7 +55,7 @@ def parameter_groups(
 
 
 def lr_factor(
-    step: int,
+    step: float,
     total: int,
     warmup: int,
     schedule: str,

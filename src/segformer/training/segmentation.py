@@ -17,7 +17,6 @@ from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.evaluation.plots import examples_sheet
 from segformer.model.segformer import SegFormer
-from segformer.prediction.predictor import Predictor
 from segformer.progress import ProgressBar
 from segformer.training.config import SegmentationTrainConfig
 from segformer.training.losses import (
@@ -35,6 +34,7 @@ from segformer.training.preparation import (
 )
 from segformer.training.samples import Files, sample_names
 from segformer.training.task import Model, Outcome, Task
+from segformer.training.validation_loss import LossPredictor
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,7 @@ class Segmentation(Task):
         state: dict[str, Any] | None = None,
     ):
         earlier = sample_names(state["samples"]) if state is not None else None
-        self.training, self.validation = open_training(
-            dataset, config, config.seed, earlier=earlier
-        )
+        self.training, self.validation = self._open(dataset, config, earlier)
         self.images, self.validates = len(self.training), self.validation is not None
         self._config = config
         if state is not None:
@@ -76,6 +74,15 @@ class Segmentation(Task):
             _checked(self.validation)
         self._config = resolve(config, report)
         self.weights = class_weights(self.config, report)
+
+    def _open(
+        self,
+        dataset: Path,
+        config: SegmentationTrainConfig,
+        earlier: dict[str, list[str]] | None,
+    ) -> tuple[Dataset, Dataset | None]:
+        """What is trained and validated on; ``earlier``: the samples of the run that is resumed."""
+        return open_training(dataset, config, config.seed, earlier=earlier)
 
     @property
     def config(self) -> SegmentationTrainConfig:
@@ -155,15 +162,16 @@ class Segmentation(Task):
         return loss
 
     def validate(self, model: Model, device: str) -> Outcome:
-        """IoU over the validation images."""
+        """IoU and loss over the validation images."""
         assert isinstance(model, SegFormer)
-        matrix, _ = self._evaluate(Predictor(model, device=device))
-        return _outcome(matrix)
+        predictor = self._predictor(model, device)
+        matrix, _ = self._evaluate(predictor)
+        return _outcome(matrix, predictor.mean_loss)
 
     def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
         """``report.json``, ``confusion.png`` and ``val_examples.jpg``."""
         assert self.validation is not None
-        predictor = Predictor(best, device=device)
+        predictor = self._predictor(best, device)
         matrix, failed = self._evaluate(predictor)
         write_report(matrix, folder, self.validation, notes, failed)
         unreadable = {failure.image for failure in failed}
@@ -171,9 +179,13 @@ class Segmentation(Task):
         chosen = readable[:: max(1, len(readable) // 8)][:8]
         pairs = [(predictor(s.image), self.validation.read(s)[1]) for s in chosen]
         examples_sheet(pairs, folder / "val_examples.jpg")
-        return _outcome(matrix)
+        return _outcome(matrix, predictor.mean_loss)
 
-    def _evaluate(self, predictor: Predictor) -> tuple[ConfusionMatrix, list[Failure]]:
+    def _predictor(self, model: SegFormer | Path, device: str) -> LossPredictor:
+        """How validation images are predicted."""
+        return LossPredictor(model, self.loss, device=device)
+
+    def _evaluate(self, predictor: LossPredictor) -> tuple[ConfusionMatrix, list[Failure]]:
         """Counts of pixels, and the images that could not be read."""
         assert self.validation is not None
         failed: list[Failure] = []
@@ -183,18 +195,20 @@ class Segmentation(Task):
                 predictor,
                 on_image=bar.advance,
                 on_error=lambda source, error: failed.append(Failure(str(source), str(error))),
+                on_prediction=predictor.add,
             )
         for failure in failed[:5]:
             logger.warning("skipped in validation: %s", failure)
         return matrix, failed
 
 
-def _outcome(matrix: ConfusionMatrix) -> Outcome:
+def _outcome(matrix: ConfusionMatrix, loss: float) -> Outcome:
     scores = matrix.scores()
     row = {
         "val_miou": scores.miou,
         "val_mean_accuracy": scores.mean_accuracy,
         "val_pixel_accuracy": scores.pixel_accuracy,
+        "val_loss": loss,
     }
     words = f"mIoU {scores.miou:.2%}, pixel accuracy {scores.pixel_accuracy:.2%}"
     return Outcome(row, words, score_table(scores))
