@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
+import shutil
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -152,6 +154,17 @@ class RunFolder:
             for pattern in patterns:
                 files += sorted((self.path / name).glob(pattern))
         return [file for file in files if file.is_symlink() or file.exists()]
+
+    def remove_partial_files(self) -> None:
+        """Delete what a killed process had not finished writing."""
+        folders = [self.path, *(self.path / name for name in FOLDERS), *model_folders(self.kept)]
+        for folder in folders:
+            for path in folder.glob(".*"):
+                if re.fullmatch(r"\.(partial|former)-[0-9a-f]{32}(\.\w+)?", path.name):
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
 
     def _holds_run(self) -> bool:
         """Whether ``config.yaml`` was written by a training."""

@@ -169,6 +169,7 @@ def resume(
         extends = any(value is not None for value in (epochs, max_steps, max_time))
 
         def begin() -> tuple[Task, Model]:
+            folder.remove_partial_files()
             if checkpoint is None:
                 logger.info(f"{folder.path}: there is no checkpoint yet; starting at step 0")
                 begun = replace(config, max_steps=None) if config.max_time is not None else config
