@@ -79,14 +79,14 @@ def kill_at_write(number: int) -> None:
 
 
 def main(dataset: Path, folder: Path, workers: int, seed: int) -> None:
-    chance, kills = random.Random(seed), 0
+    chance = random.Random(seed)
     whole, broken = folder / "whole", folder / "broken"
     config = configuration(workers)
     _, status = os.waitpid(in_child(lambda: train(dataset, whole, config)), 0)
     assert status == 0, "the run without interruption failed"
-    for attempt in range(80):
+    for kills in range(80):
         at_write, delay = chance.randint(2, 30), chance.uniform(0.05, 2.5)
-        by_clock = attempt % 3 == 2
+        by_clock = kills % 3 == 2
 
         def work(write: int = 0 if by_clock else at_write) -> None:
             kill_at_write(write)
@@ -104,7 +104,6 @@ def main(dataset: Path, folder: Path, workers: int, seed: int) -> None:
             print(kills)
             return
         assert os.WIFSIGNALED(status), "a run failed on its own"
-        kills += 1
     raise SystemExit("the run never ended")
 
 

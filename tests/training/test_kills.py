@@ -41,6 +41,6 @@ def test_killed_at_random_moments_also_while_writing(
     models = sorted(path.relative_to(whole) for path in whole.rglob("*.safetensors"))
     assert len(models) >= 4  # last, best and those in checkpoints
     assert models == sorted(path.relative_to(broken) for path in broken.rglob("*.safetensors"))
-    assert not [path for path in broken.rglob(".*")]  # nothing half-written is left
+    assert not list(broken.rglob(".*"))  # nothing half-written is left
     for model in models:
         assert (broken / model).read_bytes() == (whole / model).read_bytes(), model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_the_schedule_goes_on_evenly_after_a_change() -> None:
     for state.step in range(30, 61):
         positions.append(state.position / 60)
     assert positions[-1] == pytest.approx(1.0)
-    differences = [b - a for a, b in zip(positions, positions[1:], strict=False)]
+    differences = [b - a for a, b in pairwise(positions)]
     assert differences == pytest.approx([0.7 / 30] * 30)
 
 
