@@ -68,9 +68,12 @@ class FakeWandb(ModuleType):
         self._run = SimpleNamespace(
             define_metric=lambda name, step_metric: None,
             log=self.logged.append,
-            finish=lambda exit_code: self.exits.append(exit_code),
+            finish=self.finish,
         )
         self.run = self._run if active else None
+
+    def finish(self, exit_code: int) -> None:
+        self.exits.append(exit_code)
 
     def init(self, **options: Any) -> Any:
         self.inits.append(options)

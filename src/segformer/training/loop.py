@@ -138,23 +138,23 @@ class TrainingLoop:
                 state.step += 1
                 state.add_loss(loss)
                 state.minutes = (time.monotonic() - began) / 60
-                step = state.step
+                step, validating = state.step, state.step in validation_steps
                 bar.advance(note=f"epoch {self._epoch:.1f}  loss {loss:.3f}")
                 self.callbacks.step(step, self._epoch, loss, self.optimizer.param_groups[0]["lr"])
                 ending = self.processes.any(self.callbacks.progress.stopping)
                 stopping = self.processes.any(stop.requested)
-                validating = step in validation_steps or ending
-                changed = False
-                if step % config.log_every == 0 or step == self.total_steps or ending:
+                validating |= ending
+                measured = step % config.log_every == 0 or step == self.total_steps or ending
+                if measured:
                     self._log(bar.rate)
-                    if limit is not None and not validating:
-                        changed = self._keep_to(limit, bar)
-                        validation_steps = self._validation_steps()
-                if stopping or validating or changed or step % config.checkpoint_every == 0:
+                if stopping or validating or step % config.checkpoint_every == 0:
                     self.save()
                 if validating and not stopping:
                     with bar.paused():
                         self._validate()
+                if limit is not None and measured and step < self.total_steps:
+                    self._keep_to(limit, bar)
+                    validation_steps = self._validation_steps()
                 if stopping and step < self.total_steps and not ending:
                     self._stop()
                 if stopping and validating:
@@ -268,12 +268,13 @@ class TrainingLoop:
         self._kept_model().save_pretrained(self.folder.last)
         return f"{self.folder.last} is the model after step {checkpoint['state']['step']}"
 
-    def _keep_to(self, limit: TimeLimit, bar: ProgressBar) -> bool:
-        """Change the number of steps if the time limit would be missed; returns whether."""
-        limit.measure(self.images_per_step / max(bar.rate, 1e-9) / 60)
+    def _keep_to(self, limit: TimeLimit, bar: ProgressBar) -> None:
+        """Change the number of steps if the time limit would be missed."""
+        done = self.state.step - bar.start
+        limit.measure_until(done, done * self.images_per_step / max(bar.rate, 1e-9) / 60)
         total = self.processes.run_in_first(lambda: limit.better_total(self.state))
         if total == self.total_steps:
-            return False
+            return
         logger.info(
             f"a step takes {60 * limit.step_minutes:.2f} s: {total} steps instead of "
             f"{self.total_steps} end after {self.config.max_time}"
@@ -282,12 +283,15 @@ class TrainingLoop:
         bar.total = self.callbacks.progress.total_steps = total
         if self.processes.first:
             self.folder.record_steps(total)
-        return True
+        self.save()
 
     def _validate(self) -> None:
         """Score and save the model, also as the best if it is; in process 0."""
+        began = time.monotonic()
         self.state = State(**self.processes.run_in_first(self._validated_state))
         self.save()
+        self.state.validation_minutes = (time.monotonic() - began) / 60
+        self.state.minutes += self.state.validation_minutes
 
     def _validated_state(self) -> dict[str, Any]:
         state = self.state

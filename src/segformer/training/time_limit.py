@@ -34,11 +34,23 @@ class TimeLimit:
     minutes: float
     steps_per_validation: float
     step_minutes: float = 0.0
+    _last: tuple[int, float] = (0, 0.0)
 
     def measure(self, step_minutes: float) -> None:
         """Take the mean duration of the steps of an interval into the average."""
         weight = _WEIGHT if self.step_minutes else 1.0
         self.step_minutes += weight * (step_minutes - self.step_minutes)
+
+    def measure_until(self, step: int, minutes: float) -> None:
+        """Measure the interval since the last call.
+
+        Args:
+            step: Steps since the training began or was resumed, at least one more than before.
+            minutes: The time that they took, without validations.
+        """
+        last_step, last_minutes = self._last
+        self._last = (step, minutes)
+        self.measure((minutes - last_minutes) / (step - last_step))
 
     def fitting_steps(self, step: int, minutes: float, validation_minutes: float) -> int:
         """The number of steps, those done included, that end at the limit.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 from segformer.checkpoints.layout import CONFIG_FILE
@@ -82,11 +81,8 @@ class Validation:
     def _score(self, model: Model, state: State) -> Outcome | None:
         if not self.task.validates:
             return None
-        began = time.monotonic()
         try:
             return self.task.validate(model, self.device)
         except (ValueError, OSError) as error:
             logger.error("step %d: validation failed, there is no score: %s", state.step, error)
             return None
-        finally:
-            state.validation_minutes = (time.monotonic() - began) / 60
