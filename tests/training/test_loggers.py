@@ -38,7 +38,7 @@ def test_without_tensorboard_there_is_a_message(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it fails
     with caplog.at_level(logging.INFO, "segformer"):
         open_loggers(config(), tmp_path, 0)
-    assert "no TensorBoard logs: pip install tensorboard brings it" in caplog.text
+    assert "no TensorBoard logs: pip install 'segformer[tensorboard]' brings it" in caplog.text
     with pytest.raises(ValueError, match="loggers: tensorboard is not installed; pip install"):
         open_loggers(config(loggers=("tensorboard",)), tmp_path, 0)
 
@@ -48,7 +48,9 @@ def test_a_tracker_that_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=f"loggers: {name} is not installed; pip install {name}"):
+    with pytest.raises(
+        ValueError, match=rf"loggers: {name} is not installed; pip install 'segformer\[{name}\]'"
+    ):
         open_loggers(config(loggers=(name,)), tmp_path, 0)
 
 

@@ -167,10 +167,10 @@ def open_loggers(config: TrainConfig, folder: Path, step: int) -> Loggers:
             opened.append(_KINDS[name](folder, config, step))
         except ModuleNotFoundError:
             if config.loggers is None:
-                logger.info("no TensorBoard logs: pip install tensorboard brings it")
+                logger.info("no TensorBoard logs: pip install 'segformer[tensorboard]' brings it")
                 continue
             raise ValueError(
-                f"loggers: {name} is not installed; pip install {name} brings it"
+                f"loggers: {name} is not installed; pip install 'segformer[{name}]' brings it"
             ) from None
         except Exception as error:
             raise ValueError(f"loggers: {name} cannot be opened: {error}") from error

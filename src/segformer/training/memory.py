@@ -12,6 +12,7 @@ import logging
 import math
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -23,6 +24,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from segformer.machine import available_memory
+from segformer.prediction.runtime import is_out_of_memory
 from segformer.training.batches import next_batch, open_batches
 from segformer.training.task import Model, Task
 
@@ -51,11 +53,9 @@ class StepMemory:
         return self.fixed + self.per_image * batch_size
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch says that there is too little memory, on a GPU or on the CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; oneDNN only says that it "could not create a primitive"."""
+    return is_out_of_memory(error) or str(error).startswith("could not create a ")
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -72,14 +72,12 @@ def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
     On a GPU this is what PyTorch takes, on the CPU the resident memory of the process, or 0 where
     the system does not tell.
     """
-    gc.collect()
+    _return_freed_memory(device)
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    _return_freed_memory()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before = _status("VmRSS")
@@ -87,8 +85,11 @@ def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:
     return max(0, _status("VmHWM") - before)
 
 
-def _return_freed_memory() -> None:
-    """Give memory that was freed back to the system; glibc keeps it for the next allocation."""
+def _return_freed_memory(device: torch.device) -> None:
+    """Give freed memory back, which PyTorch and glibc keep for the next allocation."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
@@ -142,7 +143,7 @@ def _measured(fabric: Fabric, task: Task, model: Model, batch_size: int) -> int 
     try:
         return measure_step(fabric, task, model, batch_size)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
         return None
 
@@ -208,9 +209,9 @@ def explained(
         yield
         return
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
-    # After the except clause, since the traceback holds the tensors of the step
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step
     optimizer.zero_grad(set_to_none=True)
     held = list(model.state_dict().values()) * (1 if average is None else 2)
     for moments in optimizer.state.values():
@@ -234,8 +235,7 @@ def advice(fabric: Fabric, task: Task, model: Model, held: int) -> str:
         "use a smaller --batch-size (with --accumulate-grad-batches to keep the effective batch), "
         "a smaller --crop-size, or --gradient-checkpointing"
     )
-    if fabric.device.type == "cuda":
-        torch.cuda.empty_cache()
+    _return_freed_memory(fabric.device)
     free = free_bytes(fabric.device)
     if free is None or config.devices > 1:  # other processes wait for this one
         return general
