@@ -145,3 +145,24 @@ def test_threads_are_limited_to_what_may_be_used(
     monkeypatch.setattr(machine, "available_cpus", lambda: 3)
     machine.limit_threads()
     assert torch.get_num_threads() == 3
+
+
+def test_free_memory_is_that_of_the_machine_or_of_the_control_group(
+    system: dict[str, Path],
+) -> None:
+    assert machine.available_memory(**system) is None  # not Linux
+    write(system["proc"] / "meminfo", "MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
+    assert machine.available_memory(**system) == 4000 * 1024
+    write(system["proc"] / "self" / "cgroup", "0::/jobs/one\n")
+    group = system["cgroups"] / "jobs"
+    write(group / "memory.max", "3000000\n")
+    write(group / "memory.current", "2500000\n")
+    assert machine.available_memory(**system) == 500_000
+    write(group / "memory.stat", "anon 2300000\ninactive_file 200000\n")
+    assert machine.available_memory(**system) == 700_000
+    write(group / "one" / "memory.max", "max\n")
+    assert machine.available_memory(**system) == 700_000
+    write(system["proc"] / "self" / "cgroup", "7:memory:/v1\n")
+    write(system["cgroups"] / "memory" / "v1" / "memory.limit_in_bytes", "900000\n")
+    write(system["cgroups"] / "memory" / "v1" / "memory.usage_in_bytes", "800000\n")
+    assert machine.available_memory(**system) == 100_000

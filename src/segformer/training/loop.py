@@ -110,14 +110,12 @@ class TrainingLoop:
         if checkpoint is not None:
             self._restore(checkpoint)
         state, config = self.state, self.config
-        validation_steps, limit = (
-            self._validation_steps(),
-            time_limit(self.config, self.steps_per_epoch),
-        )
+        validation_steps = self._validation_steps()
+        limit = time_limit(config, self.steps_per_epoch)
         began = time.monotonic() - 60 * state.minutes
         last = _ENDLESS if limit is not None else self.total_steps
         with (
-            self.metrics.open(self.config, state.step, enabled=self.processes.first),
+            self.metrics.open(config, state.step, enabled=self.processes.first),
             stop_requests() as stop,
             open_batches(self._loader(state.step, last, self.num_workers)) as batches,
             ProgressBar(
@@ -186,9 +184,11 @@ class TrainingLoop:
         """Passes over the training images done."""
         return self.state.step / self.steps_per_epoch
 
-    def _loader(self, start: int, end: int, num_workers: int, rank: int = -1) -> DataLoader[Any]:
+    def _loader(
+        self, start: int, end: int, num_workers: int, rank: int | None = None
+    ) -> DataLoader[Any]:
         """Batches of the steps from start to end, by default those of this process."""
-        rank = self.processes.rank if rank < 0 else rank
+        rank = self.processes.rank if rank is None else rank
         return self.task.loader(self.model, start, end, num_workers, rank, self.processes.count)
 
     def _out_of_patience(self) -> bool:
