@@ -92,8 +92,9 @@ def available_memory(
         proc: Where the kernel's process information is mounted.
 
     Returns:
-        The least of what the system has available and what the limits of the control groups
-        leave; None where the system does not say, as on other systems than Linux.
+        The least of what the system has available and what the limits of the control groups and
+        of the address space leave; None where the system does not say, as on other systems than
+        Linux.
     """
     available = _fields(proc / "meminfo").get("MemAvailable:")
     if available is None:
@@ -106,6 +107,12 @@ def available_memory(
             statistics = _fields(group / "memory.stat")
             inactive = statistics.get("inactive_file" if is_v2 else "total_inactive_file", 0)
             left.append(max(0, int(limit) - max(0, int(used) - inactive)))
+    import resource  # not on Windows, which has no /proc either
+
+    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
+    if address_space != resource.RLIM_INFINITY:
+        taken = 1024 * _fields(proc / "self" / "status").get("VmSize:", 0)
+        left.append(max(0, address_space - taken))
     return min(left)
 
 

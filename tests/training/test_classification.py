@@ -26,7 +26,7 @@ def config(**changes: object) -> ClassificationTrainConfig:
         "variant": "tiny", "crop_size": 32, "batch_size": 6, "max_steps": 60,
         "lr": 4e-3, "rand_augment": 0, "min_area": 0.5, "mixup_alpha": 0.2, "cutmix_alpha": 0.2,
         "random_erasing_prob": 0.1, "drop_path": 0.0, "ema_decay": 0.9, "num_workers": 0,
-        "val_every": 10, "precision": "float32",
+        "val_every": 10, "precision": "float32", "loggers": ("csv",),
     }  # fmt: skip
     return ClassificationTrainConfig(**{**entries, **changes})
 

@@ -32,6 +32,7 @@ QUICK = {
     "num_workers": 0,
     "log_every": 1,
     "precision": "float32",
+    "loggers": ("csv",),
 }
 
 
@@ -196,7 +197,7 @@ def test_tensorboard(tmp_path: Path, tiny_variant: str) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     dataset = draw_dataset(tmp_path / "shapes")
-    train(dataset, tmp_path / "run", config(tensorboard=True, max_steps=3))
+    train(dataset, tmp_path / "run", config(loggers=("tensorboard",), max_steps=3))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     assert len(events.Scalars("val_miou")) == 1

@@ -23,7 +23,7 @@ from segformer.training.samples import sample_names
 
 QUICK = {
     "variant": "tiny", "crop_size": 32, "short_side": 48, "batch_size": 2, "max_steps": 4,
-    "num_workers": 0, "log_every": 1, "precision": "float32",
+    "num_workers": 0, "log_every": 1, "precision": "float32", "loggers": ("csv",),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,6 +72,12 @@ class ClassScores:
     calibration: Calibration = field(default_factory=Calibration)
     speed: Speed = field(default_factory=lambda: Speed("cpu"))
     channels: int = 3
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        losses = [-math.log(max(result.true_probability, 1e-12)) for result in self.results]
+        return math.fsum(losses) / max(len(losses), 1)
 
     @property
     def images(self) -> int:

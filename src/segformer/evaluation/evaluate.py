@@ -57,6 +57,7 @@ def evaluate(
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
     collector: Collector | None = None,
+    on_prediction: Callable[[Prediction, NDArray[np.integer]], None] | None = None,
     partial: bool = False,
 ) -> ConfusionMatrix:
     """Compare predictions with masks of one class per pixel, each at the size of the mask.
@@ -72,6 +73,7 @@ def evaluate(
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
         collector: Sees each image that is scored, such as `Details`.
+        on_prediction: Called with each prediction that is scored and its mask (H, W).
         partial: The data set is a part of a split: it may be empty, and all its images may be
             skipped.
 
@@ -111,6 +113,7 @@ def evaluate(
         compare,
         on_image=on_image,
         on_error=on_error,
+        on_prediction=on_prediction,
         confidence_pixels=0 if collector is None else collector.confidence_pixels,
         partial=partial,
     )
@@ -124,6 +127,7 @@ def compare_images(
     *,
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
+    on_prediction: Callable[[Prediction, NDArray[np.integer]], None] | None = None,
     confidence_pixels: int = 0,
     partial: bool = False,
 ) -> None:
@@ -137,6 +141,7 @@ def compare_images(
         on_image: Called after each image, compared or skipped.
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
+        on_prediction: See `evaluate`.
         confidence_pixels: See `Predictor.stream`.
         partial: See `evaluate`.
 
@@ -166,7 +171,10 @@ def compare_images(
         assert prediction.source is not None
         sample = with_masks[prediction.source]
         try:
-            compare(sample, _truth(dataset, sample, predictor, prediction.image), prediction)
+            truth = _truth(dataset, sample, predictor, prediction.image)
+            compare(sample, truth, prediction)
+            if on_prediction is not None:
+                on_prediction(prediction, truth)
         except (ValueError, OSError, MemoryError) as error:
             fail(prediction.source, error)
         else:

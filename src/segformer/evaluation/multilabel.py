@@ -139,6 +139,7 @@ def evaluate_multilabel(
     *,
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
+    on_prediction: Callable[[Prediction, NDArray[np.integer]], None] | None = None,
     partial: bool = False,
 ) -> MultiLabelScores:
     """Compare the masks of a model with those of a data set, class by class.
@@ -149,6 +150,7 @@ def evaluate_multilabel(
         on_image: Called after each image, scored or skipped.
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
+        on_prediction: Called with each prediction that is scored and its mask (H, W).
         partial: The data set is a part of a split: it may be empty, and all its images may be
             skipped.
 
@@ -170,7 +172,13 @@ def evaluate_multilabel(
         total[:] += np.stack([part.sum(1) for part in parts])
 
     compare_images(
-        dataset, predictor, compare, on_image=on_image, on_error=on_error, partial=partial
+        dataset,
+        predictor,
+        compare,
+        on_image=on_image,
+        on_error=on_error,
+        on_prediction=on_prediction,
+        partial=partial,
     )
     thresholds = tuple(config.decision_thresholds[i] for i in order)
     return MultiLabelScores(dataset.classes, thresholds, PixelCounts(*total))
@@ -182,6 +190,7 @@ def measure_probabilities(
     *,
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
+    on_prediction: Callable[[Prediction, NDArray[np.integer]], None] | None = None,
     partial: bool = False,
 ) -> ProbabilityHistogram:
     """Collect the probabilities of a model with sigmoids, to fit its thresholds.
@@ -191,6 +200,7 @@ def measure_probabilities(
         predictor: A binary model or one of classes that may overlap, with ``confidence``.
         on_image: See `evaluate_multilabel`.
         on_error: See `evaluate_multilabel`.
+        on_prediction: See `evaluate_multilabel`.
         partial: See `evaluate_multilabel`.
 
     Returns:
@@ -213,7 +223,13 @@ def measure_probabilities(
             histogram.update((mask == 1)[None], foreground[None], labeled)
 
     compare_images(
-        dataset, predictor, compare, on_image=on_image, on_error=on_error, partial=partial
+        dataset,
+        predictor,
+        compare,
+        on_image=on_image,
+        on_error=on_error,
+        on_prediction=on_prediction,
+        partial=partial,
     )
     return histogram
 

@@ -79,6 +79,12 @@ class Predictor:
         **options: Fields of `PredictConfig`, such as ``short_side=512`` or ``flip=True``; they
             override those of ``config``.
 
+    Attributes:
+        reader: Reads an image, (H, W, C), in place of `segformer.image.read_image`; for images that
+            are not files.
+        on_logits: Called with each prediction, the logits (K, h, w) of its first view, and the
+            height and width of that view in pixels.
+
     Raises:
         ValueError: Options that contradict each other or are not possible.
         CheckpointError: The model cannot be loaded.
@@ -108,6 +114,8 @@ class Predictor:
         )
         on_cpu = self.runtime.device.type == "cpu"
         self.batch_size = self.config.batch_size or (1 if on_cpu else 8)
+        self.reader: Callable[[ImageSource], ImageArray] | None = None
+        self.on_logits: Callable[[Prediction, Tensor, tuple[int, int]], None] | None = None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -208,15 +216,20 @@ class Predictor:
         return self._run([self._runnable(image, self.config.scales[0])], None)[0]
 
     def _prepare(self, source: ImageSource) -> _Prepared:
-        image = read_image(
+        image = self._read(source)
+        views = [self._runnable(image, scale) for scale in self.config.scales]
+        return _Prepared(source, image, views)
+
+    def _read(self, source: ImageSource) -> ImageArray:
+        if self.reader is not None:
+            return self.reader(source)
+        return read_image(
             source,
             self.model.config.in_channels,
             as_8_bit=self.preprocessing.expects_8_bit,
             value_range=self.config.value_range,
             nodata=self.preprocessing.nodata,
         )
-        views = [self._runnable(image, scale) for scale in self.config.scales]
-        return _Prepared(source, image, views)
 
     def _runnable(self, image: ImageArray, scale: float) -> ImageArray:
         """A view; `_run` normalizes it window by window where that takes less memory."""
@@ -271,10 +284,14 @@ class Predictor:
         """Predictions of images whose views are of the same sizes."""
         try:
             views = self._tta_logits(batch, on_windows)
-            return [
-                self._decide(prepared, [logits[i] for logits in views], confidence_pixels)
-                for i, prepared in enumerate(batch)
-            ]
+            predictions = []
+            for i, prepared in enumerate(batch):
+                own = [logits[i] for logits in views]
+                predictions.append(self._decide(prepared, own, confidence_pixels))
+                if self.on_logits is not None:
+                    height, width, _ = prepared.views[0].shape
+                    self.on_logits(predictions[-1], own[0], (height, width))
+            return predictions
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

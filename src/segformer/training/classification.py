@@ -30,11 +30,11 @@ from segformer.model.segformer import SegFormerClassifier
 from segformer.prediction.classifier import ClassPredictor
 from segformer.training.config import ClassificationTrainConfig
 from segformer.training.folder import RunFolder
+from segformer.training.measuring import evaluate_classes_together
 from segformer.training.preparation import start_from, with_defaults
 from segformer.training.processes import Processes
 from segformer.training.samples import Files
 from segformer.training.task import Model, Outcome, Task
-from segformer.training.validation import evaluate_classes_together
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +188,6 @@ def _names_and_files(dataset: ClassFolders) -> Iterator[tuple[str, tuple[Path, .
 
 
 def _outcome(scores: ClassScores) -> Outcome:
-    row = {"val_top1": scores.top1, "val_top5": scores.top5}
+    row = {"val_top1": scores.top1, "val_top5": scores.top5, "val_loss": scores.loss}
     words = f"top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}"
     return Outcome(row, words, class_table(scores))

@@ -57,8 +57,13 @@ class TrainConfig(
     @property
     def images_per_step(self) -> int:
         """Images that make one optimizer step, in all processes."""
+        assert isinstance(self.batch_size, int)
         processes = self.devices * self.num_nodes
         return self.batch_size * self.accumulate_grad_batches * processes
+
+    def steps_per_validation(self, images: int) -> float:
+        """Optimizer steps from one validation to the next, of a number of training images."""
+        return self.val_every_steps or self.val_every * images / self.images_per_step
 
     @staticmethod
     def from_yaml(path: str | Path) -> TrainConfig:

@@ -188,6 +188,8 @@ def fit_launch(config: Config, launch: Launch | None, *, resuming: bool = False)
                     f"processes on each of {launch.nodes} machines; leave {option} out"
                 )
         return replace(config, devices=launch.per_node, num_nodes=launch.nodes)
+    if not isinstance(config.batch_size, int):  # the run ended before its batch size was chosen
+        return replace(config, devices=launch.per_node, num_nodes=launch.nodes)
     at_once = config.batch_size * launch.per_node * launch.nodes
     if config.images_per_step % at_once:
         raise ValueError(

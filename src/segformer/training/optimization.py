@@ -97,7 +97,7 @@ def encoder_layer(name: str, depths: Sequence[int]) -> int:
 
 
 def lr_factor(
-    step: int,
+    step: float,
     total: int,
     warmup: int,
     schedule: str,

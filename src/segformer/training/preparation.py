@@ -110,7 +110,6 @@ def with_defaults(
     Raises:
         ValueError: An option contradicts another or the pretrained model.
     """
-    steps = config.max_steps or math.ceil(config.epochs * images / config.images_per_step)
     whole = config.pretrained is not None and not config.lora_rank  # all weights are fine-tuned
     if config.pretrained is not None and Path(config.pretrained).exists():
         config = replace(config, pretrained=str(Path(config.pretrained).resolve()))
@@ -119,8 +118,6 @@ def with_defaults(
         "mean": normalization.mean,
         "std": normalization.std,
         "rescale": normalization.rescale,
-        "max_steps": steps,
-        "warmup_steps": min(1500, steps // 20),
         "lr": 6e-5 if whole else 6e-4,
         "head_lr_factor": 10.0 if whole else 1.0,
         "num_workers": min(available_cpus(), 8),
@@ -130,7 +127,25 @@ def with_defaults(
     assert config.lr is not None
     if config.min_lr > config.lr:
         raise ValueError(f"min_lr is {config.min_lr:g}, more than lr, {config.lr:g}")
-    return config
+    return with_schedule(config, images)
+
+
+def with_schedule(config: AnyConfig, images: int) -> AnyConfig:
+    """Fill in the number of steps and the warm-up.
+
+    Nothing is filled in before an automatic batch size, or the number of steps that fits a time
+    limit, has been measured.
+
+    Args:
+        config: The configuration.
+        images: Number of training images.
+    """
+    if config.batch_size == "auto" or (config.max_time is not None and config.max_steps is None):
+        return config
+    per_step = config.batch_size * config.accumulate_grad_batches * config.devices
+    steps = config.max_steps or math.ceil(config.epochs * images / per_step)
+    warmup = min(1500, steps // 20) if config.warmup_steps is None else config.warmup_steps
+    return replace(config, max_steps=steps, warmup_steps=warmup)
 
 
 def _variant(config: TrainConfig, pretrained: SegFormerConfig | None) -> str | None:

@@ -8,6 +8,9 @@ none waits for another that has ended.
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,6 +41,9 @@ TIMEOUT = timedelta(hours=12)
 """How long processes wait for each other. Process 0 checks the data set while the others wait."""
 
 _FAILURE = "segformer/failure"
+
+_PAUSE = 0.2
+"""Seconds in which gloo's thread frees its last tensors, before its group is destroyed."""
 
 
 class Processes:
@@ -208,19 +214,24 @@ class Processes:
                 logger.error("process %d: %s: %s", self.rank, type(error).__name__, error)
             if distributed.get_backend() == "gloo":  # others than gloo would wait for the rest
                 self._leave()
-            if self.first and not known:
+            if not self.first:
+                _quit(1)
+            if not known:
                 raise
             raise SystemExit(1) from None
-        except SystemExit:
+        except SystemExit as end:
             self._leave()
+            if not self.first:
+                _quit(end.code if isinstance(end.code, int) else 0)
             raise
         self._leave()
         if not self.first:
-            raise SystemExit(0)  # process 0 reports
+            _quit(0)  # process 0 reports
 
     def _leave(self) -> None:
         """Leave the group, so that the next training in this program can form its own."""
         if self.count > 1 and distributed.is_initialized():
+            time.sleep(_PAUSE)
             distributed.destroy_process_group()
 
     def _end_children(self) -> None:
@@ -229,6 +240,17 @@ class Processes:
         procs.clear()  # or Fabric's thread that watches them would kill this process too
         for child in children:
             child.kill()
+
+
+def _quit(code: int) -> NoReturn:
+    """End a process other than process 0 at once, without the destructors of PyTorch.
+
+    That of a process group holds Python's lock and may wait forever for a thread that needs it.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:

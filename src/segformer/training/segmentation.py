@@ -17,7 +17,7 @@ from segformer.data.check import SplitReport, check_split
 from segformer.data.dataset import Dataset
 from segformer.data.loader import TrainingCrops
 from segformer.data.source import open_training
-from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
+from segformer.evaluation.evaluate import evaluate, score_table, write_report
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.evaluation.multilabel import (
     MultiLabelScores,
@@ -35,6 +35,13 @@ from segformer.progress import ProgressBar
 from segformer.training.config import SegmentationTrainConfig
 from segformer.training.folder import RunFolder
 from segformer.training.losses import Objective
+from segformer.training.measuring import (
+    DetailedMatrix,
+    Measured,
+    Measurement,
+    evaluate_in_detail,
+    measure_together,
+)
 from segformer.training.preparation import (
     augmentation,
     build_model,
@@ -47,12 +54,6 @@ from segformer.training.preparation import (
 from segformer.training.processes import Processes
 from segformer.training.samples import Files, sample_names
 from segformer.training.task import Model, Outcome, Task
-from segformer.training.validation import (
-    DetailedMatrix,
-    Measured,
-    evaluate_in_detail,
-    measure_together,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +79,7 @@ class Segmentation(Task):
         state: dict[str, Any] | None = None,
     ):
         earlier = sample_names(state["samples"]) if state is not None else None
-        self.training, self.validation = open_training(
-            dataset, config, config.seed, earlier=earlier
-        )
+        self.training, self.validation = self._open(dataset, config, earlier)
         self.images, self.validates = len(self.training), self.validation is not None
         self._config = config
         if state is not None:
@@ -98,6 +97,15 @@ class Segmentation(Task):
         self._config = resolve(config, report)
         self.weights = class_weights(self.config, report)
         self.factors = draw_factors(self.config, report)
+
+    def _open(
+        self,
+        dataset: Path,
+        config: SegmentationTrainConfig,
+        earlier: dict[str, list[str]] | None,
+    ) -> tuple[Dataset, Dataset | None]:
+        """What is trained and validated on; ``earlier``: the samples of the run that is resumed."""
+        return open_training(dataset, config, config.seed, earlier=earlier)
 
     @property
     def config(self) -> SegmentationTrainConfig:
@@ -165,22 +173,23 @@ class Segmentation(Task):
         return objective(logits, targets)
 
     def validate(self, model: Model, processes: Processes) -> Outcome:
-        """IoU over the validation images; the thresholds of sigmoids are fitted."""
+        """IoU and loss over the validation images; the thresholds of sigmoids are fitted."""
         assert isinstance(model, SegFormer)
         if not model.config.num_sigmoids:
-            matrix, _ = self._measure(
+            measured = self._measure(
                 evaluate, partial(self._predictor, model, processes), processes
             )
-            return _outcome(matrix)
+            return _outcome(measured.value, measured.loss)
         certain = partial(self._predictor, model, processes, confidence=True)
-        histogram, _ = self._measure(measure_probabilities, certain, processes)
-        thresholds = histogram.fit() if self.config.fit_thresholds else ()
+        found = self._measure(measure_probabilities, certain, processes)
+        thresholds = found.value.fit() if self.config.fit_thresholds else ()
         model.config = replace(model.config, thresholds=thresholds)
-        counts = histogram.at(model.config.decision_thresholds)
+        counts = found.value.at(model.config.decision_thresholds)
         if model.config.multilabel:
             thresholds = model.config.decision_thresholds
-            return _overlapping_outcome(MultiLabelScores(model.classes, thresholds, counts))
-        return _outcome(binary_matrix(model.classes, counts))
+            scores = MultiLabelScores(model.classes, thresholds, counts)
+            return _overlapping_outcome(scores, found.loss)
+        return _outcome(binary_matrix(model.classes, counts), found.loss)
 
     def report(
         self, best: Path, folder: Path, processes: Processes, notes: dict[str, Any]
@@ -190,7 +199,8 @@ class Segmentation(Task):
         measure: Callable[..., MultiLabelScores | DetailedMatrix] = evaluate_in_detail
         if self.training.multilabel:
             measure = evaluate_multilabel
-        measured, failed = self._measure(measure, open_best, processes)
+        measurement = self._measure(measure, open_best, processes)
+        measured, failed = measurement.value, measurement.failed
 
         def write() -> None:
             assert self.validation is not None
@@ -208,8 +218,8 @@ class Segmentation(Task):
 
         processes.run_in_first(write)
         if isinstance(measured, MultiLabelScores):
-            return _overlapping_outcome(measured)
-        return _outcome(measured.matrix)
+            return _overlapping_outcome(measured, measurement.loss)
+        return _outcome(measured.matrix, measurement.loss)
 
     def _predictor(
         self, model: SegFormer, processes: Processes, *, confidence: bool = False
@@ -231,31 +241,33 @@ class Segmentation(Task):
         measure: Callable[..., Measured],
         predictor: Callable[[], Predictor],
         processes: Processes,
-    ) -> tuple[Measured, list[Failure]]:
-        """What a function measures over the validation images, and those that it could not read."""
+    ) -> Measurement[Measured]:
+        """What a function measures over the validation images."""
         assert self.validation is not None
-        measured, failed = measure_together(measure, self.validation, predictor, processes)
-        for failure in failed[:5]:
+        found = measure_together(measure, self.validation, predictor, processes, self.loss)
+        for failure in found.failed[:5]:
             logger.warning("skipped in validation: %s", failure)
-        return measured, failed
+        return found
 
 
-def _outcome(matrix: ConfusionMatrix) -> Outcome:
+def _outcome(matrix: ConfusionMatrix, loss: float) -> Outcome:
     scores = matrix.scores()
     row = {
         "val_miou": scores.miou,
         "val_mean_accuracy": scores.mean_accuracy,
         "val_pixel_accuracy": scores.pixel_accuracy,
+        "val_loss": loss,
     }
     words = f"mIoU {scores.miou:.2%}, pixel accuracy {scores.pixel_accuracy:.2%}"
     return Outcome(row, words, score_table(scores))
 
 
-def _overlapping_outcome(scores: MultiLabelScores) -> Outcome:
+def _overlapping_outcome(scores: MultiLabelScores, loss: float) -> Outcome:
     row = {
         "val_miou": scores.miou,
         "val_mean_accuracy": scores.mean_recall,
         "val_pixel_accuracy": scores.accuracy,
+        "val_loss": loss,
     }
     words = f"mIoU {scores.miou:.2%}, mean recall {scores.mean_recall:.2%}"
     return Outcome(row, words, scores.table())

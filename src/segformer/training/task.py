@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,8 @@ class Outcome:
     """Result of a validation.
 
     Attributes:
-        row: Scores from 0 to 1 by their columns in ``metrics.csv``; the first decides which model
-            is the best.
+        row: Scores from 0 to 1, and the loss, by their columns in ``metrics.csv``; the first
+            decides which model is the best.
         words: The main scores as text.
         table: All scores, for a terminal.
     """
@@ -61,6 +62,13 @@ class Task(ABC):
     images: int
     validates: bool
     factors: NDArray[np.float64] | None = None
+    _config: Any
+
+    def with_config(self, config: TrainConfig) -> Self:
+        """The same data set with another configuration."""
+        other = copy(self)
+        other._config = config
+        return other
 
     @property
     @abstractmethod
@@ -150,6 +158,7 @@ class Task(ABC):
         world: int,
     ) -> DataLoader[Any]:
         """Batches of the training from a step on, for one of ``world`` processes."""
+        assert isinstance(self.config.batch_size, int)
         crops = self.crops(model, world)
         sampler = DrawSampler(
             len(crops),

@@ -1,129 +1,101 @@
-"""Validation divided among the processes: each takes its share of the images.
-
-Counts are integers, so their sum does not depend on the division.
-"""
+"""What happens at a validation: the model is saved and scored, and the best ones are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+import logging
+from collections.abc import Callable
+from typing import Any
 
-from segformer.data.class_folders import ClassFolders
-from segformer.data.dataset import Dataset
-from segformer.evaluation.classify import ClassScores, evaluate_classes, none_classified
-from segformer.evaluation.details import Details
-from segformer.evaluation.evaluate import Failure, evaluate, none_evaluated
-from segformer.evaluation.metrics import ConfusionMatrix
-from segformer.prediction.classifier import ClassPredictor
-from segformer.prediction.predictor import Predictor
-from segformer.progress import ProgressBar
+from segformer.checkpoints.layout import CONFIG_FILE
+from segformer.training.folder import RunFolder
+from segformer.training.full_disk import is_full_disk
+from segformer.training.keeping import NO_SCORE, keep_model
 from segformer.training.processes import Processes
+from segformer.training.state import State
+from segformer.training.task import Model, Outcome, Task
 
-Split = TypeVar("Split", Dataset, ClassFolders)
-
-
-class Mergeable(Protocol):
-    """What is measured over images, in parts."""
-
-    def merge(self, other: Any) -> None:
-        """Add what was measured over other images."""
+logger = logging.getLogger(__name__)
 
 
-Measured = TypeVar("Measured", bound=Mergeable)
-
-
-@dataclass
-class DetailedMatrix:
-    """The confusion matrix of an evaluation, and what its report shows beside it."""
-
-    matrix: ConfusionMatrix
-    details: Details
-
-    def merge(self, other: DetailedMatrix) -> None:
-        """Add the evaluation of other images."""
-        self.matrix.merge(other.matrix)
-        self.details.merge(other.details)
-
-
-def evaluate_in_detail(dataset: Dataset, predictor: Predictor, **options: Any) -> DetailedMatrix:
-    """As `segformer.evaluation.evaluate.evaluate`, with what a report shows."""
-    details = Details.of(predictor)
-    return DetailedMatrix(evaluate(dataset, predictor, collector=details, **options), details)
-
-
-def measure_together(
-    measure: Callable[..., Measured],
-    dataset: Dataset,
-    predictor: Callable[[], Predictor],
-    processes: Processes,
-) -> tuple[Measured, list[Failure]]:
-    """Measure something over the images of all processes, which must call this together.
+class Validation:
+    """Scores and saves models. All processes score; process 0 saves.
 
     Args:
-        measure: Such as `segformer.evaluation.evaluate.evaluate`.
-        dataset: The validation split, the same in all processes.
-        predictor: Makes the predictor, in each process.
-        processes: The processes.
-
-    Returns:
-        What was measured over all images, and the images that could not be read, in the order of
-        the data set; the same in all processes.
-
-    Raises:
-        ClassesDiffer: The classes cannot be matched.
-        DatasetError: None of the images could be evaluated.
+        folder: Where models and reports are written.
+        task: Validation images and configuration.
+        processes: The processes, which must call each method together.
     """
-    share = _share(dataset, processes)
 
-    def work() -> tuple[Measured, list[Failure]]:
-        failed: list[Failure] = []
-        with ProgressBar("validating", len(share), "images", scale=processes.count) as bar:
-            measured = measure(
-                share,
-                predictor(),
-                on_image=bar.advance,
-                on_error=lambda source, error: failed.append(Failure(str(source), str(error))),
-                partial=True,
-            )
-        return measured, failed
+    def __init__(self, folder: RunFolder, task: Task, processes: Processes):
+        self.folder, self.task, self.config = folder, task, task.config
+        self.processes = processes
 
-    parts = processes.collect(work)
-    total, _ = parts[0]
-    for part, _ in parts[1:]:
-        total.merge(part)
-    failed = _in_order([f for _, part in parts for f in part], [str(s.image) for s in dataset])
-    if failed and len(failed) == len(dataset):
-        raise none_evaluated(dataset, failed[0])
-    return total, failed
+    def run(self, model: Model, state: State) -> Outcome | None:
+        """Save a model as ``last/``, score it, and save it as ``best/`` if it is.
 
+        Args:
+            model: The model, whole in each process.
+            state: The position of the training, which is updated in process 0.
 
-def evaluate_classes_together(
-    dataset: ClassFolders, predictor: Callable[[], ClassPredictor], processes: Processes
-) -> ClassScores:
-    """As `segformer.evaluation.classify.evaluate_classes`; see `measure_together`."""
-    share = _share(dataset, processes)
+        Returns:
+            Scores, or None where there are no images for it or they failed.
+        """
+        self.processes.run_in_first(lambda: model.save_pretrained(self.folder.last))
+        outcome = self._score(model, state)
+        self.processes.run_in_first(lambda: self._keep(model, state, outcome))
+        return outcome
 
-    def work() -> ClassScores:
-        with ProgressBar("validating", len(share), "images", scale=processes.count) as bar:
-            return evaluate_classes(share, predictor(), on_image=bar.advance, partial=True)
+    def report(self, whole_model: Callable[[], Model], notes: dict[str, Any]) -> Outcome | None:
+        """Write the images and the report of the best model.
 
-    total, *others = processes.collect(work)
-    for part in others:
-        total.matrix.merge(part.matrix)
-        total.in_top5 += part.in_top5
-        total.failed += part.failed
-    total.failed = _in_order(total.failed, [str(path) for path, _ in dataset])
-    if not total.images:
-        raise none_classified(dataset, total.failed[0])
-    return total
+        Args:
+            whole_model: Returns the model at the end of the training.
+            notes: Further entries for the report.
+        """
+        saved = self.processes.run_in_first(
+            lambda: [f for f in (self.folder.best, self.folder.last) if (f / CONFIG_FILE).exists()]
+        )
+        if self.folder.last not in saved:
+            model = whole_model()
+            self.processes.run_in_first(lambda: model.save_pretrained(self.folder.last))
+        self.processes.run_in_first(self.folder.draw_curves)
+        if not self.task.validates:
+            return None
+        best = saved[0] if saved else self.folder.last  # the last if no validation succeeded
+        notes = {"model": str(best), **notes}
+        try:
+            return self.task.report(best, self.folder.path, self.processes, notes)
+        except (ValueError, OSError) as error:
+            if is_full_disk(error):
+                raise
+            if self.processes.first:
+                logger.error("no report could be written: %s", error)
+            return None
 
+    def _score(self, model: Model, state: State) -> Outcome | None:
+        if not self.task.validates:
+            return None
+        try:
+            return self.task.validate(model, self.processes)
+        except (ValueError, OSError) as error:  # the same in all processes
+            if self.processes.first:
+                step = state.step
+                logger.error("step %d: validation failed, there is no score: %s", step, error)
+            return None
 
-def _share(dataset: Split, processes: Processes) -> Split:
-    """Every n-th sample, so that all processes have equal work where sizes are sorted."""
-    return replace(dataset, samples=dataset.samples[processes.rank :: processes.count])
-
-
-def _in_order(failed: Sequence[Failure], images: Sequence[str]) -> list[Failure]:
-    place = {image: i for i, image in enumerate(images)}
-    return sorted(failed, key=lambda failure: place[failure.image])
+    def _keep(self, model: Model, state: State, outcome: Outcome | None) -> None:
+        """Save the model where its score says, in process 0."""
+        state.validated_step = state.step
+        if model.config.thresholds:  # fitted by this validation
+            model.save_pretrained(self.folder.last)
+        last, best = self.config.keep_last, self.config.keep_best
+        if last or best:
+            state.scores[state.step] = NO_SCORE if outcome is None else outcome.score
+            keep_model(self.folder.kept, model, state.step, state.scores, last, best)
+        if outcome is None:
+            return
+        if outcome.score > state.best_score:
+            state.best_score, state.stale_validations = outcome.score, 0
+            model.save_pretrained(self.folder.best)
+        else:
+            state.stale_validations += 1

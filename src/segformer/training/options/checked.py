@@ -78,8 +78,9 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
             raise ValueError(f"{name} must be one of {choices}, not {value!r}")
         return value
     kinds = get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
-    if value is None and NoneType in kinds:
-        return None
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if (value is None and NoneType in kinds) or (isinstance(value, str) and value in words):
+        return value
     if kinds[0] == tuple[str, ...]:
         if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
             return tuple(value)
@@ -95,7 +96,8 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
             pass
     kind = kinds[0]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
+        also = "".join(f" or {word}" for word in words)
+        raise ValueError(f"{name} must be of type {kind.__name__}{also}, not {value!r}")
     return value
 
 

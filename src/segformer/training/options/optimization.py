@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from tyro.conf import arg
+
 from segformer.options import depends
 from segformer.training.options.checked import (
     BELOW_ONE,
@@ -13,6 +15,7 @@ from segformer.training.options.checked import (
     POSITIVE_FRACTION,
     Options,
 )
+from segformer.training.options.duration import minutes_in
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,10 @@ class OptimizationOptions(Options):
     Attributes:
         epochs: Passes over the training images.
         max_steps: Number of optimizer steps; overrides epochs.
-        batch_size: Images per device in each forward pass.
+        max_time: Duration of the training, such as 30m or 1h30m; overrides epochs and max_steps.
+            The number of steps is chosen from measured ones, and adapted when the speed changes.
+        batch_size: Images per device in each forward pass; auto: the largest power of two whose
+            step fits into memory, as measured.
         accumulate_grad_batches: Forward passes whose gradients make one optimizer step.
         lr: Peak learning rate of the encoder.
         head_lr_factor: Learning rate of the decoder or classifier, relative to the encoder's.
@@ -42,7 +48,10 @@ class OptimizationOptions(Options):
 
     epochs: Annotated[int, POSITIVE] = 50
     max_steps: Annotated[int | None, POSITIVE, depends("INT", "from epochs")] = None
-    batch_size: Annotated[int, POSITIVE] = 8
+    max_time: Annotated[
+        str | None, arg(metavar="DURATION", help_behavior_hint="", aliases=("--time",))
+    ] = None
+    batch_size: Annotated[int | Literal["auto"], POSITIVE, arg(metavar="INT|auto")] = 8
     accumulate_grad_batches: Annotated[int, POSITIVE] = 1
     lr: Annotated[
         float | None,
@@ -63,6 +72,11 @@ class OptimizationOptions(Options):
     max_grad_norm: Annotated[float, NOT_NEGATIVE] = 1.0
     ema_decay: Annotated[float, BELOW_ONE] = 0.999
     seed: Annotated[int, NOT_NEGATIVE] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_time is not None:
+            minutes_in(self.max_time, "max_time")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from tyro.conf import arg
 from segformer.options import depends
 from segformer.training.options.checked import NOT_NEGATIVE, POSITIVE, Options
 
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
+"""Where the numbers of a run can be written."""
+
 
 @dataclass(frozen=True)
 class CheckpointOptions(Options):
@@ -20,16 +23,30 @@ class CheckpointOptions(Options):
         val_every_steps: Optimizer steps between validations; overrides val_every.
         patience: Stop after this many validations without a better score; 0 never stops.
         checkpoint_every: Optimizer steps between resume checkpoints.
-        log_every: Optimizer steps between rows of metrics.csv.
-        tensorboard: Also write TensorBoard logs.
+        keep_last: Also keep the models of this many last validations, in checkpoints/.
+        keep_best: Also keep the models of this many best validations, in checkpoints/.
+        log_every: Optimizer steps between rows of metrics.csv; the loss is their mean.
+        loggers: Where the numbers go: csv, tensorboard, wandb, mlflow. metrics.csv is always
+            written.
     """
 
     val_every: Annotated[int, POSITIVE] = 1
     val_every_steps: Annotated[int | None, POSITIVE, depends("INT", "from val_every")] = None
     patience: Annotated[int, NOT_NEGATIVE] = 0
     checkpoint_every: Annotated[int, POSITIVE] = 500
+    keep_last: Annotated[int, NOT_NEGATIVE] = 0
+    keep_best: Annotated[int, NOT_NEGATIVE] = 0
     log_every: Annotated[int, POSITIVE] = 20
-    tensorboard: bool = False
+    loggers: Annotated[
+        tuple[str, ...] | None,
+        depends("[NAME [NAME ...]]", "csv, and tensorboard where it is installed"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [name for name in self.loggers or () if name not in LOGGERS]
+        if unknown:
+            raise ValueError(f"loggers: there is no {unknown[0]!r}; there are {', '.join(LOGGERS)}")
 
 
 @dataclass(frozen=True)
