@@ -87,7 +87,7 @@ def rows(variants: list[str], precisions: list[str], rounds: int) -> Iterator[ha
 
 
 def forward(model: SegFormer, variant: str, precision: str, rounds: int) -> harness.Row:
-    pixels = torch.randn(1, 3, SIDE, SIDE)
+    pixels = torch.randn(1, 3, SIDE, SIDE).to(memory_format=torch.channels_last)  # as images are
     found: dict[str, Run] = {}
     if installed("openvino"):
         found[PLAIN] = exported(peer(model), pixels, "openvino", precision)

@@ -19,6 +19,7 @@ import torch
 
 from conftest import TINY, randomize
 from segformer import ClassPredictor, Predictor, SegFormer, SegFormerClassifier
+from segformer.model import tracing
 from segformer.prediction.config import PredictConfig
 from segformer.prediction.runtimes import cache, choice, converted, graphs
 from segformer.prediction.runtimes.base import RuntimeUnavailable
@@ -272,6 +273,28 @@ def test_auto_measures_every_runtime(tiny_model: SegFormer) -> None:
     seconds = choice._measure(tiny_model, ["torch", "openvino"], "float32")
     assert set(seconds) == {"torch", "openvino"}
     assert all(0 < value < 60 for value in seconds.values())
+
+
+def test_a_model_that_cannot_be_converted(
+    tiny_model: SegFormer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One sentence that names the format; "auto" then takes PyTorch."""
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("No conversion rule for aten::strange\nand a long trace")
+
+    monkeypatch.setattr(graphs, "_write_openvino", fail)
+    monkeypatch.setattr(tracing, "trace", lambda *_: (None, None))
+    with pytest.raises(ValueError, match="written as openvino: No conversion rule .*strange$"):
+        Predictor(tiny_model, runtime="openvino")
+    runtime = choice.open_runtime(tiny_model, "auto", "cpu")
+    assert type(runtime).__name__ == "TorchRuntime"
+    assert "only torch can run this model" in caplog.text
 
 
 def test_auto_without_other_runtimes_is_pytorch(
