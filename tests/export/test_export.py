@@ -320,7 +320,6 @@ def test_a_disk_that_fills(
             export_model(source, tmp_path / "out", ExportConfig(format=format))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    print(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
