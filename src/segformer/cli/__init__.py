@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluate": Command("score a model on a labeled data set"),
     "compare": Command("compare two models on a labeled data set"),
     "data": Command("check, show, measure, convert and tile data sets"),
+    "export": Command("write a model for ONNX Runtime, OpenVINO and other programs"),
     "convert": Command("write a model's weights in another checkpoint format"),
     "info": Command("show what a model is: sizes, work, classes, origin"),
 }

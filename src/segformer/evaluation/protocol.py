@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from segformer.image.rescaling import rescaled_size, resize_bilinear
 from segformer.model.segformer import SegFormer
 from segformer.prediction.config import PredictConfig, Protocol
 from segformer.prediction.predictor import Predictor
+from segformer.prediction.runtimes.base import as_tensors
 from segformer.prediction.windows import window_starts
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ _MULTIPLE = 32
 
 
 def open_predictor(
-    model: SegFormer,
+    model: SegFormer | str | Path,
     config: PredictConfig,
     protocol: Protocol = "default",
     *,
@@ -43,7 +45,7 @@ def open_predictor(
     """A predictor that sees images by a protocol.
 
     Args:
-        model: The model.
+        model: The model, or the folder that `segformer export` wrote.
         config: Sizes, windows, scales and arithmetic.
         protocol: "default" is `Predictor`, "paper" is `PaperPredictor`.
         long_side: Limit of the long side, of "paper" only.
@@ -86,7 +88,7 @@ class PaperPredictor(Predictor):
 
     def __init__(
         self,
-        model: SegFormer,
+        model: SegFormer | str | Path,
         config: PredictConfig | None = None,
         *,
         long_side: int = LONG_SIDE,
@@ -129,7 +131,7 @@ class PaperPredictor(Predictor):
         size = view.shape[:2]
         corners = list(product(*(window_starts(side, window, stride) for side in size)))
         total: Tensor | None = None
-        count = torch.zeros(size, device=self.runtime.device)
+        count = torch.zeros(size)
         for first in range(0, len(corners), self.batch_size):
             batch = corners[first : first + self.batch_size]
             cuts = [view[top : top + window, left : left + window] for top, left in batch]
@@ -138,6 +140,7 @@ class PaperPredictor(Predictor):
             for (top, left), logits in zip(batch, self._logits(np.stack(cuts)), strict=True):
                 if total is None:
                     total = logits.new_zeros(len(logits), *size)
+                    count = count.to(logits.device)
                 total[:, top : top + window, left : left + window] += logits
                 count[top : top + window, left : left + window] += 1
             if on_batch is not None:
@@ -147,5 +150,5 @@ class PaperPredictor(Predictor):
 
     def _logits(self, images: ImageArray) -> Tensor:
         """Normalized (B, h, w, C) -> logits (B, K, h, w)."""
-        logits = self.runtime(torch.from_numpy(images).permute(0, 3, 1, 2))
+        (logits,) = as_tensors([self.runtime(images.transpose(0, 3, 1, 2))])
         return F.interpolate(logits, images.shape[1:3], mode="bilinear", align_corners=False)

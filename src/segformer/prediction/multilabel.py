@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tifffile
@@ -122,6 +122,27 @@ class MultiLabelPrediction(Prediction):
             compression="zlib",
             metadata={"axes": "CYX", "classes": list(self.classes.names)},
         )
+
+
+def predict_masks(
+    tta_logits: Sequence[Tensor],
+    size: tuple[int, int],
+    thresholds: Sequence[float],
+    about: dict[str, Any],
+    *,
+    confidence: bool = False,
+) -> MultiLabelPrediction:
+    """The prediction of an image; see `logits_to_masks`.
+
+    Args:
+        tta_logits: Logits (K, h, w) of each view.
+        size: (height, width) of the image in pixels.
+        thresholds: (K,) probability above which each class is present.
+        about: Other attributes of the prediction.
+        confidence: Also keep the probabilities.
+    """
+    masks, label_map, probs = logits_to_masks(tta_logits, size, thresholds, confidence=confidence)
+    return MultiLabelPrediction(label_map=label_map, masks=masks, confidence=probs, **about)
 
 
 def logits_to_masks(

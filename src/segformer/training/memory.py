@@ -24,7 +24,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from segformer.machine import available_memory
-from segformer.prediction.runtime import is_out_of_memory
+from segformer.prediction.runtimes.base import is_out_of_memory
 from segformer.training.batches import next_batch, open_batches
 from segformer.training.finetuning import choose_trained
 from segformer.training.task import Model, Task

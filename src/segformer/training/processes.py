@@ -24,7 +24,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, distributed, nn
 
-from segformer.prediction.runtime import best_device, fast_in_bfloat16
+from segformer.prediction.runtimes.pytorch import best_device, fast_in_bfloat16
 from segformer.progress import console
 from segformer.training.batch_norm import synchronize_batch_norm
 from segformer.training.config import TrainConfig
