@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict
 
 from segformer.checkpoints.layout import CONFIG_FILE, PREPROCESSING_FILE, WEIGHTS_FILE, read_json
-from segformer.checkpoints.tensors import WEIGHT_SUFFIXES, CheckpointError, printable
+from segformer.checkpoints.tensors import READ_SUFFIXES, CheckpointError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def download(
         candidates = [
             file
             for file in files
-            if Path(file).suffix in WEIGHT_SUFFIXES and not Path(file).name.startswith(".")
+            if Path(file).suffix in READ_SUFFIXES and not Path(file).name.startswith(".")
         ]
         if len(candidates) > 1:
             raise CheckpointError(

@@ -63,6 +63,7 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
         "parameters": parameters,
         "macs": {"height": height, "width": width, **counted},
         "eps": asdict(config.eps),
+        "hidden_act": config.hidden_act,
         "preprocessing": asdict(preprocessing),
         "license": checkpoint.license,
         "unused_tensors": checkpoint.unused,
@@ -91,8 +92,10 @@ def tables(description: dict[str, Any]) -> list[Table]:
     eps = d["eps"]
     facts.add_row(
         "LayerNorm eps",
-        f"blocks {eps['block']:g}, merging {eps['merging']:g}, reduction {eps['reduction']:g}",
+        f"blocks {eps['block']:g}, merging {eps['merging']:g}, "
+        f"reduction {eps['reduction']:g}, stage ends {eps['stage']:g}",
     )
+    facts.add_row("activation", d["hidden_act"])
     facts.add_row("input", _input(d["channels"], d["preprocessing"]))
     if d["unused_tensors"]:
         facts.add_row("unused tensors", ", ".join(d["unused_tensors"][:4]))

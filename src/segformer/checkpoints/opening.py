@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from segformer.checkpoints import hub, layout
+from segformer.checkpoints import hub, keras_config, layout
 from segformer.checkpoints.fit import check_fit, infer_config
 from segformer.checkpoints.formats import recognize
 from segformer.checkpoints.naming import Format
 from segformer.checkpoints.tensors import (
-    WEIGHT_SUFFIXES,
+    READ_SUFFIXES,
     CheckpointError,
     Shards,
     TensorFile,
@@ -43,7 +43,10 @@ SHIPPED = "human-parsing-b0"
 PARTS = {"segmenter": ("encoder.", "decoder."), "classifier": ("encoder.", "head.")}
 """What the tensors' names begin with, for each kind of model; an encoder alone has the first."""
 
-_WEIGHT_FILES = (layout.WEIGHTS_FILE, "pytorch_model.bin")
+_WEIGHT_FILES = (
+    *(layout.WEIGHTS_FILE, "pytorch_model.bin", "tf_model.h5"),
+    keras_config.WEIGHTS_FILE,
+)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -190,7 +193,7 @@ def open_checkpoint(source: str | Path, **options: Unpack[hub.HubOptions]) -> Ch
         config, classes = layout.config_from_hub(entries, described)
     else:
         try:
-            config = infer_config(shapes, format.eps)
+            config = infer_config(shapes, format.eps, format.hidden_act)
         except CheckpointError as error:
             raise CheckpointError(f"{file.path}: {error}") from None
         classes = _classes_of_training_code(file.metadata, config.num_classes)
@@ -235,7 +238,7 @@ def find(source: str | Path, **options: Unpack[hub.HubOptions]) -> Path:
             return path
     if str(source) == SHIPPED:
         return ASSETS / SHIPPED
-    file_name = path.suffix in WEIGHT_SUFFIXES and path.parent.exists()
+    file_name = path.suffix in READ_SUFFIXES and path.parent.exists()
     if hub.is_model_id(str(source)) and not file_name:
         return hub.download(str(source), **options)
     raise CheckpointError(
@@ -268,10 +271,13 @@ def _shape_alone(file: TensorFile, names: Mapping[str, str], name: str) -> Tenso
 def _open_weights(path: Path) -> TensorFile:
     """The weights of a folder, safetensors before pickles, or of a file."""
     if path.is_file():
-        return open_tensors(path)
+        beside = path.with_name(keras_config.TASK_WEIGHTS_FILE)
+        if path.name != keras_config.WEIGHTS_FILE or not beside.is_file():
+            return open_tensors(path)
+        return Shards((open_tensors(path), open_tensors(beside)))  # backbone and head
     for name in _WEIGHT_FILES:
         if (path / name).is_file():
-            return open_tensors(path / name)
+            return _open_weights(path / name)
         index = path / f"{name}.index.json"
         if index.is_file():
             return _open_shards(index)
@@ -304,7 +310,7 @@ def _weight_files(folder: Path) -> list[Path]:
         files = sorted(
             file
             for file in folder.iterdir()
-            if file.suffix.lower() in WEIGHT_SUFFIXES and not file.name.startswith(".")
+            if file.suffix.lower() in READ_SUFFIXES and not file.name.startswith(".")
         )
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror or error}") from None
@@ -323,6 +329,8 @@ def _described(
     folder: Path | None, file: TensorFile
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Configuration and preprocessing, from a folder's files or from inside the file of weights."""
+    if "keras" in file.metadata:
+        return keras_config.hub_entries(file.metadata["keras"], None, file.path)
     own = file.metadata.get("segformer")
     if isinstance(own, str):
         try:
@@ -336,6 +344,8 @@ def _described(
     config, preprocessing = own.get("config"), own.get("preprocessing")
     if folder is not None and (folder / layout.CONFIG_FILE).is_file():
         entries = layout.read_json(folder / layout.CONFIG_FILE)
+        if keras_config.is_keras(entries):
+            return keras_config.hub_entries(entries, folder, folder / layout.CONFIG_FILE)
         if "_model_class" not in entries:
             config = entries
         elif entries["_model_class"] != "Segformer":

@@ -52,7 +52,7 @@ def convert(
         OutputExists: A file at the destination would be replaced.
         ValueError: The destination is the source, or that codebase has no such model.
     """
-    known = {entry.name: entry for entry in FORMATS}
+    known = {entry.name: entry for entry in FORMATS if entry.written}
     if format not in known:
         raise ValueError(f"no format {format!r}; the formats are {', '.join(known)}")
     target, destination = known[format], Path(destination)
