@@ -47,7 +47,7 @@ class NormEps:
 
     @classmethod
     def from_dict(cls, entries: dict[str, Any]) -> NormEps:
-        """The inverse of `dataclasses.asdict`; old records have no ``stage``, which was ``block``."""
+        """The inverse of `dataclasses.asdict`. In old records ``block`` holds for ``stage`` too."""
         return cls(**{"stage": entries["block"], **entries})
 
 

@@ -3,7 +3,8 @@
 The tables were made from the upstream sources: `modeling_segformer.py` of transformers,
 `mix_transformer.py` and `segformer_head.py` of NVlabs/SegFormer, `mit.py` and
 `segformer_head.py` of mmsegmentation 1.x, `mix_transformer.py` and `decoders/segformer` of
-segmentation_models.pytorch, `mit_layers.py` and `segformer_backbone.py` of KerasHub. See `segformer.checkpoints.naming` for how to read a row.
+segmentation_models.pytorch, `mit_layers.py` and `segformer_backbone.py` of KerasHub. See
+`segformer.checkpoints.naming` for how to read a row.
 """
 
 from __future__ import annotations

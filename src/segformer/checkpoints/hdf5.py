@@ -25,7 +25,7 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 _DEEPEST = 24
 """Largest depth of groups; Keras nests about ten."""
-_MOST_OBJECTS = 50_000
+_MOST_OBJECTS = 20_000
 """Largest number of groups and datasets; a B5 of KerasHub has about 3000."""
 _LARGEST_RANK = 8
 

@@ -1,8 +1,8 @@
 """Keras' files of weights: HDF5 of KerasHub and of transformers 4, and ``.keras`` archives.
 
-Names become those that `segformer.checkpoints.formats` knows, and values get PyTorch's layout: a
-kernel of a linear is (in, out) in Keras and (out, in) here, one of a convolution (h, w, in, out) and
-(out, in, h, w), one of KerasHub's depth-wise convolutions (h, w, C, 1) and (C, 1, h, w).
+Names become those that `segformer.checkpoints.formats` knows, and values get PyTorch's layout. The
+kernel of a linear is (in, out) in Keras and (out, in) here, that of a convolution (h, w, in, out)
+and (out, in, h, w), that of KerasHub's depth-wise convolutions (h, w, C, 1) and (C, 1, h, w).
 """
 
 from __future__ import annotations

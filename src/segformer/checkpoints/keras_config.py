@@ -120,7 +120,7 @@ def _input_entries(converter: dict[str, Any], channels: int) -> dict[str, Any]:
     std = IMAGENET_STD if channels == 3 else (0.25,) * channels
     scale, offset = converter.get("scale"), converter.get("offset")
     if "variance" in converter:
-        mean, rescale = converter["mean"], float(scale)
+        mean, rescale = converter["mean"], float(converter["scale"])
         std = tuple(math.sqrt(value) for value in converter["variance"])
     elif converter:  # None: the values go into the model as they are
         scales, offsets = _of_channels(scale, 1, channels), _of_channels(offset, 0, channels)

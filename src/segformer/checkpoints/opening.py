@@ -17,7 +17,7 @@ from torch import Tensor
 
 from segformer.checkpoints import hub, keras_config, layout
 from segformer.checkpoints.fit import check_fit, infer_config
-from segformer.checkpoints.formats import recognize
+from segformer.checkpoints.formats import KERASHUB, recognize
 from segformer.checkpoints.naming import Format
 from segformer.checkpoints.tensors import (
     READ_SUFFIXES,
@@ -175,6 +175,11 @@ def open_checkpoint(source: str | Path, **options: Unpack[hub.HubOptions]) -> Ch
             f"convolution of the encoder (their names: {some}, ...)"
         )
     format, names, outside = recognized
+    if format is KERASHUB and not any(name.startswith("output_") for name in names):
+        # A SegFormerBackbone ends before the classifier: only its encoder can be used
+        decoder = {name for name in names if name.startswith(("mlp_blocks.", "linear_fuse."))}
+        outside += [names[name] for name in decoder]
+        names = {name: stored for name, stored in names.items() if name not in decoder}
     try:
         unread = dict(format.to_ours(names, partial(_shape_alone, file, names)))
     except ValueError as error:
