@@ -2,8 +2,9 @@
 
     python tests/fuzz_checkpoints.py --count 20000 --seed 1
 
-Every format is damaged: safetensors, archives and old pickles of ``torch.save``, HDF5 files of Keras
-where h5py is installed, the JSON files, and the index of shards. The test suite runs a few hundred cases.
+Every format is damaged: safetensors, archives and old pickles of ``torch.save``, HDF5 files of
+Keras where h5py is installed, the JSON files, and the index of shards. The test suite runs a few
+hundred cases.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -144,7 +146,7 @@ def damage_json(content: bytes, rng: random.Random) -> bytes:
         if key is None:
             continue
         if rng.random() < 0.8:
-            container[key] = rng.choice(STRANGE)
+            container[key] = deepcopy(rng.choice(STRANGE))
         elif isinstance(container, dict):
             container[rng.choice(("", "x", "shortest_edge", key))] = container.pop(key)
         else:
