@@ -84,17 +84,20 @@ def test_segmenters(
 ) -> None:
     model = SegFormer.from_pretrained(recorded / name).to(dtype)
     expected = outputs[name.removesuffix(".keras").removesuffix("/model.weights.h5")]
+    # The other form of GELU would differ by 2e-4; kernels of float32 differ between processors
+    tolerance = 1e-5 if dtype == torch.float64 else 3e-5
     with torch.no_grad():
-        assert_close(model(pixels.to(dtype)), expected)
-        assert_close(model.fold()(pixels.to(dtype)), expected)
-    assert_close(model(pixels.to(dtype)).detach(), expected)  # as it is trained, without chunks
+        assert_close(model(pixels.to(dtype)), expected, tolerance)
+        assert_close(model.fold()(pixels.to(dtype)), expected, tolerance)
+    trained = model(pixels.to(dtype)).detach()  # with gradients, so without chunks
+    assert_close(trained, expected, tolerance)
 
 
 @pytest.mark.parametrize("name", ["kerashub_classifier", "tensorflow_classifier"])
 def test_classifiers(recorded: Path, outputs: dict[str, Any], pixels: Tensor, name: str) -> None:
     model = SegFormerClassifier.from_pretrained(recorded / name)
     with torch.no_grad():
-        assert_close(model(pixels.float()), outputs[name])
+        assert_close(model(pixels.float()), outputs[name], tolerance=3e-5)
 
 
 def test_kerashub_encoder_and_its_eps(
@@ -103,7 +106,7 @@ def test_kerashub_encoder_and_its_eps(
     encoder = MixTransformer.from_pretrained(recorded / "kerashub_encoder").double()
     assert encoder.config.eps == KERASHUB_EPS
     with torch.no_grad():
-        # Closer than another eps at the ends of the stages would allow (4.5e-6)
+        # Another eps at the ends of the stages would differ by 2e-6 to 4e-6
         for maps, expected in zip(encoder(pixels), outputs["kerashub_features"], strict=True):
             assert_close(maps, expected, tolerance=1e-6)
 
@@ -171,8 +174,8 @@ def test_converted_to_the_hub_layout(
         "gelu_pytorch_tanh"
     )
     with torch.no_grad():
-        model = SegFormer.from_pretrained(tmp_path / "hub")
-        assert_close(model(pixels.float()), outputs["kerashub_segmenter"])
+        model = SegFormer.from_pretrained(tmp_path / "hub").double()
+        assert_close(model(pixels), outputs["kerashub_segmenter"])
         theirs = transformers.SegformerForSemanticSegmentation.from_pretrained(tmp_path / "hub")
         # transformers takes the activation from the file, but has its own eps
         assert_close(theirs(pixels.float()).logits, outputs["kerashub_segmenter"], 1e-4)
@@ -188,8 +191,8 @@ def test_formats_without_the_activation(
     convert(recorded / "kerashub_segmenter", tmp_path / "nvlabs.pth", "nvlabs")
     assert "NVlabs computes another activation (gelu, not gelu_pytorch_tanh)" in caplog.text
     with torch.no_grad():
-        model = SegFormer.from_pretrained(tmp_path / "nvlabs.pth")
-        assert_close(model(pixels.float()), outputs["kerashub_segmenter"])
+        model = SegFormer.from_pretrained(tmp_path / "nvlabs.pth").double()
+        assert_close(model(pixels), outputs["kerashub_segmenter"])
     caplog.clear()
     convert(recorded / "tensorflow_segmenter", tmp_path / "plain.pth", "nvlabs")
     assert caplog.text == ""
