@@ -64,8 +64,6 @@ def evaluate(
             )
         predictor = model
     else:
-        if not isinstance(model, SegFormer):
-            model = SegFormer.from_pretrained(model)
         predictor = open_predictor(model, config or PredictConfig(), protocol)
     opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset, split)
     scores = count_pixels(

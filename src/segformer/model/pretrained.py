@@ -74,15 +74,16 @@ class PretrainedModel(nn.Module, ABC):
     ) -> Self:
         """Load a model from a checkpoint of any supported format.
 
-        Checkpoints of transformers, NVlabs, OpenMMLab, segmentation_models.pytorch and this
-        package are supported. The format is detected from the names of the tensors. If there is no
-        configuration file, the variant is detected from their shapes.
+        Checkpoints of transformers, NVlabs, OpenMMLab, segmentation_models.pytorch, KerasHub and
+        this package are supported. The format is detected from the names of the tensors. If there
+        is no configuration file, the variant is detected from their shapes.
 
         Args:
             source: A Hub id (OWNER/NAME, or OWNER/NAME@REVISION), a folder, or a file of weights
-                (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``). For
-                ``model.safetensors`` and ``pytorch_model.bin``, the JSON files in the same folder
-                are read too. For the folder of a training run, its best model is loaded.
+                (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.h5``, ``.keras``). For
+                ``model.safetensors``, ``pytorch_model.bin``, ``tf_model.h5`` and
+                ``model.weights.h5``, the JSON files in the same folder are read too. For the folder
+                of a training run, its best model is loaded.
             classes: Classes of the model. Default: as in the checkpoint.
             num_classes: Number of classes. If it differs from the checkpoint, the classifier is
                 re-initialized. If it is given, the checkpoint can also be an encoder or a
