@@ -37,6 +37,7 @@ COMMANDS = {
     "predict": Command("segment images: files, folders, patterns"),
     "train": Command("train a model on your own masks", "train"),
     "evaluate": Command("score a model on a labeled data set"),
+    "serve": Command("segment images over HTTP, for programs and annotation tools", "serve"),
     "data": Command("check, show, measure, convert and tile data sets"),
     "convert": Command("write a model's weights in another checkpoint format"),
     "info": Command("show what a model is: sizes, work, classes, origin"),
