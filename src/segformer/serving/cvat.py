@@ -66,7 +66,7 @@ class SegmentationFunction:
         self._labels = match_labels(wanted, classes)
         self._cvat = cvat
         self.spec = cvat.DetectionFunctionSpec(
-            labels=[cvat.label_spec(name, i, type="any") for i, name in self._labels.items()]
+            labels=[cvat.label_spec(name, i, type="mask") for i, name in self._labels.items()]
         )
 
     def detect(self, context: Any, image: Image.Image) -> Sequence[Any]:

@@ -234,6 +234,13 @@ class Queue:
             return
         for job in batch:
             job.end_stage("batch")
+        try:
+            self._run_jobs(batch)
+        finally:
+            for job in batch:
+                job.prepared = None
+
+    def _run_jobs(self, batch: list[Job]) -> None:
         model = batch[0].model
         self.metrics.batch_size.labels(model.name).observe(len(batch))
         try:
@@ -266,8 +273,6 @@ class Queue:
 
     def _predict(self, batch: list[Job]) -> list[Prediction]:
         images = [job.prepared for job in batch if job.prepared is not None]
-        for job in batch:
-            job.prepared = None
         return batch[0].model.staged.run(
             images, confidence=batch[0].confidence, on_windows=_stop_if_abandoned(batch)
         )

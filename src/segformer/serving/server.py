@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from segformer.prediction.config import PredictConfig
+from segformer.prediction.predictor import Predictor
 from segformer.serving.app import create_app
 from segformer.serving.models import load_models
 from segformer.serving.options import ServeOptions
@@ -40,7 +41,7 @@ def serve(models: Sequence[str], options: ServeOptions, config: PredictConfig) -
     with listening:
         loaded = load_models(models, config)
         for name, model in loaded.items():
-            model.predictor(np.zeros((480, 640, model.predictor.model.config.in_channels), "uint8"))
+            _warm_up(model.predictor)
             logger.info("model %s is ready", name)
         run_app(create_app(loaded, options), options, listening)
 
@@ -67,6 +68,13 @@ def run_app(app: FastAPI, options: ServeOptions, listening: socket.socket) -> No
     finally:
         signal.signal(signal.SIGTERM, former)
     logger.info("stopped")
+
+
+def _warm_up(predictor: Predictor) -> None:
+    """Run an image, so that what is prepared at the first one is done."""
+    window = predictor.config.window
+    height, width = (480, 640) if window is None else (window, window)
+    predictor(np.zeros((height, width, predictor.model.config.in_channels), np.uint8))
 
 
 def _listen(options: ServeOptions) -> socket.socket:

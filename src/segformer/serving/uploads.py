@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import AsyncGenerator
 
+import python_multipart  # noqa: F401  # Starlette imports it only when a form arrives
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
