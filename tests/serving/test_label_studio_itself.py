@@ -52,7 +52,7 @@ class LabelStudio:
             "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
             "COLLECT_ANALYTICS": "false",
             "LATEST_VERSION_CHECK": "false",
-            "ML_BLOCK_LOCAL_IP": "false",  # the backend is on this machine
+            "USE_DEFAULT_BANNED_SUBNETS": "false",  # the backend is on this machine
             "ML_TIMEOUT_SETUP": "30",
             "PYTHONPATH": "",
         }

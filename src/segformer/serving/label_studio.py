@@ -34,6 +34,10 @@ router = APIRouter(prefix="/label-studio", tags=["Label Studio"])
 _AT_ONCE = 8
 """Tasks that are worked on at once, so that others have places in the service too."""
 
+_ERRORS = error_answers(400, 404, 422)
+
+_PREDICT_ERRORS = error_answers(400, 404, 413, 422, 429, 504)
+
 _TRIES = 30
 """How often a task asks for a place in the service before the deadline has passed."""
 
@@ -159,16 +163,16 @@ def brush_result(prediction: Prediction, control: BrushControl, version: str) ->
     return {"model_version": version, "score": score, "result": regions}
 
 
-@router.get("/health", response_model=Health)
-@router.get("/{model:path}/health", response_model=Health, responses=error_answers(422))
+@router.get("/health", response_model=Health, responses=_ERRORS)
+@router.get("/{model:path}/health", response_model=Health, responses=_ERRORS)
 async def health(request: Request, model: str | None = None) -> Any:
     """Whether the backend runs."""
     service_of(request).model(model)
     return {"status": "UP", "model_class": "SegFormer"}
 
 
-@router.post("/setup", response_model=Version, responses=error_answers(422))
-@router.post("/{model:path}/setup", response_model=Version, responses=error_answers(422))
+@router.post("/setup", response_model=Version, responses=_ERRORS)
+@router.post("/{model:path}/setup", response_model=Version, responses=_ERRORS)
 async def setup(request: Request, project: Setup, model: str | None = None) -> Any:
     """Connect a project; its labels must be classes of the model."""
     served = service_of(request).model(model)
@@ -177,17 +181,15 @@ async def setup(request: Request, project: Setup, model: str | None = None) -> A
     return {"model_version": served.version}
 
 
-@router.post("/webhook", response_model=Status)
-@router.post("/{model:path}/webhook", response_model=Status)
-async def webhook() -> Any:
+@router.post("/webhook", response_model=Status, responses=_ERRORS)
+@router.post("/{model:path}/webhook", response_model=Status, responses=_ERRORS)
+async def webhook(model: str | None = None) -> Any:
     """Take the events that Label Studio sends to each backend; they are not used."""
     return {"status": "ok"}
 
 
-@router.post("/predict", response_model=Predictions, responses=error_answers(422, 429, 504))
-@router.post(
-    "/{model:path}/predict", response_model=Predictions, responses=error_answers(422, 429, 504)
-)
+@router.post("/predict", response_model=Predictions, responses=_PREDICT_ERRORS)
+@router.post("/{model:path}/predict", response_model=Predictions, responses=_PREDICT_ERRORS)
 async def predict(
     request: Request, project: Annotated[Tasks, Body()], model: str | None = None
 ) -> Any:

@@ -127,7 +127,10 @@ def handle_problems(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         title = _title(error.status_code)
         code = title.lower().replace(" ", "-")
-        details = {404: "there is no such page; /docs lists what there is"}
+        details = {
+            400: "the body cannot be read; send what /docs describes",
+            404: "there is no such page; /docs lists what there is",
+        }
         if error.status_code == 405 and error.headers:
             details[405] = f"this page is asked with {error.headers.get('Allow', 'another method')}"
         detail = details.get(error.status_code, title)

@@ -28,6 +28,7 @@ router = APIRouter()
 
 _ERRORS = {
     400: "The body is empty or broken.",
+    404: "There is no such page.",
     406: "There is no answer of the type that Accept asks for.",
     413: "The request has too many bytes, images or pixels.",
     415: "The body or an image is of a type that is not accepted.",
@@ -77,14 +78,14 @@ _BODY: dict[str, Any] = {
 
 
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error answers of a page, for OpenAPI; without statuses all those of a segmentation."""
+    """The error answers of a page, for OpenAPI."""
     schema = {"$ref": "#/components/schemas/ProblemDetails"}
     return {
         status: {
             "description": _ERRORS[status],
             "content": {problems.MEDIA_TYPE: {"schema": schema}},
         }
-        for status in statuses or _ERRORS
+        for status in statuses
     }
 
 
@@ -118,7 +119,7 @@ def service_of(request: Request) -> Service:
             },
             "model": Summary | CocoDocument | FeatureCollection | Results,
         },
-        **error_answers(),
+        **error_answers(400, 406, 413, 415, 422, 429, 504),
     },
     openapi_extra={"requestBody": _BODY},
 )
