@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import signal
 import socket
 import statistics
@@ -37,11 +38,11 @@ from segformer import Predictor
 seconds, model, *files = sys.argv[1:]
 predictor, images, done = Predictor(model), [Path(file).read_bytes() for file in files], 0
 predictor(images[0])
-began = time.perf_counter()
+began, cpu = time.perf_counter(), time.process_time()
 while time.perf_counter() - began < float(seconds):
     predictor(images[done % len(images)]).label_map
     done += 1
-print(done / (time.perf_counter() - began))
+print(done / (time.perf_counter() - began), (time.process_time() - cpu) / done)
 """
 MIB = 1 << 20
 
@@ -91,11 +92,16 @@ def measure(options: argparse.Namespace, files: list[str]) -> list[dict[str, Any
             if "rate" in load:
                 load["rate"] = options.overload * capacity
             with service.paused():
-                loop = plain_loop(options.model, options.seconds, files)
-            before = service.memory()
+                loop, cpu = plain_loop(options.model, options.seconds, files)
+            before, cpu_before = service.memory(), service.cpu_seconds()
             found = run_generator({**base, **load, "seconds": options.seconds})
+            found["cpu_seconds_per_image"] = (service.cpu_seconds() - cpu_before) / max(
+                1, found["answers"].get("200", 0)
+            )
             with service.paused():
-                loop = statistics.mean([loop, plain_loop(options.model, options.seconds, files)])
+                second, second_cpu = plain_loop(options.model, options.seconds, files)
+            loop = (loop + second) / 2
+            found["plain_loop_cpu_seconds_per_image"] = (cpu + second_cpu) / 2
             capacity = max(capacity, found["images_per_second"])
             found["plain_loop_images_per_second"] = loop
             found["ratio_to_plain_loop"] = found["images_per_second"] / loop
@@ -107,10 +113,12 @@ def measure(options: argparse.Namespace, files: list[str]) -> list[dict[str, Any
     return rows
 
 
-def plain_loop(model: str, seconds: float, files: list[str]) -> float:
-    """Images per second of a loop over a predictor."""
+def plain_loop(model: str, seconds: float, files: list[str]) -> tuple[float, float]:
+    """Images per second of a loop over a predictor, and CPU seconds per image."""
     words = [sys.executable, "-c", LOOP, str(seconds), model, *files]
-    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    rate, cpu = map(float, done.stdout.split())
+    return rate, cpu
 
 
 class Service:
@@ -137,6 +145,11 @@ class Service:
         """Resident memory in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(status.split("VmRSS:")[1].split()[0]) / MIB
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all threads so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def answers(self, file: str) -> bool:
         """Whether an image is segmented."""

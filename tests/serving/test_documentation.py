@@ -14,6 +14,7 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
+from segformer.image import read_image, read_mask
 from serving.live import Live, photo
 
 TEXT = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
@@ -50,8 +51,8 @@ def test_curl(live: Live, folder: Path) -> None:
         answers.append(result.stdout)
     assert json.loads(answers[0])["model"] == "tiny"
     assert json.loads(answers[-1])["models"][0]["name"] == "tiny"
-    assert Image.open("overlay.jpg").width >= 80
-    assert Image.open("label_map.png").size == (80, 60)
+    assert read_mask("label_map.png").shape == (60, 80)
+    assert read_image("overlay.jpg").shape[1] >= 80
     assert json.loads(Path("polygons.json").read_text())["type"] == "FeatureCollection"
     assert len(json.loads(Path("coco.json").read_text())["results"]) == 2
 
