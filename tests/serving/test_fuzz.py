@@ -43,6 +43,7 @@ def test_the_service_keeps_to_its_description(live: Live, tmp_path: Path) -> Non
         capture_output=True,
         text=True,
         timeout=1500,
+        cwd=tmp_path,
     )
     assert result.returncode == 0, result.stdout[-6000:]
     assert live.ask("GET", "/readyz").status == 200
