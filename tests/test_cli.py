@@ -33,7 +33,7 @@ def test_help_lists_the_commands_without_importing_torch() -> None:
     assert all(name in result.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["predict", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["predict", "train", "evaluate", "serve"])
 def test_help_of_a_command_teaches_and_needs_no_torch(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
