@@ -26,7 +26,7 @@ import transformers
 from torch import Tensor, nn
 
 from segformer import SegFormer
-from segformer.prediction.runtime import TorchRuntime
+from segformer.prediction.runtimes.pytorch import TorchRuntime
 
 OURS = "segformer"
 Run = Callable[[], Tensor]

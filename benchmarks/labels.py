@@ -27,7 +27,8 @@ from skimage import data
 from torch import Tensor
 from torch.nn import functional as F
 
-from segformer import Predictor
+from segformer import SegFormer
+from segformer.checkpoints.opening import SHIPPED
 from segformer.image import resize
 from segformer.prediction.upsample import logits_to_label_map
 
@@ -90,7 +91,7 @@ def contenders(classes: int, size: tuple[int, int], contested: bool) -> dict[str
 def logits(classes: int, size: tuple[int, int], contested: bool) -> Tensor:
     """Return logits (K, h, w) at a quarter of ``size``."""
     torch.manual_seed(0)
-    model = Predictor().model.eval()
+    model = SegFormer.from_pretrained(SHIPPED).eval()
     image = model.preprocessing.normalize(resize(data.astronaut(), size))
     kept: list[Tensor] = []
     hook = model.decoder.classifier.register_forward_pre_hook(lambda _, x: kept.append(x[0]))

@@ -24,8 +24,8 @@ import safetensors.torch
 import torch
 
 from segformer import SegFormer, SegFormerConfig
+from segformer.checkpoints.errors import CheckpointError
 from segformer.checkpoints.formats import HUB, NVLABS
-from segformer.checkpoints.tensors import CheckpointError
 from segformer.checkpoints.writing import convert
 
 ALLOWED = (CheckpointError, MemoryError, OSError)

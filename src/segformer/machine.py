@@ -171,6 +171,11 @@ class _Threads:
         self._running = 0
         self._default = self._chosen = 1
 
+    def idle_cpus(self) -> float:
+        """See `IdleMeter.idle_cpus`."""
+        with self._lock:
+            return self._meter.idle_cpus()
+
     @contextmanager
     def lowered(self) -> Iterator[None]:
         import torch
@@ -203,6 +208,22 @@ def idle_cpus_only() -> AbstractContextManager[None]:
     the user has set it: by ``OMP_NUM_THREADS`` or `torch.set_num_threads`.
     """
     return _threads.lowered()
+
+
+def inference_threads(*, only_idle: bool = False) -> int:
+    """Threads for a runtime other than PyTorch: the CPUs that this process may use.
+
+    Where the user has set ``OMP_NUM_THREADS``, it is that number.
+
+    Args:
+        only_idle: Leave out CPUs that other processes use now; one at least.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    if only_idle:
+        return max(1, min(available_cpus(), round(_threads.idle_cpus())))
+    return available_cpus()
 
 
 def limit_threads() -> None:

@@ -11,8 +11,8 @@ import torch
 
 from conftest import TINY
 from segformer import ClassSet, MixTransformer, SegFormer, SegFormerClassifier
+from segformer.checkpoints.errors import CheckpointError
 from segformer.checkpoints.formats import NVLABS
-from segformer.checkpoints.tensors import CheckpointError
 from segformer.model.pretrained import adapt_in_channels
 
 

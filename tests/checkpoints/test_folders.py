@@ -7,7 +7,7 @@ import torch
 
 from conftest import randomize
 from segformer import ClassSet, Preprocessing, SegFormer
-from segformer.checkpoints.tensors import CheckpointError
+from segformer.checkpoints.errors import CheckpointError
 from segformer.config import ORIGINAL_EPS
 
 transformers = pytest.importorskip("transformers")

@@ -8,9 +8,9 @@ import torch
 
 from conftest import TINY, randomize
 from segformer import MixTransformer, SegFormer, SegFormerClassifier
+from segformer.checkpoints.errors import CheckpointError
 from segformer.checkpoints.formats import FORMATS, HUB, NVLABS, Format, recognize
 from segformer.checkpoints.opening import open_checkpoint
-from segformer.checkpoints.tensors import CheckpointError
 from segformer.checkpoints.writing import convert
 
 

@@ -16,9 +16,9 @@ from huggingface_hub import constants
 from checkpoints.hub_server import HubServer, Repository
 from segformer import SegFormer
 from segformer.checkpoints.card import model_card
+from segformer.checkpoints.errors import CheckpointError
 from segformer.checkpoints.layout import Description
 from segformer.checkpoints.opening import open_checkpoint
-from segformer.checkpoints.tensors import CheckpointError
 
 NAME = "somebody/shapes-b0"
 

@@ -18,9 +18,9 @@ import torch
 
 from conftest import TINY, randomize
 from segformer import ClassSet, MixTransformer, Preprocessing, SegFormer, SegFormerClassifier
+from segformer.checkpoints.errors import CheckpointError
 from segformer.checkpoints.formats import NVLABS
 from segformer.checkpoints.opening import open_checkpoint
-from segformer.checkpoints.tensors import CheckpointError
 from segformer.checkpoints.weights import open_tensors
 from segformer.config import ORIGINAL_EPS
 

@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 
 from segformer import SegFormer
+from segformer.checkpoints.errors import CheckpointError
 from segformer.checkpoints.formats import NVLABS
-from segformer.checkpoints.tensors import CheckpointError
 from segformer.checkpoints.weights import open_tensors
 
 

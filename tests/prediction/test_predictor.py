@@ -13,7 +13,7 @@ from conftest import TINY, randomize
 from segformer import ClassSet, Predictor, Preprocessing, SegFormer, SegFormerConfig
 from segformer.image import UnreadableImage
 from segformer.prediction.config import PredictConfig, PredictOptions
-from segformer.prediction.runtime import TorchRuntime
+from segformer.prediction.runtimes.pytorch import TorchRuntime
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from torch import nn
 
 from conftest import TINY, randomize
 from segformer import Predictor, SegFormer, SegFormerClassifier
-from segformer.prediction.runtime import TorchRuntime, default_readers, is_out_of_memory
+from segformer.prediction.runtimes.base import default_readers, is_out_of_memory
+from segformer.prediction.runtimes.pytorch import TorchRuntime
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
 

@@ -1,3 +1,6 @@
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +9,20 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segformer.prediction import upsample
+from segformer.prediction import upsample, upsample_numpy
 from segformer.prediction.upsample import logits_to_label_map
+
+
+def torch_argmax(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """As for tensors on a GPU."""
+    return upsample.upsampled_argmax(logits, size).numpy()
+
+
+def numpy_argmax(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    return upsample_numpy.upsampled_argmax(logits.numpy(), size)
+
+
+ARGMAX = pytest.mark.parametrize("argmax", [torch_argmax, numpy_argmax])
 
 
 def assert_best(ids: np.ndarray, logits: torch.Tensor) -> None:
@@ -25,6 +40,7 @@ def assert_best(ids: np.ndarray, logits: torch.Tensor) -> None:
     assert ((chosen >= full.amax(0) - 1e-5) | leaked).all()
 
 
+@ARGMAX
 @settings(deadline=None, max_examples=150)
 @given(
     low=st.tuples(st.integers(1, 12), st.integers(1, 12)),
@@ -34,7 +50,12 @@ def assert_best(ids: np.ndarray, logits: torch.Tensor) -> None:
     seed=st.integers(0, 9),
 )
 def test_label_map_is_the_argmax_of_the_upsampled_logits(
-    low: tuple[int, int], size: tuple[int, int], classes: int, kind: str, seed: int
+    argmax: Callable[..., np.ndarray],
+    low: tuple[int, int],
+    size: tuple[int, int],
+    classes: int,
+    kind: str,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     logits = torch.randn(classes, *low)
@@ -46,12 +67,11 @@ def test_label_map_is_the_argmax_of_the_upsampled_logits(
         logits = logits[:, :1, :1].expand(classes, *low)
     elif kind == "nan":
         logits[torch.rand(logits.shape) < 0.05] = torch.nan
-    ids, _ = logits_to_label_map([logits], size)
-    assert_best(ids, logits)
+    assert_best(argmax(logits, size), logits)
     if kind == "ties":  # exact arithmetic without rounding: the lowest class wins
         power = tuple(4 * side for side in low)
         full = F.interpolate(logits[None], size=power, mode="bilinear")[0]
-        assert np.array_equal(logits_to_label_map([logits], power)[0], full.argmax(0).numpy())
+        assert np.array_equal(argmax(logits, power), full.argmax(0).numpy())
 
 
 @settings(deadline=None, max_examples=40)
@@ -70,21 +90,26 @@ def test_binary_foreground_is_above_zero(
     assert ((ids == (full > 0)) | (np.abs(full) < 1e-5)).all()
 
 
-def test_classes_with_logits_of_minus_infinity_do_not_win() -> None:
+@ARGMAX
+def test_classes_with_logits_of_minus_infinity_do_not_win(
+    argmax: Callable[..., np.ndarray],
+) -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 9, 9)
     logits[2, 3:6, 2:7] = -torch.inf
-    assert_best(logits_to_label_map([logits], (36, 36))[0], logits.clamp(min=-1e30))
+    assert_best(argmax(logits, (36, 36)), logits.clamp(min=-1e30))
 
 
+@ARGMAX
 def test_processing_few_cells_at_a_time_gives_the_same_label_map(
-    monkeypatch: pytest.MonkeyPatch,
+    argmax: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     logits = torch.randn(7, 20, 20)
-    whole, _ = logits_to_label_map([logits], (80, 80))
-    monkeypatch.setattr(upsample, "_CELL_VALUES", 50)
-    assert np.array_equal(logits_to_label_map([logits], (80, 80))[0], whole)
+    whole = argmax(logits, (80, 80))
+    for module in (upsample, upsample_numpy):
+        monkeypatch.setattr(module, "_CELL_VALUES", 50)
+    assert np.array_equal(argmax(logits, (80, 80)), whole)
     assert_best(whole, logits)
 
 
@@ -92,7 +117,7 @@ def test_memory_is_bounded_for_large_ratios(monkeypatch: pytest.MonkeyPatch) -> 
     """The best of two classes differs within almost every cell; a cell has 900 pixels."""
     torch.manual_seed(0)
     logits = torch.randn(2, 40, 40)
-    plain, _ = logits_to_label_map([logits], (1200, 1200))
+    plain = torch_argmax(logits, (1200, 1200))
     assert_best(plain, logits)
     monkeypatch.setattr(upsample, "_CELL_VALUES", 1 << 12)
     monkeypatch.setattr(upsample, "_CHUNK_VALUES", 1 << 14)
@@ -107,9 +132,44 @@ def test_memory_is_bounded_for_large_ratios(monkeypatch: pytest.MonkeyPatch) -> 
             return result
 
     with Watch():
-        bounded, _ = logits_to_label_map([logits], (1200, 1200))
+        bounded = torch_argmax(logits, (1200, 1200))
     assert np.array_equal(bounded, plain)
     assert 0 < largest <= 2 * (1 << 14)
+
+
+def test_memory_of_arrays_is_bounded_for_large_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(2, 40, 40, generator=torch.Generator().manual_seed(0))
+    numpy_argmax(logits, (1200, 1200))  # fills the cache of cells
+    peaks = []
+    for values in (1 << 21, 1 << 14):
+        monkeypatch.setattr(upsample_numpy, "_CELL_VALUES", values)
+        tracemalloc.start()
+        numpy_argmax(logits, (1200, 1200))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    image = 1200 * 1200
+    assert peaks[1] - image < 64 * (1 << 14) < peaks[0] - image
+
+
+@pytest.mark.parametrize("size", [(50, 61), (9, 200), (1, 8)])
+@pytest.mark.parametrize("classes", [1, 2, 19, 300])
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("confidence", [False, True])
+def test_arrays_give_what_tensors_give(
+    size: tuple[int, int], classes: int, views: int, confidence: bool
+) -> None:
+    torch.manual_seed(0)
+    logits = [torch.randn(classes, 9 + view, 12 - view) for view in range(views)]
+    ids, probability = upsample_numpy.logits_to_label_map(
+        [view.numpy() for view in logits], size, confidence=confidence
+    )
+    expected, expected_probability = logits_to_label_map(logits, size, confidence=confidence)
+    assert ids.dtype == expected.dtype
+    assert (ids != expected).mean() < 1e-3  # equal probabilities up to rounding
+    if probability is not None:
+        assert probability.dtype == np.float32
+        np.testing.assert_allclose(probability, expected_probability, atol=1e-6)
+    assert (probability is None) == (not confidence)
 
 
 @pytest.mark.parametrize("classes", [2, 19, 300])

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from segformer.checkpoints.errors import CheckpointError
 from segformer.checkpoints.layout import Description
-from segformer.checkpoints.tensors import CheckpointError
 
 _OF_INTEREST = (
     "variant pretrained epochs max_steps batch_size accumulate_grad_batches devices crop_size lr "

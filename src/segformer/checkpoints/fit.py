@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from segformer.checkpoints.tensors import CheckpointError
+from segformer.checkpoints.errors import CheckpointError
 from segformer.config import (
     FIRST_CONVOLUTION,
     LARGEST_WIDTH,

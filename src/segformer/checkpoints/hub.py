@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict
 
+from segformer.checkpoints.errors import CheckpointError, printable
 from segformer.checkpoints.layout import CONFIG_FILE, PREPROCESSING_FILE, WEIGHTS_FILE, read_json
-from segformer.checkpoints.tensors import WEIGHT_SUFFIXES, CheckpointError, printable
+from segformer.checkpoints.tensors import WEIGHT_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

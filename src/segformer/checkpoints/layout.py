@@ -10,11 +10,9 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from segformer.checkpoints.tensors import CheckpointError, printable
+from segformer.checkpoints.errors import CheckpointError, printable
 from segformer.classes import ClassSet
 from segformer.config import (
     LARGEST_WIDTH,
@@ -26,8 +24,13 @@ from segformer.config import (
 )
 from segformer.image import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
 
+if TYPE_CHECKING:
+    import torch
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+"""Names of the file of weights in a folder, in the order in which they are looked for."""
 PREPROCESSING_FILE = "preprocessor_config.json"
 FOLDER_FILES = (WEIGHTS_FILE, CONFIG_FILE, PREPROCESSING_FILE)
 """What a folder in the Hub layout consists of."""
@@ -120,6 +123,13 @@ def config_from_hub(entries: dict[str, Any], origin: object) -> tuple[SegFormerC
         return _config_from_hub(entries)
     except _INVALID as error:
         raise CheckpointError(f"{origin}: {_describe(error)}") from None
+
+
+def kind_from_hub(entries: dict[str, Any]) -> str:
+    """The kind of model that ``config.json`` describes; a segmentation model if it does not say."""
+    kinds = {name: kind for kind, name in _ARCHITECTURES.items()}
+    named = entries.get("architectures")
+    return kinds.get(named[0], "segmenter") if isinstance(named, list) and named else "segmenter"
 
 
 def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, ClassSet]:

@@ -16,16 +16,11 @@ import torch
 from torch import Tensor
 
 from segformer.checkpoints import hub, layout
+from segformer.checkpoints.errors import CheckpointError, printable
 from segformer.checkpoints.fit import check_fit, infer_config
 from segformer.checkpoints.formats import recognize
 from segformer.checkpoints.naming import Format
-from segformer.checkpoints.tensors import (
-    WEIGHT_SUFFIXES,
-    CheckpointError,
-    Shards,
-    TensorFile,
-    printable,
-)
+from segformer.checkpoints.tensors import WEIGHT_SUFFIXES, Shards, TensorFile
 from segformer.checkpoints.weights import open_tensors
 from segformer.classes import ClassSet
 from segformer.config import SegFormerConfig
@@ -43,7 +38,6 @@ SHIPPED = "human-parsing-b0"
 PARTS = {"segmenter": ("encoder.", "decoder."), "classifier": ("encoder.", "head.")}
 """What the tensors' names begin with, for each kind of model; an encoder alone has the first."""
 
-_WEIGHT_FILES = (layout.WEIGHTS_FILE, "pytorch_model.bin")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -246,7 +240,7 @@ def find(source: str | Path, **options: Unpack[hub.HubOptions]) -> Path:
 
 def _inside_run(folder: Path) -> Path:
     """The folder itself, or that of the model to use from the folder of a training run."""
-    if not any((folder / name).is_file() for name in (layout.CONFIG_FILE, *_WEIGHT_FILES)):
+    if not any((folder / name).is_file() for name in (layout.CONFIG_FILE, *layout.WEIGHT_FILES)):
         for name in ("best", "last"):  # there is no best model without validation
             if (folder / name / layout.CONFIG_FILE).is_file():
                 logger.info(f"{folder}: the folder of a training run; using {folder / name}")
@@ -269,7 +263,7 @@ def _open_weights(path: Path) -> TensorFile:
     """The weights of a folder, safetensors before pickles, or of a file."""
     if path.is_file():
         return open_tensors(path)
-    for name in _WEIGHT_FILES:
+    for name in layout.WEIGHT_FILES:
         if (path / name).is_file():
             return open_tensors(path / name)
         index = path / f"{name}.index.json"
@@ -315,7 +309,7 @@ def _describing_folder(path: Path) -> Path | None:
     """The folder whose JSON files describe a model, if any: its own, or that its file lies in."""
     if path.is_dir():
         return path
-    in_layout = path.name in _WEIGHT_FILES and (path.parent / layout.CONFIG_FILE).is_file()
+    in_layout = path.name in layout.WEIGHT_FILES and (path.parent / layout.CONFIG_FILE).is_file()
     return path.parent if in_layout else None
 
 

@@ -13,7 +13,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from segformer.checkpoints.tensors import ZIP_MAGIC, CheckpointError, Stored, TensorFile, printable
+from segformer.checkpoints.errors import CheckpointError, printable
+from segformer.checkpoints.tensors import ZIP_MAGIC, Stored, TensorFile
 
 _WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network"),

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segformer.checkpoints.errors import CheckpointError, printable
+
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 _LARGEST_HEADER = 1 << 23
@@ -44,19 +46,6 @@ _DTYPES = {
 }
 
 ZIP_MAGIC = b"PK\x03\x04"
-_LONGEST_NAME = 120
-
-
-class CheckpointError(ValueError):
-    """A model that cannot be loaded; the message says which file or tensor, and what to do."""
-
-
-def printable(text: object) -> str:
-    """A name from a file for a message: no control characters, and shortened if very long."""
-    name = str(text)
-    if len(name) > _LONGEST_NAME:
-        name = name[: _LONGEST_NAME - 3] + "..."
-    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 @dataclass(frozen=True)

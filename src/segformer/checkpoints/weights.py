@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segformer.checkpoints.errors import CheckpointError
 from segformer.checkpoints.pickles import PickleFile
-from segformer.checkpoints.tensors import ZIP_MAGIC, CheckpointError, SafetensorsFile, TensorFile
+from segformer.checkpoints.tensors import ZIP_MAGIC, SafetensorsFile, TensorFile
 
 
 def open_tensors(path: Path) -> TensorFile:

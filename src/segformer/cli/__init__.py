@@ -38,6 +38,7 @@ COMMANDS = {
     "train": Command("train a model on your own masks", "train"),
     "evaluate": Command("score a model on a labeled data set"),
     "data": Command("check, show, measure, convert and tile data sets"),
+    "export": Command("write a model for ONNX Runtime, OpenVINO and other programs"),
     "convert": Command("write a model's weights in another checkpoint format"),
     "info": Command("show what a model is: sizes, work, classes, origin"),
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from segformer.cli.terminal import PARTIAL, parse, show
 
 if TYPE_CHECKING:
-    from segformer.checkpoints.opening import Checkpoint
+    from segformer.cli.models import OpenedModel
 
 
 def run(words: list[str]) -> int:
@@ -64,15 +64,15 @@ def run(words: list[str]) -> int:
 
     options = parse(Evaluate, "evaluate", words)
 
-    from segformer.checkpoints.opening import open_checkpoint
+    from segformer.cli.models import open_model
     from segformer.evaluation.evaluate import REPORT_FILES
     from segformer.files import check_replaceable, check_writable
 
     check_replaceable([options.out / name for name in REPORT_FILES], overwrite=options.overwrite)
     check_writable(options.out)
-    checkpoint = open_checkpoint(options.model)
-    evaluate = _evaluate_classes if checkpoint.kind == "classifier" else _evaluate_masks
-    table, written, failed = evaluate(options, checkpoint)
+    model = open_model(options.model)
+    evaluate = _evaluate_classes if model.kind == "classifier" else _evaluate_masks
+    table, written, failed = evaluate(options, model)
     show(table)
     print("written: " + ", ".join(str(path) for path in written))
     if failed:
@@ -83,19 +83,15 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _evaluate_masks(
-    options: Any, checkpoint: "Checkpoint"
-) -> tuple[Any, list[Path], Sequence[object]]:
+def _evaluate_masks(options: Any, model: "OpenedModel") -> tuple[Any, list[Path], Sequence[object]]:
     from segformer.data.source import open_split
     from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
     from segformer.image import image_name
-    from segformer.model.pretrained import assemble
-    from segformer.model.segformer import SegFormer
     from segformer.prediction.predictor import Predictor
     from segformer.progress import ProgressBar
 
     dataset = open_split(options.dataset, options.split, options.reading, options.reading.seed)
-    predictor = Predictor(assemble(SegFormer, checkpoint), options.config)
+    predictor = Predictor(model.load(), options.config)
     failed: list[Failure] = []
     with ProgressBar("evaluating", len(dataset), "images") as bar:
         matrix = evaluate(
@@ -110,12 +106,10 @@ def _evaluate_masks(
 
 
 def _evaluate_classes(
-    options: Any, checkpoint: "Checkpoint"
+    options: Any, model: "OpenedModel"
 ) -> tuple[Any, list[Path], Sequence[object]]:
     from segformer.data.class_folders import open_class_folders
     from segformer.evaluation.classify import class_table, evaluate_classes, write_class_report
-    from segformer.model.pretrained import assemble
-    from segformer.model.segformer import SegFormerClassifier
     from segformer.prediction.classifier import ClassPredictor, check_classifier_options
     from segformer.progress import ProgressBar
 
@@ -123,7 +117,7 @@ def _evaluate_classes(
     if options.reading.divides or options.reading.layout is not None:
         raise ValueError("a classifier reads folders of classes; layout and division do not apply")
     dataset = open_class_folders(options.dataset, options.split)
-    predictor = ClassPredictor(assemble(SegFormerClassifier, checkpoint), options.config)
+    predictor = ClassPredictor(model.load(), options.config)
     with ProgressBar("evaluating", len(dataset), "images") as bar:
         scores = evaluate_classes(
             dataset, predictor, match_classes=options.match_classes, on_image=bar.advance

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from segformer.cli.terminal import FAILED, PARTIAL, parse, printable
 
 if TYPE_CHECKING:
-    from segformer.checkpoints.opening import Checkpoint
+    from segformer.cli.models import OpenedModel
     from segformer.prediction.outputs import Job
 
 _SHOWN = 10
@@ -44,7 +44,9 @@ def run(words: list[str]) -> int:
                 folder that is given as IMAGE, in the model's order, such as '{stem}_B04.tif'
                 '{stem}_B03.tif', with {stem} for the name of the image and {parent}/ for
                 subfolders.
-        XX: Folder for the results.
+            model: Folder, file or Hub id of a model. A folder that "segformer export" wrote runs
+                without PyTorch.
+            out: Folder for the results.
             overlay: Write overlays.
             overwrite: Replace files that exist. An image that is read is never replaced.
             skip_existing: Keep files that exist, and skip images that have all their results.
@@ -70,33 +72,31 @@ def run(words: list[str]) -> int:
     if not options.images:
         raise ValueError("no images given; name files, folders or patterns")
 
-    from segformer.checkpoints.opening import SHIPPED, open_checkpoint
+    from segformer.cli.models import open_model
     from segformer.prediction.batch import find_channel_files, find_images
 
     if options.channel_files:
         jobs = find_channel_files(options.images, options.channel_files)
     else:
         jobs = find_images(options.images, out=options.out)
-    checkpoint = open_checkpoint(SHIPPED if options.model is None else options.model)
-    if len(options.channel_files) not in (0, checkpoint.config.in_channels):
+    model = open_model(options.model)
+    if len(options.channel_files) not in (0, model.in_channels):
         raise ValueError(
             f"--channel-files names {len(options.channel_files)} channels, the model takes "
-            f"{checkpoint.config.in_channels}"
+            f"{model.in_channels}"
         )
-    if checkpoint.kind == "classifier":
+    if model.kind == "classifier":
         given = {"--overlay", "--no-overlay", "--skip-existing"}.intersection(words)
         if given:
             raise ValueError(
                 f"the model is a classifier, which gives one class per image: {min(given)} cannot "
                 "be used with it"
             )
-        return _classify(options, jobs, checkpoint)
-    return _segment(options, jobs, checkpoint)
+        return _classify(options, jobs, model)
+    return _segment(options, jobs, model)
 
 
-def _segment(options: Any, jobs: "Sequence[Job]", checkpoint: "Checkpoint") -> int:
-    from segformer.model.pretrained import assemble
-    from segformer.model.segformer import SegFormer
+def _segment(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
     from segformer.prediction.batch import predict_files
     from segformer.prediction.outputs import plan_outputs
     from segformer.prediction.predictor import Predictor
@@ -109,7 +109,7 @@ def _segment(options: Any, jobs: "Sequence[Job]", checkpoint: "Checkpoint") -> i
     }
     # Before the model is built, as a refusal should not take time
     plan_outputs(jobs, options.out, confidence=options.config.confidence, **policy)
-    predictor = Predictor(assemble(SegFormer, checkpoint), options.config)
+    predictor = Predictor(model.load(), options.config)
     with ProgressBar("predicting", len(jobs), "images") as bar:
         result = predict_files(
             predictor,
@@ -128,18 +128,16 @@ def _segment(options: Any, jobs: "Sequence[Job]", checkpoint: "Checkpoint") -> i
     return _exit_code(errors, done=len(result.images))
 
 
-def _classify(options: Any, jobs: "Sequence[Job]", checkpoint: "Checkpoint") -> int:
+def _classify(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
     from segformer.files import check_replaceable, write_json
     from segformer.image import ImageSource, image_name
-    from segformer.model.pretrained import assemble
-    from segformer.model.segformer import SegFormerClassifier
     from segformer.prediction.classifier import ClassPredictor, check_classifier_options
     from segformer.progress import ProgressBar
 
     check_classifier_options(options.config)
     written = options.out / "classes.json"
     check_replaceable([written], overwrite=options.overwrite)
-    predictor = ClassPredictor(assemble(SegFormerClassifier, checkpoint), options.config)
+    predictor = ClassPredictor(model.load(), options.config)
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     content = {"model": options.model, "finished": False, "images": rows, "failed": failed}

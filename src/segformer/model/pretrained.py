@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from segformer.checkpoints import card, hub
+from segformer.checkpoints.errors import CheckpointError
 from segformer.checkpoints.formats import HUB
 from segformer.checkpoints.layout import Description
 from segformer.checkpoints.opening import Checkpoint, open_checkpoint
-from segformer.checkpoints.tensors import CheckpointError
 from segformer.checkpoints.writing import write_folder
 from segformer.classes import Classes, ClassSet
 from segformer.config import FIRST_CONVOLUTION, SegFormerConfig

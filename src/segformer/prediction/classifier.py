@@ -10,17 +10,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segformer.classes import ClassSet
 from segformer.image import ImageSource, Preprocessing, center_crop, read_image, resize
-from segformer.model.segformer import SegFormerClassifier
 from segformer.prediction.config import PredictConfig
-from segformer.prediction.runtime import TorchRuntime
+from segformer.prediction.runtimes.base import Runtime
+from segformer.prediction.runtimes.exported import (
+    ExportedModel,
+    is_exported,
+    open_exported,
+    open_graph_runtime,
+)
+from segformer.prediction.upsample_numpy import softmax
+
+if TYPE_CHECKING:
+    from segformer.model.segformer import SegFormerClassifier
 
 _BATCH_SIZE = 16
 
@@ -86,13 +94,10 @@ class ClassPredictor:
         changes: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         self.config = replace(config or PredictConfig(), **changes)
         check_classifier_options(self.config)
-        if not isinstance(model, SegFormerClassifier):
-            model = SegFormerClassifier.from_pretrained(model)
-        self.model = model
-        self.preprocessing = _override(model.preprocessing, self.config)
-        self.runtime = TorchRuntime(
-            model, self.config.device, self.config.precision, compile=self.config.compile
-        )
+        self.model: SegFormerClassifier | ExportedModel
+        self.runtime: Runtime
+        self.model, self.runtime = _open(model, self.config)
+        self.preprocessing = _override(self.model.preprocessing, self.config)
         same_size = self.preprocessing.crop is not None or isinstance(
             self.preprocessing.size, tuple
         )
@@ -171,13 +176,40 @@ class ClassPredictor:
     def _classify(
         self, sources: list[ImageSource], views: list[NDArray[np.float32]]
     ) -> Iterator[Classification]:
-        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
-        probabilities = self.runtime(pixels).softmax(1)
+        pixels = np.stack(views).transpose(0, 3, 1, 2)
+        found = self._probabilities(pixels)
         if self.config.flip:
-            probabilities = (probabilities + self.runtime(pixels.flip(-1)).softmax(1)) / 2
-        for source, values in zip(sources, probabilities.cpu().numpy(), strict=True):
+            found = (found + self._probabilities(pixels[..., ::-1].copy())) / np.float32(2)
+        for source, values in zip(sources, found, strict=True):
             path = Path(source) if isinstance(source, (str, Path)) else None
             yield Classification(values, self.model.classes, path)
+
+    def _probabilities(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, C, h, w) -> (B, K)."""
+        logits = self.runtime(pixels)
+        return softmax(logits if isinstance(logits, np.ndarray) else logits.cpu().numpy())
+
+
+def _open(
+    model: SegFormerClassifier | str | Path, config: PredictConfig
+) -> tuple[SegFormerClassifier | ExportedModel, Runtime]:
+    """A classifier, loaded if it is not, and what runs it."""
+    if is_exported(model):
+        assert isinstance(model, (str, Path))
+        exported = open_exported(model)
+        if exported.kind != "classifier":
+            raise ValueError(f"{model}: is a segmentation model; open it with Predictor")
+        return exported, open_graph_runtime(
+            exported, config.runtime, config.device, config.precision
+        )
+    from segformer.model.segformer import SegFormerClassifier
+    from segformer.prediction.runtimes.choice import open_runtime
+
+    if not isinstance(model, SegFormerClassifier):
+        model = SegFormerClassifier.from_pretrained(model)
+    return model, open_runtime(
+        model, config.runtime or "torch", config.device, config.precision, compile=config.compile
+    )
 
 
 def check_classifier_options(config: PredictConfig) -> None:

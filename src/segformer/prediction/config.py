@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 from segformer.options import depends
 from segformer.prediction.windows import window_starts
+
+RuntimeName: TypeAlias = Literal["torch", "openvino", "onnxruntime", "auto"]
+"""What runs a model; "auto" is the fastest of those installed."""
 
 SMALLEST_SIDE = 32
 """Smallest side, in pixels, of what goes into a model."""
@@ -33,6 +36,7 @@ class PredictOptions(TypedDict, total=False):
         precision: float32 or bfloat16.
         batch_size: Images or windows.
         compile: Compile the model.
+        runtime: torch, openvino, onnxruntime, auto.
     """
 
     size: tuple[int, int] | int | None
@@ -47,6 +51,7 @@ class PredictOptions(TypedDict, total=False):
     precision: Literal["float32", "bfloat16"]
     batch_size: int | None
     compile: bool
+    runtime: RuntimeName | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ class PredictConfig:
         compile: Compile the model with PyTorch, on a GPU with CUDA graphs: the first image of
             each size takes a minute, the others less time. On a CPU it needs a C++ compiler and
             is slower.
+        runtime: What runs the model. openvino and onnxruntime run on the CPU; they convert the
+            model when it is first used, which takes some seconds, and keep the result on disk.
+            auto takes the fastest of those installed; "segformer info" shows which one it is.
 
     Raises:
         ValueError: Options that contradict each other, or values that are not possible.
@@ -92,6 +100,9 @@ class PredictConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: Annotated[int | None, depends("INT", "8; 1 on a CPU, which gains nothing")] = None
     compile: bool = False
+    runtime: Annotated[
+        RuntimeName | None, depends("RUNTIME", "torch; for an exported model, that of its format")
+    ] = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -104,6 +115,9 @@ class PredictConfig:
             raise ValueError(f"scales must be ratios above 0, at most 16, not {self.scales}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision {self.precision!r} is neither float32 nor bfloat16")
+        if self.runtime is not None and self.runtime not in get_args(RuntimeName):
+            names = ", ".join(get_args(RuntimeName))
+            raise ValueError(f"runtime {self.runtime!r} is none of {names}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
         if self.window is None:

@@ -12,14 +12,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from segformer.checkpoints.opening import SHIPPED
 from segformer.image import (
     ImageArray,
     ImageFiles,
@@ -29,15 +26,28 @@ from segformer.image import (
     read_image,
     resize,
 )
-from segformer.model.segformer import SegFormer
+from segformer.prediction import upsample_numpy
 from segformer.prediction.config import SMALLEST_SIDE, PredictConfig, PredictOptions
 from segformer.prediction.prediction import Prediction
-from segformer.prediction.runtime import TorchRuntime, default_readers, is_out_of_memory
+from segformer.prediction.runtimes.base import (
+    Runtime,
+    default_readers,
+    is_out_of_memory,
+    mirrored,
+    stack,
+)
+from segformer.prediction.runtimes.exported import (
+    ExportedModel,
+    is_exported,
+    open_exported,
+    open_graph_runtime,
+)
 from segformer.prediction.sliding import count_windows, slide
-from segformer.prediction.upsample import logits_to_label_map
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from segformer.model.segformer import SegFormer
 
 _LARGE_IMAGE = 1 << 24
 """Pixels of an image beside which few others are read ahead, so that memory stays bounded."""
@@ -72,7 +82,7 @@ class Predictor:
 
     Args:
         model: A model, or the folder, file or Hub id to load it from. Default: the model that
-            ships with the package.
+            ships with the package. A folder that `segformer export` wrote runs without PyTorch.
         config: How images are seen and run.
         **options: Fields of `PredictConfig`, such as ``short_side=512`` or ``flip=True``; they
             override those of ``config``.
@@ -98,13 +108,10 @@ class Predictor:
             known = ", ".join(PredictConfig.__dataclass_fields__)
             raise ValueError(f"no such options: {', '.join(sorted(unknown))}; there are {known}")
         self.config = replace(config or PredictConfig(), **options)  # type: ignore[arg-type]
-        if not isinstance(model, SegFormer):
-            model = SegFormer.from_pretrained(SHIPPED if model is None else model)
-        self.model = model
-        self.runtime = TorchRuntime(
-            model, self.config.device, self.config.precision, compile=self.config.compile
-        )
-        on_cpu = self.runtime.device.type == "cpu"
+        self.model: SegFormer | ExportedModel
+        self.runtime: Runtime
+        self.model, self.runtime = _open(model, self.config)
+        on_cpu = str(self.runtime.device) == "cpu"
         self.batch_size = self.config.batch_size or (1 if on_cpu else 8)
 
     @property
@@ -198,8 +205,12 @@ class Predictor:
                 for _, future in waiting:
                     future.cancel()
 
-    def logits(self, image: ImageArray) -> Tensor:
-        """Logits (K, h / 4, w / 4) of an image (H, W, C) at the first scale, before upsampling."""
+    def logits(self, image: ImageArray) -> Any:
+        """Logits (K, h / 4, w / 4) of an image (H, W, C) at the first scale, before upsampling.
+
+        Returns:
+            A tensor on the device of the model, or an array from other runtimes than PyTorch.
+        """
         return self._run([self._runnable(image, self.config.scales[0])], None)[0]
 
     def _prepare(self, source: ImageSource) -> _Prepared:
@@ -291,7 +302,7 @@ class Predictor:
 
     def _tta_logits(
         self, batch: list[_Prepared], on_windows: Callable[[int, int], None] | None
-    ) -> list[Tensor]:
+    ) -> list[Any]:
         """Logits (B, K, h, w) of each view, those of its mirror image behind them."""
         on_batch = self._window_counter(batch[0], on_windows)
         logits = []
@@ -299,8 +310,8 @@ class Predictor:
             views = [prepared.views[i] for prepared in batch]
             logits.append(self._run(views, on_batch))
             if self.config.flip:
-                mirrored = [view[:, ::-1] for view in views]
-                logits.append(self._run(mirrored, on_batch).flip(-1))
+                views = [view[:, ::-1] for view in views]
+                logits.append(mirrored(self._run(views, on_batch)))
         return logits
 
     def _window_counter(
@@ -322,9 +333,16 @@ class Predictor:
 
         return advance
 
-    def _decide(self, prepared: _Prepared, views: list[Tensor]) -> Prediction:
+    def _decide(self, prepared: _Prepared, views: list[Any]) -> Prediction:
         height, width = prepared.image.shape[:2]
-        label_map, confidence = logits_to_label_map(
+        to_label_map: Callable[..., tuple[NDArray[np.integer], NDArray[np.float32] | None]]
+        if isinstance(views[0], np.ndarray):
+            to_label_map = upsample_numpy.logits_to_label_map
+        else:
+            from segformer.prediction import upsample
+
+            to_label_map = upsample.logits_to_label_map
+        label_map, confidence = to_label_map(
             views, (height, width), confidence=self.config.confidence
         )
         return Prediction(
@@ -336,10 +354,10 @@ class Predictor:
             rgb_channels=self.preprocessing.rgb_channels,
         )
 
-    def _run(self, views: list[ImageArray], on_batch: Callable[[int], None] | None) -> Tensor:
+    def _run(self, views: list[ImageArray], on_batch: Callable[[int], None] | None) -> Any:
         """Views of one size, (h, w, C) -> logits (B, K, ceil(h / 4), ceil(w / 4))."""
         if self.config.window is None or self.config.stride is None:
-            return self.runtime(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2))
+            return self.runtime(np.stack(views).transpose(0, 3, 1, 2))
         normalized = views[0].dtype.kind == "f"
         logits = [
             slide(
@@ -353,7 +371,32 @@ class Predictor:
             )
             for view in views
         ]
-        return logits[0][None] if len(logits) == 1 else torch.stack(logits)
+        return stack(logits)
+
+
+def _open(
+    model: SegFormer | str | Path | None, config: PredictConfig
+) -> tuple[SegFormer | ExportedModel, Runtime]:
+    """A model, loaded if it is not, and what runs it."""
+    if is_exported(model):
+        assert isinstance(model, (str, Path))
+        if config.compile:
+            raise ValueError("compile is an option of runtime torch; this model is exported")
+        exported = open_exported(model)
+        if exported.kind != "segmenter":
+            raise ValueError(f"{model}: is a classifier; open it with ClassPredictor")
+        return exported, open_graph_runtime(
+            exported, config.runtime, config.device, config.precision
+        )
+    from segformer.checkpoints.opening import SHIPPED
+    from segformer.model.segformer import SegFormer
+    from segformer.prediction.runtimes.choice import open_runtime
+
+    if not isinstance(model, SegFormer):
+        model = SegFormer.from_pretrained(SHIPPED if model is None else model)
+    return model, open_runtime(
+        model, config.runtime or "torch", config.device, config.precision, compile=config.compile
+    )
 
 
 def _files_of(source: ImageSource) -> ImageFiles | None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from segformer.image import ImageArray
+from segformer.prediction.runtimes.base import Logits, as_kind, classes_last, zeros
 from segformer.prediction.windows import window_starts
 
 
@@ -21,12 +21,12 @@ def slide(
     image: ImageArray,
     window: int,
     stride: int,
-    run: Callable[[Tensor], Tensor],
+    run: Callable[[NDArray[np.float32]], Logits],
     *,
     normalize: Callable[[ImageArray], NDArray[np.float32]],
     batch_size: int = 1,
     on_windows: Callable[[int], None] | None = None,
-) -> Tensor:
+) -> Any:
     """Logits averaged over windows.
 
     Windows start at multiples of 4, so they meet on the grid of the logits, where a sixteenth of
@@ -43,28 +43,26 @@ def slide(
         on_windows: Called with the number of windows after each batch.
 
     Returns:
-        (K, ceil(H / 4), ceil(W / 4)), on the device of the logits.
+        (K, ceil(H / 4), ceil(W / 4)), of the kind and on the device of the logits.
     """
     height, width = (-(-side // 4) * 4 for side in image.shape[:2])
     rows, columns = (window_starts(side, window, stride) for side in (height, width))
     corners = list(product(rows, columns))
-    total: Tensor | None = None
+    total: Any = None
     for first in range(0, len(corners), batch_size):
         batch = corners[first : first + batch_size]
         pixels = np.stack([normalize(_cut(image, y, x, window)) for y, x in batch])
-        batch_logits = run(torch.from_numpy(pixels).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        for (top, left), logits in zip(batch, batch_logits, strict=True):
+        for (top, left), logits in zip(batch, run(pixels.transpose(0, 3, 1, 2)), strict=True):
             if total is None:
                 # Classes last, as they are compared
-                total = logits.new_zeros(height // 4, width // 4, logits.shape[-1])
+                total = zeros(logits, height // 4, width // 4, logits.shape[0])
             place = np.s_[top // 4 : (top + window) // 4, left // 4 : (left + window) // 4]
-            total[place] += logits
+            total[place] += classes_last(logits)
         if on_windows is not None:
             on_windows(len(batch))
-    assert total is not None
     count = _coverage(rows, window, height)[:, None] * _coverage(columns, window, width)
-    total /= count.to(total)[..., None]
-    return total.permute(2, 0, 1)
+    total /= as_kind(count[..., None], total)
+    return total.swapaxes(0, 2).swapaxes(1, 2)  # arrays and tensors have this method
 
 
 def count_windows(height: int, width: int, window: int, stride: int) -> int:
@@ -82,9 +80,9 @@ def _cut(image: ImageArray, top: int, left: int, window: int) -> ImageArray:
     return cut
 
 
-def _coverage(starts: list[int], window: int, length: int) -> Tensor:
+def _coverage(starts: list[int], window: int, length: int) -> NDArray[np.float32]:
     """(length / 4,) number of windows that cover each token along one side."""
-    count = torch.zeros(length // 4)
+    count = np.zeros(length // 4, np.float32)
     for start in starts:
         count[start // 4 : (start + window) // 4] += 1
     return count

@@ -18,7 +18,7 @@ from lightning.fabric.plugins import MixedPrecision
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, distributed
 
-from segformer.prediction.runtime import best_device, fast_in_bfloat16
+from segformer.prediction.runtimes.pytorch import best_device, fast_in_bfloat16
 from segformer.progress import console
 from segformer.training.config import TrainConfig
 

@@ -1,19 +1,15 @@
-"""Logits from pixels: what runs the model."""
+"""Logits from pixels with PyTorch."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segformer.model.segformer import SegFormer, SegFormerClassifier, inference_copy
-
-_MOST_READERS = 8
-
-_OUT_OF_MEMORY = ("DefaultCPUAllocator:", "MPS backend out of memory")
-"""Parts of messages of the RuntimeErrors that PyTorch raises when it cannot allocate memory."""
 
 
 def best_device() -> torch.device:
@@ -32,22 +28,6 @@ def fast_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False
-
-
-def default_readers(device: torch.device) -> int:
-    """Number of threads that read images: few beside a model that runs on the CPU itself."""
-    if device.type == "cpu":
-        return 2
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    return min(_MOST_READERS, max(2, cores))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python or PyTorch means that memory ran out."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 class TorchRuntime:
@@ -88,9 +68,11 @@ class TorchRuntime:
         self._converted = False
         self._update()
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def __call__(self, pixels: Tensor | NDArray[np.float32]) -> Tensor:
         """(B, C, H, W) float32 -> logits (B, K, ceil(H / 4), ceil(W / 4)) or (B, K), float32."""
         self._update()
+        if isinstance(pixels, np.ndarray):
+            pixels = torch.from_numpy(pixels)
         with torch.inference_mode():
             if self.device.type == "cuda":
                 pixels = pixels.pin_memory()  # the copy need not wait for the kernels before it
@@ -102,15 +84,15 @@ class TorchRuntime:
     @torch.no_grad()
     def _update(self) -> None:
         """Follow the model: its modules and, where they are copied, its tensors."""
-        source = list(_tensors(self.model))
+        source = list(model_tensors(self.model))
         convert = self.compile or not all(map(self._is_usable, source))
-        same_tensors = len(source) == len(self._source) and all(map(_is, source, self._source))
-        versions = _versions(source) if convert else None
-        if same_tensors and convert == self._converted:
+        same = same_tensors(source, self._source)
+        versions = tensor_versions(source) if convert else None
+        if same and convert == self._converted:
             if not convert or (versions is not None and versions == self._versions):
                 return
             fresh = self._prepare()
-            for old, new in zip(_tensors(self._inference), _tensors(fresh), strict=True):
+            for old, new in zip(model_tensors(self._inference), model_tensors(fresh), strict=True):
                 old.copy_(new)  # in place: a compiled model and CUDA graphs hold the addresses
         else:
             self._build(convert)
@@ -172,16 +154,18 @@ def _available(device: str | torch.device) -> torch.device:
         raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from None
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
+def model_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers of a model."""
     yield from model.parameters()
     yield from model.buffers()
 
 
-def _is(one: Tensor, other: Tensor) -> bool:
-    return one is other
+def same_tensors(some: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether two lists hold the same tensors, whatever their values."""
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
-def _versions(tensors: list[Tensor]) -> list[tuple[int, int]] | None:
+def tensor_versions(tensors: list[Tensor]) -> list[tuple[int, int]] | None:
     """What changes with the values of tensors; None where PyTorch does not count changes."""
     if any(tensor.is_inference() for tensor in tensors):
         return None

@@ -1,0 +1,65 @@
+"""`segformer export`.
+
+tyro reads the options from a dataclass inside the function, so annotations must be real types here,
+not the strings of PEP 563.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from segformer.cli.terminal import parse
+
+
+def run(words: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    import tyro
+
+    from segformer.export.config import ExportConfig
+    from segformer.options import depends
+
+    @dataclass
+    class Export:
+        """Write a model for other programs: ONNX Runtime, transformers.js, OpenVINO, QGIS.
+
+        The folder holds the graph, config.json, preprocessor_config.json and export.json. The graph
+        is compared with the model on images before the folder appears; what was found is in
+        export.json.
+
+        Example: segformer export runs/mine/best --format onnx --out mine-onnx
+
+        Attributes:
+            model: Folder, file or Hub id of a segmentation model, a classifier or an encoder.
+            out: Folder to write.
+            images: Images to compare the graph and the model on.
+            overwrite: Replace the folder if it exists.
+        """
+
+        model: tyro.conf.Positional[str]
+        config: Annotated[ExportConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="graph")]
+        out: Path
+        images: Annotated[
+            tuple[Path, ...], depends("IMAGE ...", "a photograph that ships with the package")
+        ] = ()
+        overwrite: bool = False
+
+    options = parse(Export, "export", words)
+
+    from segformer.export.export import export_model
+
+    checks = export_model(
+        options.model,
+        options.out,
+        options.config,
+        images=options.images,
+        overwrite=options.overwrite,
+    )
+    for found in checks:
+        parts = [f"{found.image}, {' x '.join(map(str, found.shape))}"]
+        if found.largest_difference is not None:
+            parts.append(f"largest difference {found.largest_difference:.1e}")
+        if found.same_class is not None:
+            parts.append(f"same class {found.same_class:.4%}")
+        print("checked: " + ", ".join(parts))
+    print(f"written: {options.out}")
+    return 0

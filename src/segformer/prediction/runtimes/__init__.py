@@ -1,0 +1,1 @@
+"""What runs a model: PyTorch, OpenVINO or ONNX Runtime. Pixels in, logits out."""
