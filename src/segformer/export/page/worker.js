@@ -33,7 +33,6 @@ async function handle(message) {
       await segment(message);
     }
   } catch (error) {
-    console.error(error);
     const { id } = message;
     self.postMessage({ type: "error", id, message: describe(error), isBroken: error.isBroken });
   }
