@@ -27,6 +27,11 @@ for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason=f"needs {package}, of the extra onnxruntime")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--use-fake-device-for-media-stream",  # a camera with a moving test image
+    "--use-fake-ui-for-media-stream",
+)
 PATIENCE = 60_000
 """Milliseconds for a single step, on a slow machine."""
 
@@ -69,7 +74,7 @@ def browser() -> Iterator[Any]:
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     with playwright.sync_playwright() as driver:
         try:
-            found = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+            found = driver.chromium.launch(executable_path=program, args=FLAGS)
         except playwright.Error as error:
             pytest.skip(f"no Chromium that can be started: {str(error).splitlines()[0]}")
         yield found
@@ -170,7 +175,7 @@ def test_results_are_those_of_the_command_line(
     rows = page.locator("#legend button")
     assert rows.locator(".name").all_inner_texts() == [names[i] for i in present]
     shares = [
-        f"{100 * counts[i] / mask.size:.1f} %" for i in present if counts[i] >= 1e-3 * mask.size
+        f"{100 * counts[i] / mask.size:.1f}%" for i in present if counts[i] >= 1e-3 * mask.size
     ]
     assert rows.locator(".fraction").all_inner_texts()[: len(shares)] == shares
 
@@ -259,10 +264,9 @@ def test_size_of_the_input_can_be_chosen(visit: Callable[..., Any], tmp_path: Pa
 
 def test_keyboard(visit: Callable[..., Any], site: Path) -> None:
     page = visit()
-    with page.expect_file_chooser() as event:
-        page.keyboard.press("Tab")
-        page.keyboard.press("Enter")
-    event.value.set_files(str(OWN_IMAGE))
+    page.on("filechooser", lambda chooser: chooser.set_files(str(OWN_IMAGE)))
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
     page.wait_for_selector("#images [data-state=done]")
 
     page.focus("#frame")
@@ -270,7 +274,7 @@ def test_keyboard(visit: Callable[..., Any], site: Path) -> None:
     page.keyboard.press("Shift+ArrowDown")
     assert page.locator("#marker").is_visible()
     spoken = page.inner_text("#spoken")
-    assert re.fullmatch(r".+, 52 % from the left, 60 % from the top", spoken)
+    assert re.fullmatch(r".+, 52% from the left, 60% from the top", spoken)
     assert spoken.split(",")[0] == page.inner_text("#tip .name")
     assert spoken.split(",")[0] in class_names(site)
     page.keyboard.press("Escape")
@@ -352,6 +356,17 @@ def test_names_are_text(browser: Any, server: Server, site: Path) -> None:
     assert page.get_attribute("body", "data-broken") is None
     assert page.get_attribute("body", "data-threads") == "1"
     context.close()
+
+
+def test_photo_from_the_camera(visit: Callable[..., Any]) -> None:
+    page = visit()
+    page.click("#choose [data-action=camera]")
+    page.click("#camera button[value=shoot]")
+    page.wait_for_selector("#images [data-state=done]")
+    assert page.locator("#camera").is_hidden()
+    assert page.evaluate("document.querySelector('#camera video').srcObject") is None
+    label = page.get_attribute("#images button", "aria-label")
+    assert re.fullmatch(r"photo-[-\d]+\.png, done", label)
 
 
 def test_files_that_are_no_images(visit: Callable[..., Any], tmp_path: Path) -> None:

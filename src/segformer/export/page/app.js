@@ -275,7 +275,7 @@ function summary(item) {
 
 function showOpacity() {
   const { value } = $("opacity");
-  $("opacity-value").textContent = `${value} %`;
+  $("opacity-value").textContent = `${value}%`;
   stage.setOpacity(value / 100);
 }
 

@@ -67,7 +67,7 @@ export async function overlayFile(photo, result, classes, opacity, legend) {
 export const cssColor = (color) => `rgb(${color.join(" ")})`;
 
 export const percent = (fraction) =>
-  fraction > 0 && fraction < 0.001 ? "< 0.1 %" : `${(100 * fraction).toFixed(1)} %`;
+  fraction > 0 && fraction < 0.001 ? "< 0.1%" : `${(100 * fraction).toFixed(1)}%`;
 
 // Nearest pixels of a label map.
 function sampled(labels, height, width, rows, columns) {

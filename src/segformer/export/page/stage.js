@@ -72,7 +72,7 @@ export class Stage {
     this.marker.style.top = `${100 * this.place[1]}%`;
     const name = this.tell(...this.place);
     const [x, y] = this.place.map((at) => Math.round(100 * at));
-    this.speak(`${name}, ${x} % from the left, ${y} % from the top`);
+    this.speak(`${name}, ${x}% from the left, ${y}% from the top`);
   }
 
   // Show the name of the class at x, y, 0..1 of the image; returns it.

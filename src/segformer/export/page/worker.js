@@ -60,7 +60,7 @@ async function load(device) {
   });
   ort.env.logLevel = "error";
   try {
-    const options = { executionProviders: [device] };
+    const options = { executionProviders: [device], logSeverityLevel: 3 }; // errors
     const session = await ort.InferenceSession.create(model, options);
     running = { session, Tensor: ort.Tensor, device };
   } catch (error) {
