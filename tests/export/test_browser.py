@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -327,6 +328,33 @@ def test_second_visit_needs_no_network(visit: Callable[..., Any], server: Server
     page.wait_for_selector("body[data-device]")
     segment(page, OWN_IMAGE)
     assert page.locator("#legend button").count() > 1
+
+
+def test_new_version(browser: Any, site: Path, tmp_path: Path) -> None:
+    """Visitors keep the page of their first visit until they ask for the new one."""
+    copy = tmp_path / "page"
+    shutil.copytree(site, copy, copy_function=os.link)
+    running = Server(copy)
+    context = browser.new_context()
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.goto(running.address)
+    page.wait_for_selector("body[data-device]")
+    former = json.loads((copy / "settings.json").read_text(encoding="utf-8"))["version"]
+    for name in ("settings.json", "version.js"):
+        text = (copy / name).read_text(encoding="utf-8").replace(former, "later")
+        (copy / name).unlink()  # not through the link
+        (copy / name).write_text(text.replace(SHIPPED, "later"), encoding="utf-8")
+    page.reload()
+    assert page.inner_text("h1") == SHIPPED
+    page.click("#update")
+    page.wait_for_selector("h1:has-text('later')")
+    page.wait_for_selector("body[data-device]")
+    names = page.evaluate("caches.keys()")
+    assert len(names) == 1
+    assert names[0].endswith(" later")
+    context.close()
+    running.stop()
 
 
 def test_several_threads_on_a_plain_server(visit: Callable[..., Any]) -> None:

@@ -256,8 +256,14 @@ function show(item) {
     only = only === id ? null : id;
     show(item);
   });
-  const seconds = result && Object.values(result.seconds).reduce((a, b) => a + b, 0);
-  $("timing").textContent = result ? `${seconds.toFixed(2)} s` : "";
+  showTiming(result);
+}
+
+function showTiming(result) {
+  const { image = 0, model = 0, labels = 0 } = result?.seconds ?? {};
+  const [all, ...parts] = [image + model + labels, image, model, labels].map((s) => s.toFixed(2));
+  $("timing").textContent = result ? `${all} s` : "";
+  $("timing").title = `image ${parts[0]} s, model ${parts[1]} s, label map ${parts[2]} s`;
 }
 
 // Classes of the image with their fractions, largest first.

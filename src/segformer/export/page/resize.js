@@ -48,18 +48,20 @@ export class Resizer {
     const { channels, width, wide } = this;
     const { first, count, weights, most, sourceSize } = this.columns;
     const stride = sourceSize * step;
+    let { filled } = this;
     for (let row = 0; row < pixels.length; row += stride) {
       for (let x = 0; x < width; x++) {
         const start = row + first[x] * step;
+        const end = start + count[x] * step;
         for (let channel = 0; channel < channels; channel++) {
           let sum = 1 << (FRACTION_BITS - 1);
-          for (let i = 0, at = start + channel; i < count[x]; i++, at += step) {
-            sum += pixels[at] * weights[x * most + i];
-          }
-          wide[this.filled++] = clip(sum >> FRACTION_BITS);
+          let tap = x * most;
+          for (let at = start + channel; at < end; at += step) sum += pixels[at] * weights[tap++];
+          wide[filled++] = clip(sum >> FRACTION_BITS);
         }
       }
     }
+    this.filled = filled;
   }
 
   // (height, width, channels) values, once all rows have been added.
