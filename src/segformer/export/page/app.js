@@ -30,8 +30,7 @@ async function loadSettings() {
     if (!response.ok) throw new Error(`the server answered ${response.status}`);
     return await response.json();
   } catch (error) {
-    const hint = location.protocol === "file:" ? " Open the page from a web server." : "";
-    say(`settings.json cannot be read: ${error.message}.${hint}`);
+    say(`settings.json cannot be read: ${error.message}`);
     throw error;
   }
 }
