@@ -71,7 +71,12 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
 
 
 def tables(description: dict[str, Any]) -> list[Table]:
-    """The description as tables for a terminal: the facts, then the classes with their colors."""
+    """The description as tables for a terminal: the facts, then the classes with their colors.
+
+    Args:
+        description: From `describe`, and optionally ``auto_runtime``: by precision, what runs the
+            model with ``--runtime auto``.
+    """
     d = description
     facts = Table(show_header=False, title=d["model"], title_justify="left", title_style="bold")
     facts.add_column(style="bold")
@@ -94,6 +99,8 @@ def tables(description: dict[str, Any]) -> list[Table]:
         f"blocks {eps['block']:g}, merging {eps['merging']:g}, reduction {eps['reduction']:g}",
     )
     facts.add_row("input", _input(d["channels"], d["preprocessing"]))
+    for precision, text in d.get("auto_runtime", {}).items():
+        facts.add_row(f"runtime auto, {precision}", text)
     if d["unused_tensors"]:
         facts.add_row("unused tensors", ", ".join(d["unused_tensors"][:4]))
     if not d["classes"]:

@@ -39,8 +39,15 @@ def run(words: list[str]) -> int:
 
     from segformer.checkpoints.info import describe, tables
     from segformer.checkpoints.opening import SHIPPED, open_checkpoint
+    from segformer.prediction.runtimes.choice import describe_auto
 
-    description = describe(open_checkpoint(options.model or SHIPPED), options.size)
+    checkpoint = open_checkpoint(options.model or SHIPPED)
+    description = describe(checkpoint, options.size)
+    if checkpoint.kind != "encoder":
+        description["auto_runtime"] = {
+            precision: describe_auto(checkpoint.config, precision)
+            for precision in ("float32", "bfloat16")
+        }
     if options.json:
         import json
 

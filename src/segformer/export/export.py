@@ -24,7 +24,7 @@ from segformer.model.pretrained import assemble
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.model.tracing import AnyModel, Graph
 from segformer.prediction.runtimes.exported import RECORD_FILE
-from segformer.prediction.runtimes.graphs import GRAPH_FILES, OPSET, convert, require
+from segformer.prediction.runtimes.graphs import GRAPH_FILES, OPSET, convert, first_line, require
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,14 @@ def export_model(
             _finish_onnx(path, description, config)
         _write_description(folder, description, config)
         logger.info("comparing it with the model")
-        checks = check(_runner(path, config), model, preprocessing, config, images)
+        try:
+            run = _runner(path, config)
+        except Exception as error:  # each runtime has exceptions of its own
+            raise OSError(
+                f"{out}: {runtime.__name__} cannot read the written graph; is the disk full? "
+                f"({first_line(error)})"
+            ) from error
+        checks = check(run, model, preprocessing, config, images)
         record = {
             "written_by": f"segformer {__version__}",
             "model": str(source),

@@ -114,7 +114,11 @@ def _fastest(model: SegFormer | SegFormerClassifier, precision: str) -> RuntimeN
         return "torch"
     seconds = known_times(model.config, precision)
     if seconds is None:
-        seconds = _measure(model, names, precision)
+        try:
+            seconds = _measure(model, names, precision)
+        except (ValueError, RuntimeError, OSError) as error:
+            logger.warning(f"only torch can run this model: {error}")
+            return "torch"
         try:
             write_json(_record(model.config, precision), {"seconds": seconds})
         except OSError as error:

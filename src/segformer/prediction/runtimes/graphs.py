@@ -111,9 +111,7 @@ def convert(
         raise
     except Exception as error:  # each exporter has exceptions of its own
         _reraise_disk_error(error, path)
-        raise ValueError(
-            f"the model cannot be written as {format}: {_first_line(error)}"
-        ) from error
+        raise ValueError(f"the model cannot be written as {format}: {first_line(error)}") from error
 
 
 def _write_onnx(program: Any, pixels: Any, path: Path) -> None:
@@ -182,9 +180,10 @@ def _reraise_disk_error(error: BaseException, path: Path) -> None:
     """Raise an OSError if an exporter failed because the disk is full."""
     text = str(error).lower()
     if any(part in text for part in ("no space left", "file too large", "quota", "can't open")):
-        raise OSError(f"{path}: cannot be written: {_first_line(error)}") from error
+        raise OSError(f"{path}: cannot be written: {first_line(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
