@@ -9,7 +9,8 @@ export async function keepForOffline(button) {
   const workers = navigator.serviceWorker;
   if (!workers) return; // not a secure context
   try {
-    const registration = await workers.register("sw.js");
+    // Without the HTTP cache, which would hide a new version.js
+    const registration = await workers.register("sw.js", { updateViaCache: "none" });
     offerUpdate(registration, button);
     const timeout = new Promise((resolve) => setTimeout(resolve, WAIT));
     await Promise.race([controlled(workers), timeout]);
@@ -37,12 +38,14 @@ function controlled(workers) {
 
 function offerUpdate(registration, button) {
   const offer = () => {
-    button.hidden = !registration.waiting;
+    button.hidden = !(registration.waiting && registration.active); // not at the first visit
   };
-  offer();
-  registration.addEventListener("updatefound", () => {
+  const follow = () => {
+    offer();
     registration.installing?.addEventListener("statechange", offer);
-  });
+  };
+  follow();
+  registration.addEventListener("updatefound", follow);
   button.addEventListener("click", () => {
     navigator.serviceWorker.addEventListener("controllerchange", () => location.reload());
     registration.waiting?.postMessage("activate");
