@@ -267,6 +267,7 @@ def test_keyboard(visit: Callable[..., Any], site: Path) -> None:
     page = visit()
     page.on("filechooser", lambda chooser: chooser.set_files(str(OWN_IMAGE)))
     page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.dataset.action") == "choose"
     page.keyboard.press("Enter")
     page.wait_for_selector("#images [data-state=done]")
 
