@@ -20,7 +20,7 @@ def run(words: list[str]) -> int:
 
     @dataclass
     class Export:
-        """Write a model for other programs: ONNX Runtime, transformers.js, OpenVINO, QGIS.
+        """Write a model for other programs (ONNX Runtime, OpenVINO, QGIS) or as a web page.
 
         The folder holds the graph, config.json, preprocessor_config.json and export.json. The graph
         is compared with the model on images before the folder appears; what was found is in
@@ -32,6 +32,9 @@ def run(words: list[str]) -> int:
             model: Folder, file or Hub id of a segmentation model, a classifier or an encoder.
             out: Folder to write.
             images: Images to compare the graph and the model on.
+            title: Heading of the web page.
+            runtime_files: Folder with the files of ONNX Runtime Web (package/dist of the npm
+                package) for a web page.
             overwrite: Replace the folder if it exists.
         """
 
@@ -41,19 +44,38 @@ def run(words: list[str]) -> int:
         images: Annotated[
             tuple[Path, ...], depends("IMAGE ...", "a photograph that ships with the package")
         ] = ()
+        title: Annotated[str | None, depends("TEXT", "the model's name")] = None
+        runtime_files: Annotated[
+            Path | None, depends("DIR", "downloaded at the first export, then kept")
+        ] = None
         overwrite: bool = False
 
     options = parse(Export, "export", words)
 
-    from segformer.export.export import export_model
+    if options.config.format == "web":
+        from segformer.export.web import export_web
 
-    checks = export_model(
-        options.model,
-        options.out,
-        options.config,
-        images=options.images,
-        overwrite=options.overwrite,
-    )
+        checks = export_web(
+            options.model,
+            options.out,
+            options.config,
+            title=options.title,
+            runtime_files=options.runtime_files,
+            images=options.images,
+            overwrite=options.overwrite,
+        )
+    else:
+        from segformer.export.export import export_model
+
+        if options.title is not None or options.runtime_files is not None:
+            raise ValueError("--title and --runtime-files are for --format web")
+        checks = export_model(
+            options.model,
+            options.out,
+            options.config,
+            images=options.images,
+            overwrite=options.overwrite,
+        )
     for found in checks:
         parts = [f"{found.image}, {' x '.join(map(str, found.shape))}"]
         if found.largest_difference is not None:

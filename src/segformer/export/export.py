@@ -61,6 +61,10 @@ def export_model(
             (`segformer.export.check.ExportMismatch`).
         OSError: The folder cannot be written.
     """
+    if config.format == "web":
+        raise ValueError(
+            "format 'web' is a page around a graph: use segformer.export.web.export_web"
+        )
     out = Path(out)
     check_replaceable([out], overwrite=overwrite)
     check_writable(out)
