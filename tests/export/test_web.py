@@ -195,6 +195,7 @@ def test_models_that_a_browser_cannot_run(
 
 def test_existing_folder_is_kept(tmp_path: Path, runtime: Path) -> None:
     (tmp_path / "page").mkdir()
+    (tmp_path / "page/mine.html").write_text("kept")
     with pytest.raises(OutputExists, match="--overwrite"):
         export_web("anything", tmp_path / "page", WEB, runtime_files=runtime)
 

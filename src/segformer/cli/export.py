@@ -35,7 +35,7 @@ def run(words: list[str]) -> int:
             title: Heading of the web page.
             runtime_files: Folder with the files of ONNX Runtime Web (package/dist of the npm
                 package) for a web page.
-            overwrite: Replace the folder if it exists.
+            overwrite: Replace a folder that segformer export wrote.
         """
 
         model: tyro.conf.Positional[str]

@@ -17,7 +17,7 @@ from segformer.checkpoints.layout import Description
 from segformer.checkpoints.opening import Checkpoint, open_checkpoint
 from segformer.export.check import Check, Run, check
 from segformer.export.config import ExportConfig
-from segformer.files import check_replaceable, check_writable, whole_folder, write_json
+from segformer.files import check_replaceable_folder, check_writable, whole_folder, write_json
 from segformer.image import Preprocessing
 from segformer.model.encoder import MixTransformer
 from segformer.model.pretrained import assemble
@@ -50,7 +50,7 @@ def export_model(
         out: Folder to write; it appears whole or not at all.
         config: What is inside the graph.
         images: Files to check the graph with. Default: a photograph that ships with the package.
-        overwrite: Replace the folder if it exists.
+        overwrite: Replace the folder if this function wrote it.
 
     Returns:
         What was checked; it is also in ``export.json`` in the folder.
@@ -66,7 +66,7 @@ def export_model(
             "format 'web' is a page around a graph: use segformer.export.web.export_web"
         )
     out = Path(out)
-    check_replaceable([out], overwrite=overwrite)
+    check_replaceable_folder(out, RECORD_FILE, overwrite=overwrite)
     check_writable(out)
     runtime = require(_EXTRA[config.format], _EXTRA[config.format])
     checkpoint = open_checkpoint(source)

@@ -20,13 +20,25 @@ from segformer.export.check import Check
 from segformer.export.config import ExportConfig
 from segformer.export.export import export_model
 from segformer.export.web_runtime import RUNTIME_FILES, find_runtime_files
-from segformer.files import check_replaceable, check_writable, whole_folder, write_json, write_text
+from segformer.files import (
+    check_replaceable_folder,
+    check_writable,
+    whole_folder,
+    write_json,
+    write_text,
+)
 
 _PAGE = Path(__file__).parent / "page"
 
 _STARTED_ALONE = ("index.html", "sw.js", "version.js")
 """Files that the service worker does not list: it keeps index.html as the folder's address, and
 browsers keep the service worker itself."""
+
+_MODEL = "model"
+"""Folder of the exported model in the page's."""
+
+_VERSION = "version.js"
+"""File that is written last; folders with it are pages of this package."""
 
 _RUN_FOLDERS = ("best", "last")
 """Names of models in the folder of a training run; the run's name says more."""
@@ -55,7 +67,7 @@ def export_web(
         runtime_files: Folder with the files of ONNX Runtime Web. Default: they are downloaded at
             the first export and then kept.
         images: Files to check the graph with. Default: a photograph that ships with the package.
-        overwrite: Replace the folder if it exists.
+        overwrite: Replace the folder if this function wrote it.
 
     Returns:
         What was checked of the graph.
@@ -66,7 +78,7 @@ def export_web(
         OSError: The folder cannot be written.
     """
     out = Path(out)
-    check_replaceable([out], overwrite=overwrite)
+    check_replaceable_folder(out, _VERSION, overwrite=overwrite)
     check_writable(out)
     graph = _graph_config(config)
     checkpoint = open_checkpoint(source)
@@ -76,7 +88,7 @@ def export_web(
         shutil.copytree(_PAGE, folder, dirs_exist_ok=True)
         for name in RUNTIME_FILES:
             shutil.copyfile(runtime / name, folder / "runtime" / name)
-        checks = export_model(source, folder / "model", graph, images=images)
+        checks = export_model(source, folder / _MODEL, graph, images=images)
         _write_settings(folder, checkpoint, title or _name_of(source))
         _write_version(folder)
     return checks
@@ -123,7 +135,7 @@ def _name_of(source: str | Path) -> str:
 def _write_settings(folder: Path, checkpoint: Checkpoint, title: str) -> None:
     """What the page needs to know of its model."""
     classes, preprocessing = checkpoint.classes, checkpoint.preprocessing
-    (model,) = (folder / "model").rglob("*.onnx")
+    (model,) = (folder / _MODEL).rglob("*.onnx")
     large = [model, *(folder / "runtime").glob("*.wasm")]
     settings: dict[str, Any] = {
         "title": title,
