@@ -70,6 +70,7 @@ def run(words: list[str]) -> int:
     if options.resume is None and options.dataset is None:
         raise ValueError("no data set given; name its folder: segformer train DATASET")
 
+    from segformer.training.processes import end_program
     from segformer.training.run import plan, resume, train
     from segformer.training.stopping import TrainingStopped
 
@@ -90,6 +91,8 @@ def run(words: list[str]) -> int:
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as end:  # in a process that does not report, of several
+        end_program(end.code)
     if outcome is not None:
         show(outcome.table)
     best = out / "best"

@@ -214,19 +214,15 @@ class Processes:
                 logger.error("process %d: %s: %s", self.rank, type(error).__name__, error)
             if distributed.get_backend() == "gloo":  # others than gloo would wait for the rest
                 self._leave()
-            if not self.first:
-                _quit(1)
-            if not known:
+            if self.first and not known:
                 raise
             raise SystemExit(1) from None
-        except SystemExit as end:
+        except SystemExit:
             self._leave()
-            if not self.first:
-                _quit(end.code if isinstance(end.code, int) else 0)
             raise
         self._leave()
         if not self.first:
-            _quit(0)  # process 0 reports
+            raise SystemExit(0)  # process 0 reports
 
     def _leave(self) -> None:
         """Leave the group, so that the next training in this program can form its own."""
@@ -242,15 +238,18 @@ class Processes:
             child.kill()
 
 
-def _quit(code: int) -> NoReturn:
-    """End a process other than process 0 at once, without the destructors of PyTorch.
+def end_program(code: object) -> NoReturn:
+    """End a program with a process group at once, without the destructors of PyTorch.
 
     That of a process group holds Python's lock and may wait forever for a thread that needs it.
+
+    Args:
+        code: That of a `SystemExit`.
     """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code if isinstance(code, int) else 0)
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
