@@ -73,6 +73,15 @@ class ClassScores:
     speed: Speed = field(default_factory=lambda: Speed("cpu"))
     channels: int = 3
 
+    def merge(self, other: ClassScores) -> None:
+        """Add the images of another evaluation, such as that of another process."""
+        self.matrix.merge(other.matrix)
+        self.in_top5 += other.in_top5
+        self.failed += other.failed
+        self.results += other.results
+        self.calibration.merge(other.calibration)
+        self.speed.merge(other.speed)
+
     @property
     def loss(self) -> float:
         """Mean cross-entropy."""

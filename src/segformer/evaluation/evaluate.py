@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +15,18 @@ from rich.table import Table
 from segformer.data.dataset import Dataset, DatasetError, Sample
 from segformer.evaluation.confusion_plot import confusion_plot
 from segformer.evaluation.details import Collector, Details, Scored
+from segformer.evaluation.images import ImageHooks, compare_images
 from segformer.evaluation.matching import MatchClasses
 from segformer.evaluation.matching import match_classes as find_match
 from segformer.evaluation.metrics import ConfusionMatrix, Scores
 from segformer.evaluation.report.curves import Curves
 from segformer.evaluation.report.segmentation import segmentation_page
 from segformer.files import write_json, write_text
-from segformer.image import ImageArray, ImageSource, image_name
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.predictor import Predictor
 
 REPORT_FILES = ("report.json", "confusion.png", "report.html", "per_image.csv")
 """Files that a report consists of."""
-
-
-_MAY_LACK_DATA = frozenset((".tif", ".tiff", ".npy"))
-"""Suffixes of files that can mark pixels as being without data: by GDAL's tag or by NaN."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +50,8 @@ def evaluate(
     predictor: Predictor,
     *,
     match_classes: MatchClasses = "name",
-    on_image: Callable[[], None] | None = None,
-    on_error: Callable[[ImageSource, Exception], None] | None = None,
     collector: Collector | None = None,
-    on_prediction: Callable[[Prediction, NDArray[np.integer]], None] | None = None,
-    partial: bool = False,
+    **hooks: Unpack[ImageHooks],
 ) -> ConfusionMatrix:
     """Compare predictions with masks of one class per pixel, each at the size of the mask.
 
@@ -69,13 +62,8 @@ def evaluate(
             (``do_reduce_labels``), class 0 of the masks is ignored; see `match_classes`.
         predictor: The model and how it sees images: size, windows, scales, flips.
         match_classes: Match the classes of model and data set by "name" or by "position".
-        on_image: Called after each image, scored or skipped.
-        on_error: Called with an image and the error if the image or its mask cannot be read; the
-            image is then skipped. Default: the error is raised.
         collector: Sees each image that is scored, such as `Details`.
-        on_prediction: Called with each prediction that is scored and its mask (H, W).
-        partial: The data set is a part of a split: it may be empty, and all its images may be
-            skipped.
+        **hooks: See `ImageHooks`.
 
     Returns:
         The confusion matrix in the classes of the data set.
@@ -111,108 +99,10 @@ def evaluate(
         dataset,
         predictor,
         compare,
-        on_image=on_image,
-        on_error=on_error,
-        on_prediction=on_prediction,
         confidence_pixels=0 if collector is None else collector.confidence_pixels,
-        partial=partial,
+        **hooks,
     )
     return matrix
-
-
-def compare_images(
-    dataset: Dataset,
-    predictor: Predictor,
-    compare: Callable[[Sample, NDArray[np.integer], Prediction], None],
-    *,
-    on_image: Callable[[], None] | None = None,
-    on_error: Callable[[ImageSource, Exception], None] | None = None,
-    on_prediction: Callable[[Prediction, NDArray[np.integer]], None] | None = None,
-    confidence_pixels: int = 0,
-    partial: bool = False,
-) -> None:
-    """Predict each image of a data set, and compare the prediction with the mask.
-
-    Args:
-        dataset: Images and masks.
-        predictor: The model and how it sees images.
-        compare: Called with the sample, its mask (H, W), as the data set reads it, and the
-            prediction.
-        on_image: Called after each image, compared or skipped.
-        on_error: Called with an image and the error if the image or its mask cannot be read; the
-            image is then skipped. Default: the error is raised.
-        on_prediction: See `evaluate`.
-        confidence_pixels: See `Predictor.stream`.
-        partial: See `evaluate`.
-
-    Raises:
-        DatasetError: None of the images could be evaluated.
-        ValueError: An image or mask cannot be read, and there is no ``on_error``.
-    """
-    errors: list[Exception] = []
-
-    def fail(source: ImageSource, error: Exception) -> None:
-        if on_error is None:
-            raise error
-        errors.append(error)
-        on_error(source, error)
-        if on_image is not None:
-            on_image()
-
-    with_masks = {}
-    for sample in dataset:
-        if sample.mask is None:  # found before any image is predicted
-            name = image_name(sample.image)
-            fail(sample.image, DatasetError(f"{name}: there is no mask for this image"))
-        else:
-            with_masks[sample.image] = sample
-    stream = predictor.stream(with_masks, on_error=fail, confidence_pixels=confidence_pixels)
-    for prediction in stream:
-        assert prediction.source is not None
-        sample = with_masks[prediction.source]
-        try:
-            truth = _truth(dataset, sample, predictor, prediction.image)
-            compare(sample, truth, prediction)
-            if on_prediction is not None:
-                on_prediction(prediction, truth)
-        except (ValueError, OSError, MemoryError) as error:
-            fail(prediction.source, error)
-        else:
-            if on_image is not None:
-                on_image()
-    if errors and len(errors) == len(dataset) and not partial:
-        raise none_evaluated(dataset, errors[0])
-
-
-def _truth(
-    dataset: Dataset, sample: Sample, predictor: Predictor, image: ImageArray
-) -> NDArray[np.integer]:
-    """Class ids of the mask of an image (H, W, C), as the predictor has read it.
-
-    Pixels without data are ignored. If the predictor may have read the image in such a way that
-    they can no longer be told from others, it is read again.
-    """
-    if dataset.nodata is None and not _MAY_LACK_DATA.intersection(
-        file.suffix.lower() for file in sample.image_files
-    ):
-        return dataset.read_mask(sample, image)
-    preprocessing = predictor.preprocessing
-    if not preprocessing.expects_8_bit and dataset.nodata == preprocessing.nodata:
-        return dataset.read_mask(sample, image)
-    return dataset.read(sample)[1]
-
-
-def none_evaluated(dataset: Dataset, first: object) -> DatasetError:
-    """The error for a split of which no image could be evaluated.
-
-    Args:
-        dataset: The split.
-        first: What is wrong with its first image.
-    """
-    return DatasetError(
-        f"{dataset.root}: none of the {len(dataset)} images of split {dataset.split!r} can be "
-        f"evaluated; the first error: {first}"
-    )
 
 
 def score_table(scores: Scores) -> Table:

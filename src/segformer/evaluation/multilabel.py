@@ -5,10 +5,10 @@ Legend: K classes, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,12 @@ from rich.table import Table
 from segformer.classes import ClassSet
 from segformer.data.dataset import Dataset, DatasetError, Sample
 from segformer.data.multilabel import IGNORED, unpack
-from segformer.evaluation.evaluate import REPORT_FILES, Failure, compare_images
+from segformer.evaluation.evaluate import REPORT_FILES, Failure
+from segformer.evaluation.images import ImageHooks, compare_images
 from segformer.evaluation.matching import ClassesDiffer
 from segformer.evaluation.metrics import ConfusionMatrix, as_json
 from segformer.evaluation.thresholds import PixelCounts, ProbabilityHistogram
 from segformer.files import write_json
-from segformer.image import ImageSource
 from segformer.prediction.multilabel import MultiLabelPrediction
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.predictor import Predictor
@@ -136,23 +136,14 @@ class MultiLabelScores:
 def evaluate_multilabel(
     dataset: Dataset,
     predictor: Predictor,
-    *,
-    on_image: Callable[[], None] | None = None,
-    on_error: Callable[[ImageSource, Exception], None] | None = None,
-    on_prediction: Callable[[Prediction, NDArray[np.integer]], None] | None = None,
-    partial: bool = False,
+    **hooks: Unpack[ImageHooks],
 ) -> MultiLabelScores:
     """Compare the masks of a model with those of a data set, class by class.
 
     Args:
         dataset: Images and masks of classes that may overlap.
         predictor: The model and how it sees images.
-        on_image: Called after each image, scored or skipped.
-        on_error: Called with an image and the error if the image or its mask cannot be read; the
-            image is then skipped. Default: the error is raised.
-        on_prediction: Called with each prediction that is scored and its mask (H, W).
-        partial: The data set is a part of a split: it may be empty, and all its images may be
-            skipped.
+        **hooks: See `ImageHooks`.
 
     Raises:
         ClassesDiffer: The classes of the model and the data set have other names.
@@ -171,15 +162,7 @@ def evaluate_multilabel(
         parts = (truth & found, ~truth & found, truth & ~found, ~truth & ~found)
         total[:] += np.stack([part.sum(1) for part in parts])
 
-    compare_images(
-        dataset,
-        predictor,
-        compare,
-        on_image=on_image,
-        on_error=on_error,
-        on_prediction=on_prediction,
-        partial=partial,
-    )
+    compare_images(dataset, predictor, compare, **hooks)
     thresholds = tuple(config.decision_thresholds[i] for i in order)
     return MultiLabelScores(dataset.classes, thresholds, PixelCounts(*total))
 
@@ -187,21 +170,14 @@ def evaluate_multilabel(
 def measure_probabilities(
     dataset: Dataset,
     predictor: Predictor,
-    *,
-    on_image: Callable[[], None] | None = None,
-    on_error: Callable[[ImageSource, Exception], None] | None = None,
-    on_prediction: Callable[[Prediction, NDArray[np.integer]], None] | None = None,
-    partial: bool = False,
+    **hooks: Unpack[ImageHooks],
 ) -> ProbabilityHistogram:
     """Collect the probabilities of a model with sigmoids, to fit its thresholds.
 
     Args:
         dataset: Images and masks with the classes of the model.
         predictor: A binary model or one of classes that may overlap, with ``confidence``.
-        on_image: See `evaluate_multilabel`.
-        on_error: See `evaluate_multilabel`.
-        on_prediction: See `evaluate_multilabel`.
-        partial: See `evaluate_multilabel`.
+        **hooks: See `ImageHooks`.
 
     Returns:
         Counts by probability; of a binary model for the foreground alone.
@@ -222,15 +198,7 @@ def measure_probabilities(
             foreground = np.where(prediction.label_map == 1, probs, 1 - probs)
             histogram.update((mask == 1)[None], foreground[None], labeled)
 
-    compare_images(
-        dataset,
-        predictor,
-        compare,
-        on_image=on_image,
-        on_error=on_error,
-        on_prediction=on_prediction,
-        partial=partial,
-    )
+    compare_images(dataset, predictor, compare, **hooks)
     return histogram
 
 

@@ -1,4 +1,4 @@
-"""Validation divided among the processes: each takes its share of the images.
+"""Validation divided among the processes: each takes a part of the images.
 
 Counts are integers, so their sum does not depend on the division.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, Unpack
 
 from torch import Tensor
 
@@ -16,7 +16,8 @@ from segformer.data.class_folders import ClassFolders
 from segformer.data.dataset import Dataset
 from segformer.evaluation.classify import ClassScores, evaluate_classes, none_classified
 from segformer.evaluation.details import Details
-from segformer.evaluation.evaluate import Failure, evaluate, none_evaluated
+from segformer.evaluation.evaluate import Failure, evaluate
+from segformer.evaluation.images import ImageHooks, none_evaluated
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.prediction.classifier import ClassPredictor
 from segformer.prediction.predictor import Predictor
@@ -65,10 +66,12 @@ class DetailedMatrix:
         self.details.merge(other.details)
 
 
-def evaluate_in_detail(dataset: Dataset, predictor: Predictor, **options: Any) -> DetailedMatrix:
+def evaluate_in_detail(
+    dataset: Dataset, predictor: Predictor, **hooks: Unpack[ImageHooks]
+) -> DetailedMatrix:
     """As `segformer.evaluation.evaluate.evaluate`, with what a report shows."""
     details = Details.of(predictor)
-    return DetailedMatrix(evaluate(dataset, predictor, collector=details, **options), details)
+    return DetailedMatrix(evaluate(dataset, predictor, collector=details, **hooks), details)
 
 
 def measure_together(
@@ -94,15 +97,15 @@ def measure_together(
         ClassesDiffer: The classes cannot be matched.
         DatasetError: None of the images could be evaluated.
     """
-    share = _share(dataset, processes)
+    own = _part_of(dataset, processes)
 
     def work() -> tuple[Measured, list[Failure], list[float]]:
         failed: list[Failure] = []
         used, meter = predictor(), LossMeter(loss)
         used.on_logits = meter.keep
-        with ProgressBar("validating", len(share), "images", scale=processes.count) as bar:
+        with ProgressBar("validating", len(own), "images", scale=processes.count) as bar:
             measured = measure(
-                share,
+                own,
                 used,
                 on_image=bar.advance,
                 on_error=lambda source, error: failed.append(Failure(str(source), str(error))),
@@ -120,7 +123,7 @@ def measure_together(
     if failed and len(failed) == len(dataset):
         raise none_evaluated(dataset, failed[0])
     losses = [value for _, _, part in parts for value in part]
-    # fsum does not depend on the order, nor so on the number of processes
+    # The sum of fsum does not depend on the order, so not on the number of processes
     return Measurement(total, failed, math.fsum(losses) / max(len(losses), 1))
 
 
@@ -128,27 +131,22 @@ def evaluate_classes_together(
     dataset: ClassFolders, predictor: Callable[[], ClassPredictor], processes: Processes
 ) -> ClassScores:
     """As `segformer.evaluation.classify.evaluate_classes`; see `measure_together`."""
-    share = _share(dataset, processes)
+    own = _part_of(dataset, processes)
 
     def work() -> ClassScores:
-        with ProgressBar("validating", len(share), "images", scale=processes.count) as bar:
-            return evaluate_classes(share, predictor(), on_image=bar.advance, partial=True)
+        with ProgressBar("validating", len(own), "images", scale=processes.count) as bar:
+            return evaluate_classes(own, predictor(), on_image=bar.advance, partial=True)
 
     total, *others = processes.collect(work)
     for part in others:
-        total.matrix.merge(part.matrix)
-        total.in_top5 += part.in_top5
-        total.results += part.results
-        total.calibration.merge(part.calibration)
-        total.speed.merge(part.speed)
-        total.failed += part.failed
+        total.merge(part)
     total.failed = _in_order(total.failed, [str(path) for path, _ in dataset])
     if not total.images:
         raise none_classified(dataset, total.failed[0])
     return total
 
 
-def _share(dataset: Split, processes: Processes) -> Split:
+def _part_of(dataset: Split, processes: Processes) -> Split:
     """Every n-th sample, so that all processes have equal work where sizes are sorted."""
     return replace(dataset, samples=dataset.samples[processes.rank :: processes.count])
 
