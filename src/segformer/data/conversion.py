@@ -5,27 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segformer.data.coco_writer import IGNORED, CocoWriter
 from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.pairing import Sample
-from segformer.data.parallel import map_ordered
 from segformer.data.plain import (
     PlainWriter,
     check_destination,
-    make_folders,
-    read_pair,
-    unique_names,
+    write_pairs,
     write_record,
     written_splits,
 )
 from segformer.data.tiling import write_tile
 from segformer.files import whole_folder
-from segformer.image import ImageFiles, read_image
+from segformer.image import ImageArray, ImageFiles, read_image
 
 Format: TypeAlias = Literal["masks", "coco"]
 """What is written: masks of class ids with dataset.yaml, or COCO JSON."""
@@ -116,29 +115,16 @@ def _write_masks(
     link: bool,
     on_sample: Callable[[], None] | None,
 ) -> None:
-    names, has_masks = unique_names(dataset), dataset.has_masks
+    def write(
+        sample: Sample, path: Path, image: ImageArray, class_ids: NDArray[np.integer] | None
+    ) -> None:
+        if class_ids is not None:
+            writer.write_mask(path, class_ids)
+        _place(sample.image, path, link, dataset.channels)
+
     images = writer.folder / "images" / split
-    make_folders(images, names)
-
-    def work(pair: tuple[Sample, PurePosixPath]) -> str | None:
-        sample, name = pair
-        try:
-            _, class_ids = read_pair(dataset, sample, has_masks=has_masks)
-            if class_ids is not None:
-                writer.write_mask(split, name, class_ids)
-        except ValueError as error:
-            return str(error)
-        _place(sample.image, images / name, link, dataset.channels)
-        return None
-
-    written = 0
-    for error in map_ordered(work, zip(dataset, names, strict=True)):
-        written += error is None
-        if error is not None:
-            done.skipped.append(error)
-        if on_sample is not None:
-            on_sample()
-    done.images[split] = written
+    written = write_pairs(dataset, images, write, skipped=done.skipped, on_sample=on_sample)
+    done.images[split] = sum(1 for _ in written)
 
 
 def _write_coco(
@@ -149,35 +135,22 @@ def _write_coco(
     link: bool,
     on_sample: Callable[[], None] | None,
 ) -> None:
-    names, has_masks = unique_names(dataset), dataset.has_masks
     images = folder / "images" / split
-    make_folders(images, names)
-    with ExitStack() as stack:
-        writer = stack.enter_context(
-            CocoWriter(folder, split, dataset.classes, has_masks=has_masks)
-        )
+    with CocoWriter(folder, split, dataset.classes, has_masks=dataset.has_masks) as writer:
 
-        def work(
-            pair: tuple[Sample, PurePosixPath],
-        ) -> tuple[PurePosixPath, tuple[int, ...], list[dict[str, Any]]] | str:
-            sample, name = pair
-            try:
-                image, class_ids = read_pair(dataset, sample, has_masks=has_masks)
-                found = [] if class_ids is None else writer.annotate(class_ids)
-            except ValueError as error:
-                return str(error)
-            _place(sample.image, images / name, link, dataset.channels)
-            return name, image.shape[:2], found
+        def write(
+            sample: Sample, path: Path, image: ImageArray, class_ids: NDArray[np.integer] | None
+        ) -> tuple[Path, tuple[int, ...], list[dict[str, Any]]]:
+            annotations = [] if class_ids is None else writer.annotate(class_ids)
+            _place(sample.image, path, link, dataset.channels)
+            return path, image.shape[:2], annotations
 
         done.images[split] = 0
-        for result in map_ordered(work, zip(dataset, names, strict=True)):
-            if isinstance(result, str):
-                done.skipped.append(result)
-            else:
-                writer.add(*result)
-                done.images[split] += 1
-            if on_sample is not None:
-                on_sample()
+        for path, shape, annotations in write_pairs(
+            dataset, images, write, skipped=done.skipped, on_sample=on_sample
+        ):
+            writer.add(PurePosixPath(path.relative_to(images)), shape, annotations)
+            done.images[split] += 1
         writer.finish()
     if writer.has_ignored:
         done.notes.append(

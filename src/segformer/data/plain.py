@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -20,8 +20,11 @@ from segformer.classes import ClassSet
 from segformer.data.dataset import SPLITS, Dataset, DatasetError
 from segformer.data.layouts.base import WHOLE
 from segformer.data.pairing import Sample
+from segformer.data.parallel import map_ordered
 from segformer.files import OutputExists, write_json
 from segformer.image import ImageArray, read_image
+
+_Result = TypeVar("_Result")
 
 RECORD = "conversion.json"
 """File by which a folder is known that `segformer data` wrote."""
@@ -88,22 +91,51 @@ def written_splits(parts: Sequence[Dataset]) -> dict[str, Dataset]:
     return named
 
 
-def read_pair(
-    dataset: Dataset, sample: Sample, *, has_masks: bool
-) -> tuple[ImageArray, NDArray[np.integer] | None]:
-    """Image (H, W, C) with its stored values, and class ids (H, W).
+def write_pairs(
+    dataset: Dataset,
+    images: Path,
+    write: Callable[[Sample, Path, ImageArray, NDArray[np.integer] | None], _Result],
+    *,
+    skipped: list[str],
+    on_sample: Callable[[], None] | None,
+) -> Iterator[_Result]:
+    """Read the images of a split with their masks, and write each in one of several threads.
 
     Args:
         dataset: The split.
-        sample: One of its samples.
-        has_masks: Whether the split has masks; without them the class ids are None.
+        images: Folder for its images, of which the folders of all names are made.
+        write: Called with a sample, the path of its image below ``images`` under a unique name,
+            the image (H, W, C) with its stored values, and the class ids (H, W), which are None
+            where the split has no masks.
+        skipped: Receives the messages of the samples that cannot be read or written.
+        on_sample: Called after each sample.
 
-    Raises:
-        ValueError: A file cannot be read, or the sample has no mask where others have one.
+    Yields:
+        What ``write`` returned, in the order of the samples, without those that were skipped.
     """
-    if has_masks:
-        return dataset.read(sample)
-    return read_image(sample.image, dataset.channels, as_8_bit=False), None
+    has_masks = dataset.has_masks
+    paths = [images / name for name in unique_names(dataset)]
+    for parent in {path.parent for path in paths}:
+        parent.mkdir(parents=True, exist_ok=True)
+
+    def work(pair: tuple[Sample, Path]) -> _Result | ValueError:
+        sample, path = pair
+        try:
+            if has_masks:
+                image, class_ids = dataset.read(sample)
+                return write(sample, path, image, class_ids)
+            image = read_image(sample.image, dataset.channels, as_8_bit=False)
+            return write(sample, path, image, None)
+        except ValueError as error:
+            return error
+
+    for result in map_ordered(work, zip(dataset, paths, strict=True)):
+        if isinstance(result, ValueError):
+            skipped.append(str(result))
+        else:
+            yield result
+        if on_sample is not None:
+            on_sample()
 
 
 def unique_names(dataset: Dataset) -> list[PurePosixPath]:
@@ -146,13 +178,10 @@ class PlainWriter:
             highest = max(len(classes) - 1, self.ignore_index)
         self._dtype: type[np.unsignedinteger[Any]] = np.uint8 if highest < 256 else np.uint16
 
-    def mask_path(self, split: str, name: PurePosixPath) -> Path:
-        """Where the mask of an image is written."""
-        return self.folder / "masks" / split / name.with_suffix(".png")
-
-    def write_mask(self, split: str, name: PurePosixPath, class_ids: NDArray[np.integer]) -> None:
-        """Write the mask of an image; may be called by several threads."""
-        path = self.mask_path(split, name)
+    def write_mask(self, image: Path, class_ids: NDArray[np.integer]) -> None:
+        """Write the mask of an image below ``images/``; may be called by several threads."""
+        name = image.relative_to(self.folder / "images")
+        path = (self.folder / "masks" / name).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = np.where(class_ids == self.classes.ignore_index, self.ignore_index, class_ids)
         Image.fromarray(stored.astype(self._dtype)).save(path, compress_type=_RUN_LENGTHS)
@@ -178,12 +207,6 @@ class PlainWriter:
         if len({tuple(color) for color in palette}) == len(palette):
             text += f"palette: {json.dumps(palette)}\n"
         (self.folder / "dataset.yaml").write_text(text, encoding="utf-8")
-
-
-def make_folders(folder: Path, names: Iterable[PurePosixPath]) -> None:
-    """Make the folders in which files of these names are written."""
-    for parent in {name.parent for name in names}:
-        (folder / parent).mkdir(parents=True, exist_ok=True)
 
 
 def _common_folder(dataset: Dataset) -> int:

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 from PIL import Image
 
 from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.pairing import Sample
-from segformer.data.parallel import map_ordered
 from segformer.data.plain import (
     PlainWriter,
     check_destination,
-    make_folders,
-    read_pair,
-    unique_names,
+    write_pairs,
     write_record,
     written_splits,
 )
@@ -128,42 +126,33 @@ def _tile_split(
     overlap: int,
     on_sample: Callable[[], None] | None,
 ) -> None:
-    names, has_masks = unique_names(dataset), dataset.has_masks
-    images = writer.folder / "images" / split
-    make_folders(images, names)
-
-    def work(pair: tuple[Sample, PurePosixPath]) -> tuple[int, int] | str:
-        sample, name = pair
-        try:
-            image, class_ids = read_pair(dataset, sample, has_masks=has_masks)
-        except ValueError as error:
-            return str(error)
+    def write(
+        sample: Sample, path: Path, image: ImageArray, class_ids: NDArray[np.integer] | None
+    ) -> tuple[int, int]:
         written = unlabeled = 0
         suffix = tile_suffix(image, sample.image_files[0])
         for top in tile_starts(image.shape[0], size, overlap):
             for left in tile_starts(image.shape[1], size, overlap):
                 window = np.s_[top : top + size, left : left + size]
-                tile_name = name.with_name(f"{name.stem}_y{top:05}_x{left:05}{suffix}")
+                tile_path = path.with_name(f"{path.stem}_y{top:05}_x{left:05}{suffix}")
                 if class_ids is not None:
                     ids = class_ids[window]
                     if (ids == dataset.classes.ignore_index).all():
                         unlabeled += 1
                         continue
-                    writer.write_mask(split, tile_name, ids)
-                write_tile(images / tile_name, image[window])
+                    writer.write_mask(tile_path, ids)
+                write_tile(tile_path, image[window])
                 written += 1
         return written, unlabeled
 
+    images = writer.folder / "images" / split
     done.images[split] = done.tiles[split] = 0
-    for result in map_ordered(work, zip(dataset, names, strict=True)):
-        if isinstance(result, str):
-            done.skipped.append(result)
-        else:
-            done.images[split] += 1
-            done.tiles[split] += result[0]
-            done.unlabeled += result[1]
-        if on_sample is not None:
-            on_sample()
+    for written, unlabeled in write_pairs(
+        dataset, images, write, skipped=done.skipped, on_sample=on_sample
+    ):
+        done.images[split] += 1
+        done.tiles[split] += written
+        done.unlabeled += unlabeled
 
 
 def tile_suffix(image: ImageArray, source: Path) -> str:
