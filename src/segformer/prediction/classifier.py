@@ -19,12 +19,8 @@ from segformer.classes import ClassSet
 from segformer.image import ImageSource, Preprocessing, center_crop, read_image, resize
 from segformer.prediction.config import PredictConfig
 from segformer.prediction.runtimes.base import Runtime
-from segformer.prediction.runtimes.exported import (
-    ExportedModel,
-    is_exported,
-    open_exported,
-    open_graph_runtime,
-)
+from segformer.prediction.runtimes.exported import ExportedModel
+from segformer.prediction.runtimes.opening import open_for_prediction
 from segformer.prediction.upsample_numpy import softmax
 
 if TYPE_CHECKING:
@@ -96,7 +92,7 @@ class ClassPredictor:
         check_classifier_options(self.config)
         self.model: SegFormerClassifier | ExportedModel
         self.runtime: Runtime
-        self.model, self.runtime = _open(model, self.config)
+        self.model, self.runtime = open_for_prediction(model, self.config, "classifier")
         self.preprocessing = _override(self.model.preprocessing, self.config)
         same_size = self.preprocessing.crop is not None or isinstance(
             self.preprocessing.size, tuple
@@ -188,28 +184,6 @@ class ClassPredictor:
         """(B, C, h, w) -> (B, K)."""
         logits = self.runtime(pixels)
         return softmax(logits if isinstance(logits, np.ndarray) else logits.cpu().numpy())
-
-
-def _open(
-    model: SegFormerClassifier | str | Path, config: PredictConfig
-) -> tuple[SegFormerClassifier | ExportedModel, Runtime]:
-    """A classifier, loaded if it is not, and what runs it."""
-    if is_exported(model):
-        assert isinstance(model, (str, Path))
-        exported = open_exported(model)
-        if exported.kind != "classifier":
-            raise ValueError(f"{model}: is a segmentation model; open it with Predictor")
-        return exported, open_graph_runtime(
-            exported, config.runtime, config.device, config.precision
-        )
-    from segformer.model.segformer import SegFormerClassifier
-    from segformer.prediction.runtimes.choice import open_runtime
-
-    if not isinstance(model, SegFormerClassifier):
-        model = SegFormerClassifier.from_pretrained(model)
-    return model, open_runtime(
-        model, config.runtime or "torch", config.device, config.precision, compile=config.compile
-    )
 
 
 def check_classifier_options(config: PredictConfig) -> None:

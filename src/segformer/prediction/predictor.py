@@ -113,7 +113,7 @@ class Predictor:
         self.config = replace(config or PredictConfig(), **options)  # type: ignore[arg-type]
         self.model: SegFormer | ExportedModel
         self.runtime: Runtime
-        self.model, self.runtime = open_for_prediction(model, self.config)
+        self.model, self.runtime = open_for_prediction(model, self.config, "segmenter")
         on_cpu = str(self.runtime.device) == "cpu"
         self.batch_size = self.config.batch_size or (1 if on_cpu else 8)
         self.reader: Callable[[ImageSource], ImageArray] | None = None
