@@ -78,7 +78,7 @@ class TrainingLoop:
         choose_trained(self.model, config)
         self.model.encoder.set_gradient_checkpointing(config.gradient_checkpointing)
         log_trained(self.model)
-        processes.share(self.model)
+        processes.replicate(self.model)
         self.average = moving_average(self.model, config.ema_decay) if config.ema_decay else None
         self.wrapped = self.fabric.setup_module(self.model)
         if self.average is not None:

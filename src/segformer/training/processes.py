@@ -140,7 +140,7 @@ class Processes:
                 raise error
         return [result for result, _ in outcomes]  # type: ignore[misc]
 
-    def share(self, model: nn.Module) -> None:
+    def replicate(self, model: nn.Module) -> None:
         """Move a model to the device, with the weights of process 0 and one BatchNorm for all."""
         model.to(self.device)
         if self.count == 1:
