@@ -157,7 +157,7 @@ class BlockPredictor:
                 weights[here] += axis.weight
         covered = (weights > 0).astype(np.float32)
         weights[weights == 0] = 1
-        total *= as_kind(1 / weights[None, :, None], total)
+        total *= as_kind(np.reciprocal(weights)[None, :, None], total)
         return _RowLogits(total, covered, content.valid)
 
     def _run_windows(self, strip: Strip, content: ReadStrip) -> Iterator[tuple[list[int], Any]]:
@@ -267,5 +267,5 @@ def _blend(tokens: Window, rows: list[tuple[Strip, _RowLogits]]) -> Any:
         total[here] += row.logits[there] * as_kind(weight[there[0], None, None], row.logits)
         weights[here] += weight[there[0], None] * row.covered[there[1]]
     weights[weights == 0] = 1
-    total *= as_kind(1 / weights[..., None], total)
+    total *= as_kind(np.reciprocal(weights)[..., None], total)
     return total

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segformer.files import OutputExists, whole_file, write_json
 from segformer.image.scene_grid import Grid, Window
 from segformer.raster.blocks import BlockResult
@@ -151,8 +149,3 @@ def _difference(found: Mapping[str, Any], job: Mapping[str, Any]) -> str:
             values = f" ({found.get(key)}, now {value})" if short and key in found else ""
             return f"another {key.replace('_', ' ')}{values}"
     return "other options"
-
-
-def pixel_counts(values: np.ndarray[Any, Any], classes: int) -> np.ndarray[Any, Any]:
-    """(K,) pixels of each class in a label map; other values are left out."""
-    return np.bincount(values.ravel(), minlength=classes)[:classes]

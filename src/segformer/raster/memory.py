@@ -97,4 +97,5 @@ def peak_memory() -> int:
 
 
 def _kilobytes(status: str, key: str) -> int:
-    return int(status.split(f"{key}:")[1].split()[0])
+    line = next(line for line in status.splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1])
