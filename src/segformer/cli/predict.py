@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from segformer.cli.predict_many import exit_code, is_streamed, segment_stream
+from segformer.cli.predict_many import (
+    exit_code,
+    is_streamed,
+    refuse_uris,
+    segment_on_cluster,
+    segment_stream,
+)
 from segformer.cli.terminal import parse, printable
 
 if TYPE_CHECKING:
@@ -24,6 +30,7 @@ def run(words: list[str]) -> int:
     """Run the command; returns the exit code."""
     import tyro
 
+    from segformer.cluster.options import ClusterOptions
     from segformer.options import depends
     from segformer.prediction.config import PredictConfig
 
@@ -39,7 +46,8 @@ def run(words: list[str]) -> int:
         classes of each image. Unreadable images are skipped and listed.
 
         Attributes:
-            images: Files, folders, or patterns such as 'photos/*.jpg'.
+            images: Files, folders, or patterns such as 'photos/*.jpg'; with --cluster also URIs
+                such as s3://bucket/photos, and Parquet files with a column uri.
             channel_files: Images with one file per channel: the path of each channel's file in the
                 folder that is given as IMAGE, in the model's order, such as '{stem}_B04.tif'
                 '{stem}_B03.tif', with {stem} for the name of the image and {parent}/ for
@@ -76,10 +84,16 @@ def run(words: list[str]) -> int:
         config: Annotated[
             PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="prediction")
         ] = field(default_factory=PredictConfig)
+        machines: Annotated[
+            ClusterOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="many machines")
+        ] = field(default_factory=ClusterOptions)
 
     options = parse(Predict, "predict", words)
     if not options.images:
         raise ValueError("no images given; name files, folders or patterns")
+    if options.machines.cluster is not None:
+        return segment_on_cluster(options, words)
+    refuse_uris(options)
 
     from segformer.cli.models import open_model
     from segformer.prediction.listing import find_channel_files, list_images

@@ -1,8 +1,10 @@
-"""`segformer predict` of so many images that they are listed while others are computed."""
+"""`segformer predict` of many images: listed while others are computed, or on many machines."""
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segformer.cli.terminal import FAILED, PARTIAL, printable
@@ -80,6 +82,74 @@ def segment_stream(options: Any, jobs: "Iterable[Job]", model: "OpenedModel") ->
     )
     errors = [row["error"] for row in result.failures]
     return exit_code(errors, result.failed, done=done)
+
+
+def refuse_uris(options: Any) -> None:
+    """Images and outputs of other file systems are for a cluster, which may be this machine."""
+    for place in (*options.images, _uri(options.out)):
+        if "://" in place:
+            raise ValueError(f"{place}: give --cluster local to read and write URIs")
+
+
+def segment_on_cluster(options: Any, words: Sequence[str]) -> int:
+    """Segment images on the machines of a Ray cluster; returns the exit code."""
+    for option in ("channel-files", "overwrite", "skip-existing", "summary", "shard"):
+        if any(word.partition("=")[0] == f"--{option}" for word in words):
+            raise ValueError(
+                f"--{option} cannot be used with --cluster, which keeps what exists and does what "
+                "is missing"
+            )
+    try:
+        from segformer.cluster.prediction import ClusterResult, predict_on_cluster
+        from segformer.cluster.storage import absolute
+        from segformer.cluster.work import Outputs
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed; pip install 'segformer[cluster]' brings it"
+        ) from None
+    from segformer.cli.models import open_model
+    from segformer.prediction.predictor import Predictor
+    from segformer.progress import ProgressBar
+
+    opened = open_model(options.model)
+    if opened.kind == "classifier":
+        raise ValueError("the model is a classifier, which cannot be used with --cluster")
+    model = opened.load()
+    outputs = Outputs(
+        absolute(_uri(options.out)),
+        options.overlay,
+        options.config.confidence,
+        opened.config.multilabel,
+    )
+    with ProgressBar("predicting", None, "images") as bar:
+
+        def show(result: ClusterResult) -> None:
+            bar.total = result.images - result.earlier or None
+            bar.advance(result.done + result.skipped + result.failed - bar.done)
+
+        result = predict_on_cluster(
+            model,
+            Predictor(model, options.config).model.classes.names,
+            options.images,
+            outputs,
+            options.config,
+            options.machines,
+            on_progress=show,
+        )
+    lost = f"; {result.lost_workers} workers were lost" if result.lost_workers else ""
+    earlier = result.earlier + result.skipped
+    done = result.done + earlier
+    print(
+        f"{done} of {result.images} images segmented into {outputs.out} by {result.workers} "
+        f"workers in {result.seconds:.0f} s, {earlier} of them earlier{lost}"
+    )
+    errors = [row["error"] for row in result.failures]
+    return exit_code(errors, result.failed, done=done)
+
+
+def _uri(out: Path) -> str:
+    """A URI as it was given: as a path, it has lost one of its slashes."""
+    return re.sub(r"^([a-z0-9+]{2,}):/(?!/)", r"\1://", out.as_posix())
 
 
 def exit_code(errors: Sequence[str], count: int, *, done: int) -> int:

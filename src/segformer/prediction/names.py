@@ -56,6 +56,9 @@ def result_names(files: Sequence[str]) -> Iterator[str]:
     ``a.jpg`` and ``a.png``, as both would become ``a``. Upper and lower case count as the same.
     """
     repeated = NameSet.repeated(_stem(file).lower() for file in files)
+    if not len(repeated):
+        yield from map(_stem, files)
+        return
     for file in files:
         stem = _stem(file)
         yield file if stem.lower() in repeated else stem

@@ -14,8 +14,9 @@ second row; the last one counts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,17 @@ def write_parquet(rows: Iterable[Row], path: Path) -> None:
         ValueError: pyarrow is not installed.
     """
     check_parquet()
-    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    with whole_file(path) as partial, pq.ParquetWriter(partial, as_table([]).schema) as writer:
+        upcoming = iter(rows)
+        while some := list(islice(upcoming, _PARQUET_ROWS)):
+            writer.write_table(as_table(some))
+
+
+def as_table(rows: Sequence[Row]) -> Any:
+    """Rows as an Arrow table; all tables have the same columns."""
+    import pyarrow as pa
 
     schema = pa.schema(
         {
@@ -106,14 +116,10 @@ def write_parquet(rows: Iterable[Row], path: Path) -> None:
             "error": pa.string(),
         }
     )
-    with whole_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
-        waiting = []
-        for row in rows:
-            waiting.append({**row, "class_fractions": list(row.get("class_fractions", {}).items())})
-            if len(waiting) == _PARQUET_ROWS:
-                writer.write_table(pa.Table.from_pylist(waiting, schema))
-                waiting = []
-        writer.write_table(pa.Table.from_pylist(waiting, schema))
+    flat = [
+        {**row, "class_fractions": list(row.get("class_fractions", {}).items())} for row in rows
+    ]
+    return pa.Table.from_pylist(flat, schema)
 
 
 class SummaryLines:

@@ -30,8 +30,12 @@ Row: TypeAlias = dict[str, Any]
 """What a summary says of an image: image, size, files and class fractions, or image and error."""
 
 
-class DiskFull(OSError):
-    """Results cannot be written for lack of space, so that further images would fail as well."""
+class CannotContinue(OSError):
+    """An error that all further images would meet as well, so that the run ends."""
+
+
+class DiskFull(CannotContinue):
+    """Results cannot be written for lack of space."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,7 @@ def write_predictions(
         on_windows: See `Predictor.stream`.
 
     Raises:
-        DiskFull: There is no space for results.
+        CannotContinue: Further images would fail as well; a `DiskFull`, or an error of ``write``.
     """
     _Writing(predictor, on_row, write).run(tasks, on_windows)
 
@@ -134,19 +138,21 @@ class _Writing:
         return len(self.writing) > WAITING_WRITES or pixels > _WAITING_PIXELS
 
     def _finish_all(self) -> None:
-        full: DiskFull | None = None
+        last: CannotContinue | None = None
         while self.writing:
             try:
                 self._finish_first()
-            except DiskFull as error:
-                full = error  # others may have been written before
-        if full is not None:
-            raise full
+            except CannotContinue as error:
+                last = error  # others may have been written before
+        if last is not None:
+            raise last
 
     def _finish_first(self) -> None:
         task, prediction, future = self.writing.popleft()
         try:
             future.result()
+        except CannotContinue:
+            raise
         except (ValueError, OSError, MemoryError) as error:
             if is_disk_full(error):
                 raise DiskFull(
