@@ -59,17 +59,19 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--generate", type=int, help="number of empty images to write first")
     parser.add_argument("--per-folder", type=int, default=1000)
+    parser.add_argument("--resume", action="store_true", help="only the run with nothing to do")
     options = parser.parse_args()
     if options.generate:
         generate(options.folder, options.generate, options.per_folder)
     out = options.folder.with_name(options.folder.name + "-out")
-    shutil.rmtree(out, ignore_errors=True)
+    if not options.resume:
+        shutil.rmtree(out, ignore_errors=True)
     before = peak_mib()
     began = time.perf_counter()
     listed = sum(1 for _ in list_images([options.folder], out=out))
     seconds = time.perf_counter() - began
     print(json.dumps({"listed": listed, "images_per_s": round(listed / seconds)}))
-    for skip_existing in (False, True):
+    for skip_existing in (True,) if options.resume else (False, True):
         row = measure(options.folder, out, skip_existing)
         print(json.dumps({**row, "added_peak_mib": round(peak_mib() - before, 1)}))
 

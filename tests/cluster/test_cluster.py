@@ -94,7 +94,9 @@ def run(model: SegFormer, source: str, out: str, **options: Any) -> ClusterResul
 def summaries(out: str) -> list[dict[str, Any]]:
     names, _ = storage.list_folder(join(out, f"{STATE}/summary"))
     return [
-        row for name in names for row in read_table(join(out, f"{STATE}/summary/{name}")).to_pylist()
+        row
+        for name in names
+        for row in read_table(join(out, f"{STATE}/summary/{name}")).to_pylist()
     ]
 
 

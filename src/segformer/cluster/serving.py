@@ -1,6 +1,6 @@
 """The service on the machines of a Ray cluster: as many copies as the load needs.
 
-    serve run segformer.cluster.serving:build model=runs/mine/best max_replicas=8
+serve run segformer.cluster.serving:build model=runs/mine/best max_replicas=8
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from segformer.data.layouts.base import WHOLE
 from segformer.image import IMAGE_SUFFIXES
 from segformer.prediction.names import result_names
 from segformer.prediction.outputs import Job, results_in
-from segformer.prediction.summary_lines import is_streamed
+from segformer.prediction.summary_lines import find_lines, is_lines
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +135,8 @@ class _FolderSearch:
         while waiting:
             folder, results = waiting.pop()
             path = self.root / folder if folder else self.root
-            files, inside = self._contents(path)
-            if is_streamed(path):
+            files, inside, has_lines = self._contents(path)
+            if has_lines and find_lines(path):
                 self.folders.append(path)
                 continue
             if here := results_in(path):
@@ -155,9 +155,12 @@ class _FolderSearch:
             other = " other than results of earlier predictions" if earlier else ""
             raise ValueError(f"{self.root}: there are no images in this folder{other}")
 
-    def _contents(self, path: Path) -> tuple[list[str], list[str]]:
-        """Names of the visible images and folders in a folder, each in alphabetical order."""
-        files, folders = [], []
+    def _contents(self, path: Path) -> tuple[list[str], list[str], bool]:
+        """Names of the visible images and folders in a folder, each in alphabetical order.
+
+        The last value is whether the folder may be the output folder of an earlier run.
+        """
+        files, folders, has_lines = [], [], False
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
@@ -169,11 +172,13 @@ class _FolderSearch:
                             folders.append(name)
                     elif name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and entry.is_file():
                         files.append(name)
+                    elif is_lines(name):
+                        has_lines = True
         except PermissionError:
             logger.warning(f"{path}: cannot be read; the images in this folder are skipped")
         files.sort()
         folders.sort()
-        return files, folders
+        return files, folders, has_lines
 
     def _without(self, results: set[Path], path: Path, files: list[str]) -> list[str]:
         """The files that are not results of earlier predictions."""

@@ -16,6 +16,7 @@ from segformer.prediction.summary_lines import (
     SummaryLines,
     check_parquet,
     check_summary,
+    find_lines,
     lines_path,
     read_rows,
     write_parquet,
@@ -157,7 +158,7 @@ def check_stream(
                 f"{out}: the images of {source} are in this folder; choose another --out, which "
                 "may be a folder inside of it"
             )
-    if read_summary(out / SUMMARY) and not any(out.glob("summary*.jsonl")):
+    if read_summary(out / SUMMARY) and not find_lines(out):
         raise ValueError(
             f"{out / SUMMARY}: these results have a summary in another format; choose another --out"
         )

@@ -14,6 +14,7 @@ second row; the last one counts.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import islice
@@ -41,9 +42,19 @@ def lines_path(out: Path, shard: Shard | None = None) -> Path:
     return out / f"summary{part}.jsonl"
 
 
-def is_streamed(folder: Path) -> bool:
-    """Whether the folder is the output folder of a run that wrote such a summary."""
-    return any(_read_head(path) for path in sorted(folder.glob("summary*.jsonl")))
+def find_lines(folder: Path) -> list[Path]:
+    """The summaries of JSON lines in a folder; it is read once, without holding its names."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if is_lines(entry.name)]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+    return [folder / name for name in sorted(names) if _read_head(folder / name)]
+
+
+def is_lines(name: str) -> bool:
+    """Whether a file may be such a summary by its name."""
+    return name.startswith("summary") and name.endswith(".jsonl")
 
 
 def read_rows(paths: Iterable[Path]) -> Iterator[Row]:
