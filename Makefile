@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test browser lint wheel lowest clean
+.PHONY: demo test browser cluster lint wheel lowest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/portraits.py demo
@@ -16,6 +16,11 @@ test: $(VENV)/.dev
 browser: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[onnxruntime]" playwright
 	$(BIN)/python -m pytest -m browser tests/export
+
+# The tests on Ray clusters of this machine, and against a stand-in for S3.
+cluster: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cluster]" s3fs "moto[server]"
+	$(BIN)/python -m pytest -m "cluster or not cluster" tests/cluster
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

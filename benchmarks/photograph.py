@@ -34,7 +34,8 @@ from skimage import data
 
 from segformer import Predictor, SegFormer
 from segformer.image import read_image
-from segformer.prediction.batch import find_images, predict_files
+from segformer.prediction.batch import predict_files
+from segformer.prediction.listing import find_images
 
 PEER, OURS = "transformers", "segformer"
 Run = Callable[[], NDArray[np.integer]]

@@ -35,14 +35,14 @@ class ProgressBar:
 
     Args:
         description: What is being done.
-        total: How many units there are.
+        total: How many units there are; None if that is not known.
         unit: Name of a unit, for the rate.
         start: Units that are done already, as in a resumed run.
         scale: Rate units per unit, such as images per training step.
     """
 
     def __init__(
-        self, description: str, total: int, unit: str, *, start: int = 0, scale: float = 1
+        self, description: str, total: int | None, unit: str, *, start: int = 0, scale: float = 1
     ):
         self.description, self.total, self.unit = description, total, unit
         self.start, self.done, self.scale = start, start, scale
@@ -132,9 +132,12 @@ class ProgressBar:
     def _log(self) -> None:
         self._last_line, self._logged = time.monotonic(), self.done
         rate = self.rate
+        note = f", {self.note}" if self.note else ""
+        if self.total is None:
+            logger.info(f"{self.description}: {self.done}, {self._rate_text()}{note}")
+            return
         remaining = (self.total - self.done - self.fraction) * self.scale
         left = f", {_clock(remaining / rate)} left" if rate else ""
-        note = f", {self.note}" if self.note else ""
         logger.info(
             f"{self.description}: {self.done}/{self.total}, {self._rate_text()}{left}{note}"
         )

@@ -7,8 +7,10 @@ from PIL import Image
 
 from segformer import ClassSet, Predictor, SegFormer
 from segformer.files import OutputExists
-from segformer.prediction.batch import _Batch, find_images, predict_files
+from segformer.prediction.batch import _Batch, predict_files
+from segformer.prediction.listing import find_images
 from segformer.prediction.outputs import plan_outputs
+from segformer.prediction.writing import _Writing
 
 
 @pytest.fixture
@@ -153,7 +155,7 @@ def test_results_of_a_killed_run_are_recognized(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_Batch, "_write_summary", write_once)
-    monkeypatch.setattr(_Batch, "_finish_first", killed)
+    monkeypatch.setattr(_Writing, "_finish_first", killed)
     with pytest.raises(KeyboardInterrupt):
         predict_files(predictor, find_images([album]), album)
     assert (album / "a.jpg_overlay.jpg").exists()
@@ -217,7 +219,7 @@ def test_an_interrupted_run_leaves_a_summary_of_what_was_done(
 
     # One image waits to be written at a time
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segformer.prediction.batch._WAITING_WRITES", 0)
+        patch.setattr("segformer.prediction.writing.WAITING_WRITES", 0)
         with pytest.raises(KeyboardInterrupt):
             predict_files(predictor, jobs, tmp_path / "out", on_image=interrupt_after_two)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

@@ -4,13 +4,19 @@ tyro reads the options from a dataclass inside the function, so annotations must
 not the strings of PEP 563.
 """
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from segformer.cli.terminal import FAILED, PARTIAL, parse, printable
+from segformer.cli.predict_many import (
+    exit_code,
+    is_streamed,
+    refuse_uris,
+    segment_on_cluster,
+    segment_stream,
+)
+from segformer.cli.terminal import parse, printable
 
 if TYPE_CHECKING:
     from segformer.cli.models import OpenedModel
@@ -24,6 +30,7 @@ def run(words: list[str]) -> int:
     """Run the command; returns the exit code."""
     import tyro
 
+    from segformer.cluster.options import ClusterOptions
     from segformer.options import depends
     from segformer.prediction.config import PredictConfig
     from segformer.raster.config import SceneConfig
@@ -43,7 +50,8 @@ def run(words: list[str]) -> int:
         whatever its size, into NAME.tif; see the scene options below.
 
         Attributes:
-            images: Files, folders, or patterns such as 'photos/*.jpg'.
+            images: Files, folders, or patterns such as 'photos/*.jpg'; with --cluster also URIs
+                such as s3://bucket/photos, and Parquet files with a column uri.
             channel_files: Images with one file per channel: the path of each channel's file in the
                 folder that is given as IMAGE, in the model's order, such as '{stem}_B04.tif'
                 '{stem}_B03.tif', with {stem} for the name of the image and {parent}/ for
@@ -52,6 +60,10 @@ def run(words: list[str]) -> int:
                 without PyTorch.
             out: Folder for the results.
             overlay: Write overlays.
+            summary: json: summary.json, with all checks before anything is computed. jsonl:
+                summary.jsonl, a line for each image; images are listed while others are computed,
+                so that memory does not grow. parquet: the same, and summary.parquet at the end.
+            shard: Segment only one of N parts of the images, such as 3/16 for the third of 16.
             overwrite: Replace files that exist. An image that is read is never replaced.
             skip_existing: Keep files that exist, and skip images that have all their results.
         """
@@ -66,6 +78,11 @@ def run(words: list[str]) -> int:
         model: Annotated[str | None, depends("MODEL", "the human parsing model inside")] = None
         out: Path = Path("predictions")
         overlay: bool = True
+        summary: Annotated[
+            Literal["json", "jsonl", "parquet"] | None,
+            depends("json|jsonl|parquet", "json; jsonl from 10,000 images on"),
+        ] = None
+        shard: Annotated[str | None, depends("I/N", "all images")] = None
         overwrite: bool = False
         skip_existing: bool = False
         config: Annotated[
@@ -74,22 +91,29 @@ def run(words: list[str]) -> int:
         scenes: Annotated[SceneConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="scene")] = (
             field(default_factory=SceneConfig)
         )
+        machines: Annotated[
+            ClusterOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="many machines")
+        ] = field(default_factory=ClusterOptions)
 
     options = parse(Predict, "predict", words)
     if not options.images:
         raise ValueError("no images given; name files, folders or patterns")
+    if options.machines.cluster is not None:
+        return segment_on_cluster(options, words)
 
     from segformer.cli.models import open_model
     from segformer.cli.predict_scene import find_scenes, predict_scenes
-    from segformer.prediction.batch import find_channel_files, find_images
+    from segformer.prediction.listing import find_channel_files, list_images
 
     scenes = find_scenes(options, words)
     if scenes:
         return predict_scenes(options, scenes)
+    refuse_uris(options)
+    jobs: Iterable[Job]
     if options.channel_files:
         jobs = find_channel_files(options.images, options.channel_files)
     else:
-        jobs = find_images(options.images, out=options.out)
+        jobs = list_images(options.images, out=options.out)
     model = open_model(options.model)
     if len(options.channel_files) not in (0, model.config.in_channels):
         raise ValueError(
@@ -97,14 +121,18 @@ def run(words: list[str]) -> int:
             f"{model.config.in_channels}"
         )
     if model.kind == "classifier":
-        given = {"--overlay", "--no-overlay", "--skip-existing"}.intersection(words)
+        only = {"--overlay", "--no-overlay", "--skip-existing", "--summary", "--shard"}
+        given = only.intersection(words)
         if given:
             raise ValueError(
                 f"the model is a classifier, which gives one class per image: {min(given)} cannot "
                 "be used with it"
             )
-        return _classify(options, jobs, model)
-    return _segment(options, jobs, model)
+        return _classify(options, list(jobs), model)
+    streamed, jobs = is_streamed(options, jobs)
+    if streamed:
+        return segment_stream(options, jobs, model)
+    return _segment(options, list(jobs), model)
 
 
 def _segment(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
@@ -142,7 +170,7 @@ def _segment(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
     skipped = f", {result.skipped} of them earlier" if result.skipped else ""
     print(f"{len(result.images)} of {len(jobs)} images segmented into {options.out}{skipped}")
     errors = [failure["error"] for failure in result.failed]
-    return _exit_code(errors, done=len(result.images))
+    return exit_code(errors, len(errors), done=len(result.images))
 
 
 def _classify(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
@@ -176,19 +204,10 @@ def _classify(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
     for row in rows[:_SHOWN]:
         _print_best(row["image"], row["classes"])
     print(f"{len(rows)} of {len(jobs)} images classified into {written}")
-    return _exit_code([failure["error"] for failure in failed], done=len(rows))
+    errors = [failure["error"] for failure in failed]
+    return exit_code(errors, len(errors), done=len(rows))
 
 
 def _print_best(image: str, classes: dict[str, float]) -> None:
     best = ", ".join(f"{name} {fraction:.0%}" for name, fraction in list(classes.items())[:5])
     print(printable(f"{image}: {best}" if best else image))
-
-
-def _exit_code(errors: list[str], *, done: int) -> int:
-    """List the errors; the code tells whether all or only some of the images failed."""
-    if not errors:
-        return 0
-    print(f"{len(errors)} failed:", file=sys.stderr)
-    for error in errors:
-        print(printable(f"  {error}"), file=sys.stderr)
-    return PARTIAL if done else FAILED

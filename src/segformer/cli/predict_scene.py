@@ -6,8 +6,9 @@ import importlib.util
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SCENE_SUFFIXES = (".vrt", ".json")
+_LOOKED_AT = 1000
+"""Files of a folder among which scenes are looked for; without one, it is a folder of images."""
+
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _GEOREFERENCE = {33550, 33922, 34264, 34735}
 """TIFF tags of a place on the earth: pixel scale, tie points, transformation, geographic keys."""
@@ -52,10 +56,12 @@ def find_scenes(options: Any, words: Sequence[str]) -> list[SceneJob]:
     if options.scenes.scene is False:
         return []
     asked = options.scenes.scene is True or _is_any_given(options.scenes, words)
-    sources = _named_files(options)
-    found = [source for source in sources if asked or _is_scene(source)]
-    if not found:
+    listed = _named_files(options)
+    sources = list(islice(listed, _LOOKED_AT))
+    if not asked and not any(map(_is_scene, sources)):
         return []
+    sources += listed
+    found = [source for source in sources if asked or _is_scene(source)]
     if len(found) < len(sources):
         other = next(source for source in sources if source not in found)
         raise ValueError(
@@ -210,20 +216,19 @@ def _is_any_given(config: Any, words: Sequence[str]) -> bool:
     return any(word.partition("=")[0].replace("_", "-") in names for word in words)
 
 
-def _named_files(options: Any) -> list[SceneSource]:
+def _named_files(options: Any) -> Iterator[SceneSource]:
     """The files that the command names, those in folders included."""
-    from segformer.prediction.batch import find_channel_files, find_images
+    from segformer.prediction.listing import find_channel_files, list_images
 
     if options.channel_files:
-        jobs = find_channel_files(options.images, options.channel_files)
-        return [job.channel_files or job.image for job in jobs]
-    found: list[SceneSource] = []
+        for job in find_channel_files(options.images, options.channel_files):
+            yield job.channel_files or job.image
+        return
     for word in options.images:
         if _is_address(word) or Path(word).suffix.lower() in _SCENE_SUFFIXES:
-            found.append(word)
+            yield word
         else:
-            found.extend(job.image for job in find_images([word], out=options.out))
-    return found
+            yield from (job.image for job in list_images([word], out=options.out))
 
 
 def _is_scene(source: SceneSource) -> bool:

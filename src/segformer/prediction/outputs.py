@@ -15,7 +15,7 @@ from segformer.prediction.prediction import Output, output_paths
 
 SUMMARY = "summary.json"
 
-_WRITER = "segformer predict"
+WRITER = "segformer predict"
 """Marks summaries, so that they and the files they list are recognized later."""
 
 
@@ -63,7 +63,7 @@ class Plan:
         """The content of ``summary.json``; while unfinished, it lists all planned files."""
         paths = (path for outputs in self.outputs.values() for path in outputs.values())
         planned = {} if finished else {"planned": [self.relative(path) for path in paths]}
-        return {"written_by": _WRITER, "finished": finished, **content, **planned}
+        return {"written_by": WRITER, "finished": finished, **content, **planned}
 
 
 def plan_outputs(
@@ -134,7 +134,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and found.get("written_by") == _WRITER else {}
+    return found if isinstance(found, dict) and found.get("written_by") == WRITER else {}
 
 
 def results_in(folder: Path) -> set[Path]:
