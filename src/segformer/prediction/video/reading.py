@@ -34,6 +34,9 @@ _MOST_AUDIO = 256
 _MISSING = 0.5
 """Seconds by which a file may end before the time that its header says."""
 
+_TRANSPORT_PACKETS = (188, 192, 204)
+"""Bytes of a packet in the kinds of MPEG transport streams."""
+
 _JUMP = 1.0
 """Seconds by which time goes back where a stream has started again."""
 
@@ -93,6 +96,7 @@ class VideoReader:
 
     def __init__(self, source: str | Path, *, every: int = 1, duration: float | None = None):
         self.name = shown_name(source)
+        self._path = Path(source)
         self.every, self.duration = every, duration
         self._container = open_input(source)
         self._stream = main_stream(self._container)
@@ -252,13 +256,20 @@ class VideoReader:
     def _check_end(self) -> None:
         """Find out whether the video ends where it should."""
         duration = (self._container.duration or 0) / 1e6
-        if self.broken is None and self._ends_damaged:
+        if self.broken is None and (self._ends_damaged or self._ends_inside_packet()):
             self.broken = "the last frame is cut off"
         if self.broken is None and self.live:
             self.broken = "the stream has ended"
         timed = self._last_pts >= 0 and not self.live
         if self.broken is None and timed and 0 < self._end < duration - _MISSING:
             self.broken = f"the file says that it is {duration:.2f} s long"
+
+    def _ends_inside_packet(self) -> bool:
+        """Whether the file is an MPEG transport stream, which has no length, and cut off."""
+        if self.live or "mpegts" not in self._container.format.name or not self._path.is_file():
+            return False
+        size = self._path.stat().st_size
+        return all(size % packet for packet in _TRANSPORT_PACKETS)
 
     def _count_frames(self) -> int | None:
         """About how many frames will be read."""
