@@ -33,11 +33,12 @@ def run(words: list[str]) -> int:
     from segformer.cluster.options import ClusterOptions
     from segformer.options import depends
     from segformer.prediction.config import PredictConfig
+    from segformer.prediction.video.options import VideoOptions
     from segformer.raster.config import SceneConfig
 
     @dataclass
     class Predict:
-        """Segment images: label maps as PNG, overlays with a legend, and a summary.
+        """Segment images and videos: label maps as PNG, overlays with a legend, and a summary.
 
         Example: segformer predict holiday/ --model runs/mine/best --out masks
 
@@ -46,11 +47,15 @@ def run(words: list[str]) -> int:
         the class fractions. With a classifier there is classes.json: the five most probable
         classes of each image. Unreadable images are skipped and listed.
 
+        A video gives NAME_overlay.mp4 in the folder, or the file that --out names: --out clip.mp4.
+        A video that is broken or interrupted gives NAME.incomplete.mp4, up to where it breaks.
+
         A georeferenced scene (a GeoTIFF, a VRT, a URL, a STAC item) is predicted window by window
         whatever its size, into NAME.tif; see the scene options below.
 
         Attributes:
-            images: Files, folders, or patterns such as 'photos/*.jpg'; with --cluster also URIs
+            images: Files, folders, or patterns such as 'photos/*.jpg'. Or videos: files, addresses
+                such as rtsp://host/stream, or the number of a camera. With --cluster also URIs
                 such as s3://bucket/photos, and Parquet files with a column uri.
             channel_files: Images with one file per channel: the path of each channel's file in the
                 folder that is given as IMAGE, in the model's order, such as '{stem}_B04.tif'
@@ -58,7 +63,7 @@ def run(words: list[str]) -> int:
                 subfolders.
             model: Folder, file or Hub id of a model. A folder that "segformer export" wrote runs
                 without PyTorch.
-            out: Folder for the results.
+            out: Folder for the results, or the file of a video's overlay.
             overlay: Write overlays.
             summary: json: summary.json, with all checks before anything is computed. jsonl:
                 summary.jsonl, a line for each image; images are listed while others are computed,
@@ -88,6 +93,9 @@ def run(words: list[str]) -> int:
         config: Annotated[
             PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="prediction")
         ] = field(default_factory=PredictConfig)
+        video: Annotated[VideoOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="video")] = (
+            field(default_factory=VideoOptions)
+        )
         scenes: Annotated[SceneConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="scene")] = (
             field(default_factory=SceneConfig)
         )
@@ -104,7 +112,14 @@ def run(words: list[str]) -> int:
     from segformer.cli.models import open_model
     from segformer.cli.predict_scene import find_scenes, predict_scenes
     from segformer.prediction.listing import find_channel_files, list_images
+    from segformer.prediction.video.source import only_videos
 
+    if only_videos(options.images):
+        from segformer.cli.predict_video import segment_videos
+
+        return segment_videos(options, open_model(options.model))
+    if options.video != VideoOptions():
+        raise ValueError("--every, --smoothing, --masks and --duration are options for videos")
     scenes = find_scenes(options, words)
     if scenes:
         return predict_scenes(options, scenes)
