@@ -43,9 +43,7 @@ def pan(count: int, noise: float) -> Iterator[NDArray[np.uint8]]:
 
 def flicker(maps: list[NDArray[np.integer]]) -> float:
     """Fraction of the pixels whose class differs from that of the frame before, 0..1."""
-    return float(
-        np.mean([before[:, SHIFT:] != now[:, :-SHIFT] for before, now in pairwise(maps)])
-    )
+    return float(np.mean([before[:, SHIFT:] != now[:, :-SHIFT] for before, now in pairwise(maps)]))
 
 
 def main() -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("av", reason="the extra video is not installed")
-
-from prediction.clips import cut, pan, read_clip, write_clip
 from segformer import SegFormer
 from segformer.cli import main
 from segformer.prediction.video import opening
 from segformer.prediction.video.source import is_video, only_videos, result_name, shown_name
+
+av = pytest.importorskip("av", reason="the extra video is not installed")
+
+from prediction.clips import cut, pan, read_clip, write_clip  # noqa: E402
 
 
 @pytest.fixture

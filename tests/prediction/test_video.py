@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("av", reason="the extra video is not installed")
-
 from conftest import randomize, run_python
-from prediction.clips import TICKS, audio_packets, cut, pan, read_clip, write_clip
 from segformer import Predictor, SegFormer, predict_video
 from segformer.files import OutputExists
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.video import writing
 from segformer.prediction.video.pixels import upright
 from segformer.prediction.video.predict import VideoProgress
+
+av = pytest.importorskip("av", reason="the extra video is not installed")
+
+from prediction.clips import TICKS, audio_packets, cut, pan, read_clip, write_clip  # noqa: E402
 
 
 @pytest.fixture

@@ -111,9 +111,10 @@ def test_objects_refer_to_each_other() -> None:
 def test_requests_are_finished_before_the_service_is_killed() -> None:
     arguments = container()["args"]
     deadline = float(arguments[arguments.index("--deadline") + 1])
-    assert manifest("Deployment")["spec"]["template"]["spec"][
-        "terminationGracePeriodSeconds"
-    ] > deadline + 5
+    assert (
+        manifest("Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        > deadline + 5
+    )
     grace = compose()["services"]["segformer"]["stop_grace_period"]
     assert float(grace.removesuffix("s")) > ServeOptions().deadline
 
