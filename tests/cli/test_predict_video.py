@@ -147,9 +147,7 @@ def test_a_stream_that_ends(words: list[str], capsys: pytest.CaptureFixture[str]
     assert "cannot be opened: Connection refused" in capsys.readouterr().err
 
 
-def test_a_stream_of_a_network_camera(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stream_of_a_network_camera(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     data = write_clip(Path("sent.ts"), pan(60)).read_bytes()
     with rtsp_camera(data) as address:
         assert main(["predict", address, "--out", "a", "--duration", "0.5", *words]) == 0

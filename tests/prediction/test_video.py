@@ -265,6 +265,16 @@ def test_a_file_without_its_index_is_named(predictor: Predictor, tmp_path: Path)
     assert names(tmp_path) == ["clip.mp4", "text.mp4"]
 
 
+def test_a_video_without_a_frame_leaves_nothing(predictor: Predictor, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", pan(20))
+    data = clip.read_bytes()
+    first = data.index(b"\x1f\x43\xb6\x75")  # the first cluster; the header is before it
+    clip.write_bytes(data[: first + 4] + bytes(len(data) - first - 4))
+    with pytest.raises(ValueError, match=r"clip\.mkv: (no frame can be read|cannot be)"):
+        predict_video(predictor, clip, tmp_path / "out.mp4", masks="frames")
+    assert names(tmp_path) == ["clip.mkv"]
+
+
 def test_an_interruption_leaves_a_playable_file(predictor: Predictor, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", pan(30), audio="aac")
 

@@ -139,9 +139,10 @@ def predict_video(
             if not results.frames or isinstance(error, OSError):
                 raise
             failure = error  # what was segmented so far is kept
-        results.close()
         if not results.frames:
-            raise ValueError(f"{reader.name}: no frame can be read: {reader.broken}")
+            reason = reader.broken or "there is none"
+            raise ValueError(f"{reader.name}: no frame can be read: {reason}")
+        results.close()
     broken = "interrupted" if failure is not None else reader.broken
     files = [incomplete(path) for path in paths.all]
     if broken is None:
