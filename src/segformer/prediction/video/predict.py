@@ -230,6 +230,7 @@ class _Results:
         if paths.mask_folder is not None:
             folder = stack.enter_context(whole_folder(incomplete(paths.mask_folder)))
             self._folder = MaskFolder(folder)
+            stack.callback(self._folder.close)
         self._writing: deque[Future[None]] = deque()
         self._pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="writer"))
 
