@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("av", reason="the extra video is not installed")
-
-from prediction.clips import cut, pan, read_clip, write_clip
 from segformer import SegFormer
 from segformer.cli import main
 from segformer.prediction.video import opening
 from segformer.prediction.video.source import is_video, only_videos, result_name, shown_name
+
+av = pytest.importorskip("av", reason="the extra video is not installed")
+
+from prediction.clips import cut, pan, read_clip, write_clip  # noqa: E402
+from prediction.rtsp_server import rtsp_camera  # noqa: E402
 
 
 @pytest.fixture
@@ -143,6 +145,21 @@ def test_a_stream_that_ends(words: list[str], capsys: pytest.CaptureFixture[str]
     closed = f"tcp://127.0.0.1:{server_port()}"
     assert main(["predict", closed, "--out", "b.mp4", *words]) == 1
     assert "cannot be opened: Connection refused" in capsys.readouterr().err
+
+
+def test_a_stream_of_a_network_camera(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_clip(Path("sent.ts"), pan(60)).read_bytes()
+    with rtsp_camera(data) as address:
+        assert main(["predict", address, "--out", "a", "--duration", "0.5", *words]) == 0
+    output = capsys.readouterr()
+    assert ":***@127.0.0.1" in output.out
+    assert "secret" not in output.out + output.err
+    frames, times = read_clip(Path("a/door_overlay.mp4"))
+    assert len(frames) >= 1
+    assert times[-1] < 0.5
+    with rtsp_camera(data) as address:
+        assert main(["predict", address, "--out", "b", *words]) == 3
+    assert len(read_clip(Path("b/door_overlay.incomplete.mp4"))[0]) >= 1
 
 
 def server_port() -> int:

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("av", reason="the extra video is not installed")
-
 from conftest import randomize, run_python
-from prediction.clips import TICKS, audio_packets, cut, pan, read_clip, write_clip
 from segformer import Predictor, SegFormer, predict_video
 from segformer.files import OutputExists
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.video import writing
 from segformer.prediction.video.pixels import upright
 from segformer.prediction.video.predict import VideoProgress
+
+av = pytest.importorskip("av", reason="the extra video is not installed")
+
+from prediction.clips import TICKS, audio_packets, cut, pan, read_clip, write_clip  # noqa: E402
 
 
 @pytest.fixture
@@ -262,6 +263,16 @@ def test_a_file_without_its_index_is_named(predictor: Predictor, tmp_path: Path)
     with pytest.raises(ValueError, match=r"none\.mp4: there is no such file"):
         predict_video(predictor, tmp_path / "none.mp4", tmp_path / "out.mp4")
     assert names(tmp_path) == ["clip.mp4", "text.mp4"]
+
+
+def test_a_video_without_a_frame_leaves_nothing(predictor: Predictor, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", pan(20))
+    data = clip.read_bytes()
+    first = data.index(b"\x1f\x43\xb6\x75")  # the first cluster; the header is before it
+    clip.write_bytes(data[: first + 4] + bytes(len(data) - first - 4))
+    with pytest.raises(ValueError, match=r"clip\.mkv: (no frame can be read|cannot be)"):
+        predict_video(predictor, clip, tmp_path / "out.mp4", masks="frames")
+    assert names(tmp_path) == ["clip.mkv"]
 
 
 def test_an_interruption_leaves_a_playable_file(predictor: Predictor, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Command:
 
 
 COMMANDS = {
-    "predict": Command("segment images: files, folders, patterns"),
+    "predict": Command("segment images and videos: files, folders, patterns, streams"),
     "train": Command("train a model on your own masks", "train"),
     "evaluate": Command("score a model on a labeled data set"),
     "compare": Command("compare two models on a labeled data set"),

@@ -139,9 +139,10 @@ def predict_video(
             if not results.frames or isinstance(error, OSError):
                 raise
             failure = error  # what was segmented so far is kept
-        results.close()
         if not results.frames:
-            raise ValueError(f"{reader.name}: no frame can be read: {reader.broken}")
+            reason = reader.broken or "there is none"
+            raise ValueError(f"{reader.name}: no frame can be read: {reason}")
+        results.close()
     broken = "interrupted" if failure is not None else reader.broken
     files = [incomplete(path) for path in paths.all]
     if broken is None:
@@ -229,6 +230,7 @@ class _Results:
         if paths.mask_folder is not None:
             folder = stack.enter_context(whole_folder(incomplete(paths.mask_folder)))
             self._folder = MaskFolder(folder)
+            stack.callback(self._folder.close)
         self._writing: deque[Future[None]] = deque()
         self._pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="writer"))
 
