@@ -71,7 +71,8 @@ class RequireKey:
             401,
             "no-valid-key",
             "give a key of this service as Authorization: Bearer KEY",
-            {"WWW-Authenticate": 'Bearer, Basic realm="segformer", charset="UTF-8"'},
+            # Basic first: Chromium reads one challenge of a header
+            {"WWW-Authenticate": 'Basic realm="segformer", charset="UTF-8", Bearer'},
         )
         await problem.answer()(scope, receive, send)
 

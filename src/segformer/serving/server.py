@@ -45,12 +45,12 @@ def serve(models: Sequence[str], options: ServeOptions, config: PredictConfig) -
         for name, model in loaded.items():
             _warm_up(model.predictor)
             logger.info("model %s is ready", name)
-        run_app(create_app(loaded, options, mounts=_mounts(options)), options, listening)
+        run_app(create_app(loaded, options, mounts=mounts_of(options)), options, listening)
 
 
 def run_app(app: FastAPI, options: ServeOptions, listening: socket.socket) -> None:
     """Serve an application on a socket; see `serve`."""
-    server = _Server(
+    server = Server(
         uvicorn.Config(
             app,
             log_config=None,
@@ -73,7 +73,7 @@ def run_app(app: FastAPI, options: ServeOptions, listening: socket.socket) -> No
     logger.info("stopped")
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Ends the streams that open pages hold before it waits for running requests.
 
     Args:
@@ -91,7 +91,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _mounts(options: ServeOptions) -> tuple[Mount, ...]:
+def mounts_of(options: ServeOptions) -> tuple[Mount, ...]:
     """The page, if it is wanted and can be shown."""
     if not options.page:
         return ()

@@ -55,7 +55,7 @@ def build_blocks(service: Service, folder: Path) -> gr.Blocks:
                     chosen = gr.File(
                         label="Images",
                         file_count="multiple",
-                        file_types=_suffixes(service.options.formats),
+                        file_types=["image", *_suffixes(service.options.formats)],
                         height=150,
                     )
                 with gr.Tab("Camera"):

@@ -7,13 +7,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segformer.serving.page.blocks import build_blocks
@@ -53,6 +56,12 @@ _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", 
 
 def mount_page(app: FastAPI, service: Service) -> None:
     """Add the page to the application; what it stores is deleted when the application ends."""
+    # Where no event loop runs, Gradio opens several and leaves them open
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, _mount(app, service)).result()
+
+
+async def _mount(app: FastAPI, service: Service) -> None:
     folder = Path(tempfile.mkdtemp(prefix="segformer-")).resolve()  # only for this user
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     options = service.options
@@ -75,9 +84,11 @@ def mount_page(app: FastAPI, service: Service) -> None:
         css=(Path(__file__).parent / "page.css").read_text(encoding="utf-8"),
     )
     mounted = app.router.routes[-1]
+    assert isinstance(mounted, Mount)
+    page: Any = mounted.app
     # Streams that pages keep open would delay the end of the service
-    mounted.app.stop_event = app.state.stopping
-    mounted.app = PageOnly(mounted.app)
+    page.stop_event = app.state.stopping
+    mounted.app = PageOnly(page)
     _keep_clean(app, folder)
 
 
