@@ -236,9 +236,7 @@ def test_keys(predictor: Predictor, tmp_path: Path) -> None:
     served = serve_model("tiny", predictor)
     with running(served, mounts=PAGE, api_key_file=tmp_path / "keys") as live:
         for path in ("/", "/config", "/gradio_api/upload", "/gradio_api/file=/etc/passwd"):
-            reply = live.ask("GET", path)
-            assert reply.status == 401
-            assert 'Basic realm="segformer"' in reply.headers["www-authenticate"]
+            assert live.ask("GET", path).status == 401
         basic = base64.b64encode(b":the-key").decode()
         assert live.ask("GET", "/", Authorization=f"Basic {basic}").status == 200
 

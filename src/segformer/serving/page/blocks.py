@@ -69,7 +69,7 @@ def build_blocks(service: Service, folder: Path) -> gr.Blocks:
                     )
                 model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
                 with gr.Row():
-                    example = gr.Button("Try an example", size="md", min_width=120)
+                    example = gr.Button("Example", size="md", min_width=120)
                     clear = gr.Button("Remove all", size="md", min_width=120, visible=False)
             with gr.Column(scale=4, min_width=320):
                 viewer = gr.HTML(

@@ -64,7 +64,7 @@ async function show(result) {
   $(".hint").textContent =
     result?.state === "waiting"
       ? `${result.name} is being segmented.`
-      : "Results are shown here. Choose images, take a photo, or try an example.";
+      : "Results are shown here. Choose images, take a photo, or try the example.";
   $(".problem").hidden = result?.state !== "failed";
   $(".problem").textContent = result?.problem ? `${result.name}: ${result.problem}` : "";
   const done = result?.state === "done";
