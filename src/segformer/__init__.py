@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from segformer.prediction.config import PredictConfig as PredictConfig
     from segformer.prediction.prediction import Prediction as Prediction
     from segformer.prediction.predictor import Predictor as Predictor
+    from segformer.prediction.video.predict import predict_video as predict_video
     from segformer.serving.client import Client as Client
     from segformer.training.config import ClassificationTrainConfig as ClassificationTrainConfig
     from segformer.training.config import SegmentationTrainConfig as SegmentationTrainConfig
@@ -49,6 +50,7 @@ _ROOMS = {
     "SegFormerConfig": "segformer.config",
     "SegmentationTrainConfig": "segformer.training.config",
     "evaluate": "segformer.evaluation.scoring",
+    "predict_video": "segformer.prediction.video.predict",
     "resume": "segformer.training.run",
     "train": "segformer.training.run",
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -25,24 +28,25 @@ console = Console(stderr=True)
 """Where progress and messages go; results go to standard output."""
 
 _LINE_EVERY_S = 15.0
+_PAGE_EVERY_S = 0.25
 
 
 class ProgressBar:
     """Counts towards a total, with a rate and the time left.
 
-    In a terminal it is a bar; in a log file or pipe a log message every 15 seconds, and none for
-    work of less than two seconds. It is shown if messages of level INFO are.
+    In a terminal and in a notebook it is a bar; in a log file or pipe a log message every 15
+    seconds, and none for work of less than two seconds. It is shown if messages of level INFO are.
 
     Args:
         description: What is being done.
-        total: How many units there are.
+        total: How many units there are; None if it is unknown. It may be set later.
         unit: Name of a unit, for the rate.
         start: Units that are done already, as in a resumed run.
         scale: Rate units per unit, such as images per training step.
     """
 
     def __init__(
-        self, description: str, total: int, unit: str, *, start: int = 0, scale: float = 1
+        self, description: str, total: int | None, unit: str, *, start: int = 0, scale: float = 1
     ):
         self.description, self.total, self.unit = description, total, unit
         self.start, self.done, self.scale = start, start, scale
@@ -50,6 +54,7 @@ class ProgressBar:
         self.note = ""
         self._logged: int | None = None
         self._bar: Progress | None = None
+        self._page: NotebookBar | None = None
         self._task = TaskID(0)
 
     def __enter__(self) -> ProgressBar:
@@ -69,6 +74,9 @@ class ProgressBar:
                 self.description, total=self.total, completed=self.start, note=""
             )
             self._bar.start()
+        elif in_notebook():
+            self._page = NotebookBar()
+            self._show()
         return self
 
     def __exit__(
@@ -79,6 +87,8 @@ class ProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        elif self._page is not None:
+            self._page.show(self._text(), self.done, self.total)
         elif kind is None and time.monotonic() - self._began > 2 and self._logged != self.done:
             self._log()
 
@@ -106,6 +116,10 @@ class ProgressBar:
             text = f"{self.note}  {self._rate_text()}".strip()
             completed = self.done + self.fraction
             self._bar.update(self._task, total=self.total, completed=completed, note=text)
+        elif self._page is not None:
+            if time.monotonic() - self._last_line > _PAGE_EVERY_S or not self.done:
+                self._last_line = time.monotonic()
+                self._page.show(self._text(), self.done + self.fraction, self.total)
         elif time.monotonic() - self._last_line > _LINE_EVERY_S:
             self._log()
 
@@ -131,13 +145,50 @@ class ProgressBar:
 
     def _log(self) -> None:
         self._last_line, self._logged = time.monotonic(), self.done
-        rate = self.rate
-        remaining = (self.total - self.done - self.fraction) * self.scale
-        left = f", {_clock(remaining / rate)} left" if rate else ""
+        logger.info(self._text())
+
+    def _text(self) -> str:
+        """What is done, the rate and the time left, in one line."""
+        rate, left, count = self.rate, "", f"{self.done}"
+        if self.total is not None:
+            remaining = (self.total - self.done - self.fraction) * self.scale
+            left = f", {_clock(max(0, remaining) / rate)} left" if rate else ""
+            count = f"{self.done}/{self.total}"
         note = f", {self.note}" if self.note else ""
-        logger.info(
-            f"{self.description}: {self.done}/{self.total}, {self._rate_text()}{left}{note}"
-        )
+        return f"{self.description}: {count}, {self._rate_text()}{left}{note}"
+
+
+class NotebookBar:
+    """A bar in the output of a notebook's cell."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, text: str, done: float, total: int | None) -> None:
+        """Show the bar, or change what it shows.
+
+        Args:
+            text: Beside the bar.
+            done: Units that are done.
+            total: All units; None shows a bar without an end.
+        """
+        from IPython.display import HTML, display
+
+        values = "" if total is None else f' value="{done:g}" max="{total}"'
+        shown = HTML(f"<progress{values}></progress> {escape(text)}")
+        if self._handle is None:
+            self._handle = display(shown, display_id=True)
+        else:
+            self._handle.update(shown)
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, such as Jupyter's."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None:
+        return False
+    shell = ipython.get_ipython()
+    return shell is not None and shell.has_trait("kernel")
 
 
 def _clock(seconds: float) -> str:

@@ -26,10 +26,11 @@ def run(words: list[str]) -> int:
 
     from segformer.options import depends
     from segformer.prediction.config import PredictConfig
+    from segformer.prediction.video.options import VideoOptions
 
     @dataclass
     class Predict:
-        """Segment images: label maps as PNG, overlays with a legend, and a summary.
+        """Segment images and videos: label maps as PNG, overlays with a legend, and a summary.
 
         Example: segformer predict holiday/ --model runs/mine/best --out masks
 
@@ -38,15 +39,19 @@ def run(words: list[str]) -> int:
         the class fractions. With a classifier there is classes.json: the five most probable
         classes of each image. Unreadable images are skipped and listed.
 
+        A video gives NAME_overlay.mp4 in the folder, or the file that --out names: --out clip.mp4.
+        A video that is broken or interrupted gives NAME.incomplete.mp4, up to where it breaks.
+
         Attributes:
-            images: Files, folders, or patterns such as 'photos/*.jpg'.
+            images: Files, folders, or patterns such as 'photos/*.jpg'. Or videos: files, addresses
+                such as rtsp://host/stream, or the number of a camera.
             channel_files: Images with one file per channel: the path of each channel's file in the
                 folder that is given as IMAGE, in the model's order, such as '{stem}_B04.tif'
                 '{stem}_B03.tif', with {stem} for the name of the image and {parent}/ for
                 subfolders.
             model: Folder, file or Hub id of a model. A folder that "segformer export" wrote runs
                 without PyTorch.
-            out: Folder for the results.
+            out: Folder for the results, or the file of a video's overlay.
             overlay: Write overlays.
             overwrite: Replace files that exist. An image that is read is never replaced.
             skip_existing: Keep files that exist, and skip images that have all their results.
@@ -67,6 +72,9 @@ def run(words: list[str]) -> int:
         config: Annotated[
             PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="prediction")
         ] = field(default_factory=PredictConfig)
+        video: Annotated[VideoOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="video")] = (
+            field(default_factory=VideoOptions)
+        )
 
     options = parse(Predict, "predict", words)
     if not options.images:
@@ -74,7 +82,14 @@ def run(words: list[str]) -> int:
 
     from segformer.cli.models import open_model
     from segformer.prediction.batch import find_channel_files, find_images
+    from segformer.prediction.video.source import only_videos
 
+    if only_videos(options.images):
+        from segformer.cli.predict_video import segment_videos
+
+        return segment_videos(options, open_model(options.model))
+    if options.video != VideoOptions():
+        raise ValueError("--every, --smoothing, --masks and --duration are options for videos")
     if options.channel_files:
         jobs = find_channel_files(options.images, options.channel_files)
     else:

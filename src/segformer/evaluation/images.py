@@ -75,7 +75,9 @@ def compare_images(
             fail(sample.image, DatasetError(f"{name}: there is no mask for this image"))
         else:
             with_masks[sample.image] = sample
-    stream = predictor.stream(with_masks, on_error=fail, confidence_pixels=confidence_pixels)
+    stream = predictor.stream(
+        with_masks, on_error=fail, confidence_pixels=confidence_pixels, progress=False
+    )
     for prediction in stream:
         assert prediction.source is not None
         sample = with_masks[prediction.source]

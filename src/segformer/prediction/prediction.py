@@ -5,6 +5,7 @@ Legend: H W pixels of the image, K classes.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,9 @@ from segformer.image.drawing import legend as draw_legend
 
 _RUN_LENGTHS = 3
 """zlib's strategy Z_RLE."""
+
+_NOTEBOOK_SIDE = 640
+"""Longest side in pixels of what a notebook shows."""
 
 Output: TypeAlias = Literal["label_map", "overlay", "confidence"]
 """A file of a prediction."""
@@ -173,6 +177,12 @@ class Prediction:
         for output, path in paths.items():
             with whole_file(path) as partial:
                 self._write(output, partial)
+
+    def _repr_jpeg_(self) -> bytes:
+        """How a notebook shows a prediction: the overlay, small."""
+        shown = io.BytesIO()
+        self.overlay(max_side=_NOTEBOOK_SIDE).save(shown, "JPEG", quality=85)
+        return shown.getvalue()
 
     def _write(self, output: Output, path: Path) -> None:
         if output == "label_map":

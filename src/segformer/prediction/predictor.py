@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from segformer.image import (
 )
 from segformer.prediction import upsample_numpy
 from segformer.prediction.config import SMALLEST_SIDE, PredictConfig, PredictOptions
+from segformer.prediction.notebook import with_progress_bar
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.runtimes.base import (
     Runtime,
@@ -40,6 +42,7 @@ from segformer.prediction.runtimes.base import (
 from segformer.prediction.runtimes.exported import ExportedModel
 from segformer.prediction.runtimes.opening import open_for_prediction
 from segformer.prediction.sliding import count_windows, slide
+from segformer.progress import in_notebook
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -87,6 +90,8 @@ class Predictor:
     Attributes:
         reader: Reads an image, (H, W, C), in place of `segformer.image.read_image`; for images that
             are not files.
+        logits_filter: Called with each image (H, W, C) and the logits (K, h, w) of its views, in
+            order; returns the logits that the prediction is made of.
         on_logits: Called with each prediction, the logits (K, h, w) of its first view, and the
             height and width of that view in pixels.
 
@@ -117,6 +122,7 @@ class Predictor:
         on_cpu = str(self.runtime.device) == "cpu"
         self.batch_size = self.config.batch_size or (1 if on_cpu else 8)
         self.reader: Callable[[ImageSource], ImageArray] | None = None
+        self.logits_filter: Callable[[ImageArray, list[Any]], list[Any]] | None = None
         self.on_logits: Callable[[Prediction, Any, tuple[int, int]], None] | None = None
 
     @property
@@ -153,6 +159,7 @@ class Predictor:
         on_windows: Callable[[int, int], None] | None = None,
         readers: int | None = None,
         confidence_pixels: int = 0,
+        progress: bool = True,
     ) -> Iterator[Prediction]:
         """Segment many images, in order; threads read and prepare images ahead of the model.
 
@@ -166,10 +173,21 @@ class Predictor:
                 else one for each core, at most 8.
             confidence_pixels: Give each prediction the confidence of at most so many pixels, on a
                 regular grid (``Prediction.sampled_confidence``).
+            progress: Show a progress bar if this runs in a notebook.
 
         Yields:
             A prediction for each image that was not skipped.
         """
+        if progress and in_notebook():
+            stream = partial(
+                self.stream,
+                on_windows=on_windows,
+                readers=readers,
+                confidence_pixels=confidence_pixels,
+                progress=False,
+            )
+            yield from with_progress_bar(stream, sources, on_error)
+            return
         readers = default_readers(self.runtime.device) if readers is None else readers
         # Of images in windows, the windows make the batches
         at_once = 1 if self.config.window is not None else self.batch_size
@@ -293,6 +311,8 @@ class Predictor:
             predictions = []
             for i, prepared in enumerate(batch):
                 own = [logits[i] for logits in views]
+                if self.logits_filter is not None:
+                    own = self.logits_filter(prepared.image, own)
                 predictions.append(self._decide(prepared, own, confidence_pixels))
                 if self.on_logits is not None:
                     height, width, _ = prepared.views[0].shape

@@ -1,0 +1,1 @@
+"""Video in, segmented video out: frame by frame, in bounded memory."""
