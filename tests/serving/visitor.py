@@ -37,8 +37,8 @@ class Visitor:
             chosen.append({"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}})
         return self.trigger("segment_files", chosen)
 
-    def trigger(self, name: str, *values: Any) -> list[dict[str, Any]]:
-        """The results after a function of the page; values are those of its first inputs."""
+    def trigger(self, name: str, *values: Any) -> Any:
+        """The first output a function of the page; values are those of its first inputs."""
         listener = self.listeners[name]
         own = [self.components[i]["props"].get("value") for i in listener["inputs"]]
         body = {
@@ -56,8 +56,7 @@ class Visitor:
         for message in self._messages():
             if message["msg"] == "process_completed":
                 assert message["success"], message
-                results: list[dict[str, Any]] = message["output"]["data"][0]
-                return results
+                return message["output"]["data"][0]
         raise AssertionError("the stream ended without a result")
 
     def fetch(self, file: dict[str, Any]) -> Reply:
