@@ -12,10 +12,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-# The tests of the web page; they need Chromium and Node.js.
+# The tests of the web pages; they need Chromium and Node.js.
 browser: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[onnxruntime]" playwright
-	$(BIN)/python -m pytest -m browser tests/export
+	$(BIN)/python -m pytest -m browser tests/export tests/serving
 
 # The tests on Ray clusters of this machine, and against a stand-in for S3.
 cluster: $(VENV)/.dev

@@ -21,9 +21,10 @@ from PIL import Image
 from segformer import ClassSet, Predictor, SegFormer
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.staged import StagedPredictor
-from segformer.serving.app import create_app
+from segformer.serving.app import Mount, create_app
 from segformer.serving.models import ServedModel
 from segformer.serving.options import ServeOptions
+from segformer.serving.server import Server
 from segformer.serving.service import Service
 
 NAMES = ("background", "road", "car", "tree", "sky")
@@ -103,13 +104,15 @@ def named(model: SegFormer) -> SegFormer:
 
 
 @contextmanager
-def running(model: ServedModel, *more: ServedModel, **options: Any) -> Iterator[Live]:
+def running(
+    model: ServedModel, *more: ServedModel, mounts: tuple[Mount, ...] = (), **options: Any
+) -> Iterator[Live]:
     """A service in a thread of this process."""
     models = {served.name: served for served in (model, *more)}
-    app = create_app(models, ServeOptions(**options))
+    app = create_app(models, ServeOptions(**options), mounts=mounts)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
-        server = uvicorn.Server(config)
+        server = Server(config, app.state.stopping)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         try:

@@ -68,7 +68,7 @@ def test_the_pages_and_options_it_names_are_there(live: Live) -> None:
 
     known = {"--" + name.replace("_", "-") for name in ServeOptions.__dataclass_fields__}
     named = set(re.findall(r"`(--[\w-]+)", TEXT))
-    assert named - {"--batch-size", "--no-access-log"} <= known
+    assert named - {"--batch-size", "--no-access-log", "--no-page"} <= known
     for page in ("/docs", "/openapi.json", "/healthz", "/readyz", "/metrics", "/v1/models"):
         assert f"{page}`" in TEXT or page in "".join(blocks("bash"))
         assert live.ask("GET", page).status == 200

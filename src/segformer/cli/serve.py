@@ -25,9 +25,10 @@ def run(words: list[str]) -> int:
 
         Example: segformer serve runs/mine/best --port 8000
 
-        POST /v1/segment takes an image and gives the label map, an overlay, class fractions, COCO
-        run lengths, polygons or the confidence; /docs describes all of it. /label-studio is an ML
-        backend for Label Studio. Requests are logged on standard error as lines of JSON.
+        The page at / segments images in a browser. POST /v1/segment takes an image and gives the
+        label map, an overlay, class fractions, COCO run lengths, polygons or the confidence; /docs
+        describes all of it. /label-studio is an ML backend for Label Studio. Requests are logged
+        on standard error as lines of JSON.
 
         Attributes:
             models: Folders, files or Hub ids of models, each with a name of its own if given as

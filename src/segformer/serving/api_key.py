@@ -71,9 +71,12 @@ class RequireKey:
             401,
             "no-valid-key",
             "give a key of this service as Authorization: Bearer KEY",
-            {"WWW-Authenticate": 'Bearer, Basic realm="segformer", charset="UTF-8"'},
+            {"WWW-Authenticate": 'Basic realm="segformer", charset="UTF-8"'},
         )
-        await problem.answer()(scope, receive, send)
+        answer = problem.answer()
+        # In a header of its own: Chromium reads one scheme of each
+        answer.headers.append("WWW-Authenticate", "Bearer")
+        await answer(scope, receive, send)
 
 
 def _given_key(headers: Headers) -> bytes:

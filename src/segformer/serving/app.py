@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
@@ -53,6 +54,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
+    app.state.stopping = asyncio.Event()  # set by the server
     # These only describe how a key is given; RequireKey checks it
     bearer = HTTPBearer(auto_error=False)
     header = APIKeyHeader(name="X-API-Key", auto_error=False)

@@ -36,6 +36,7 @@ class ServeOptions:
         api_key_file: File with the keys, one in each line, of which a request must have one.
         cors_origins: Origins whose web pages may use the service, such as https://example.org, or
             * for all.
+        page: Show a page at / on which images can be segmented in a browser.
         access_log: Log each request as a line of JSON.
         label_studio_url: Label Studio from which tasks are loaded; its token is read from the
             environment variable LABEL_STUDIO_API_KEY.
@@ -58,6 +59,7 @@ class ServeOptions:
         Path | None, depends("FILE", "the key in the variable SEGFORMER_API_KEY, else none")
     ] = None
     cors_origins: Annotated[tuple[str, ...], depends("[ORIGIN ...]", "none")] = ()
+    page: bool = True
     access_log: bool = True
     label_studio_url: Annotated[
         str | None, depends("URL", "the variable LABEL_STUDIO_URL, else none")

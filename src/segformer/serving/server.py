@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import logging
 import math
 import signal
@@ -15,7 +17,7 @@ from fastapi import FastAPI
 
 from segformer.prediction.config import PredictConfig
 from segformer.prediction.predictor import Predictor
-from segformer.serving.app import create_app
+from segformer.serving.app import Mount, create_app
 from segformer.serving.models import load_models
 from segformer.serving.options import ServeOptions
 
@@ -43,12 +45,12 @@ def serve(models: Sequence[str], options: ServeOptions, config: PredictConfig) -
         for name, model in loaded.items():
             _warm_up(model.predictor)
             logger.info("model %s is ready", name)
-        run_app(create_app(loaded, options), options, listening)
+        run_app(create_app(loaded, options, mounts=mounts_of(options)), options, listening)
 
 
 def run_app(app: FastAPI, options: ServeOptions, listening: socket.socket) -> None:
     """Serve an application on a socket; see `serve`."""
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             app,
             log_config=None,
@@ -57,7 +59,8 @@ def run_app(app: FastAPI, options: ServeOptions, listening: socket.socket) -> No
             backlog=_BACKLOG,
             # A running request ends at its deadline at the latest
             timeout_graceful_shutdown=math.ceil(options.deadline) + 1,
-        )
+        ),
+        app.state.stopping,
     )
     # uvicorn hands the signal on when all is done: SIGTERM is then a success
     former = signal.signal(signal.SIGTERM, _ignore)
@@ -68,6 +71,36 @@ def run_app(app: FastAPI, options: ServeOptions, listening: socket.socket) -> No
     finally:
         signal.signal(signal.SIGTERM, former)
     logger.info("stopped")
+
+
+class Server(uvicorn.Server):
+    """Ends the streams that open pages hold before it waits for running requests.
+
+    Args:
+        config: uvicorn's.
+        stopping: Is set when the service ends.
+    """
+
+    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event):
+        super().__init__(config)
+        self.stopping = stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop serving."""
+        self.stopping.set()
+        await super().shutdown(sockets)
+
+
+def mounts_of(options: ServeOptions) -> tuple[Mount, ...]:
+    """The page, if it is wanted and can be shown."""
+    if not options.page:
+        return ()
+    if importlib.util.find_spec("gradio") is None:
+        logger.info('there is no page at /, which needs gradio: pip install "segformer[serve]"')
+        return ()
+    from segformer.serving.page.mount import mount_page
+
+    return (mount_page,)
 
 
 def _warm_up(predictor: Predictor) -> None:
