@@ -157,6 +157,7 @@ def test_what_was_checked_is_written(folders: dict[str, Path], source: Path) -> 
             assert entry["same_class"] >= 0.9999
 
 
+@pytest.mark.slow  # converts models of its own
 @pytest.mark.parametrize("output", ["label-map", "probabilities"])
 def test_outputs_at_the_size_of_the_image(tmp_path: Path, output: str, source: Path) -> None:
     """Straight from 8-bit values; and as a fixed size for OpenVINO."""
@@ -201,6 +202,7 @@ def test_half_and_a_fixed_size(tmp_path: Path, source: Path) -> None:
         Predictor(tmp_path / "half", size=128).logits(image)
 
 
+@pytest.mark.slow  # converts models of its own
 @pytest.mark.parametrize("kind", ["classifier", "encoder"])
 def test_classifiers_and_encoders(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
