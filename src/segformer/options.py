@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tyro.conf import arg
-
 
 def depends(metavar: str, default: str) -> Any:
     """An annotation for a field whose default is None, or empty.
@@ -17,4 +15,6 @@ def depends(metavar: str, default: str) -> Any:
     Example:
         >>> stride: Annotated[int | None, depends("PIXELS", "three quarters of a window")] = None
     """
+    from tyro.conf import arg  # for the command line alone
+
     return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")

@@ -157,6 +157,7 @@ def test_what_was_checked_is_written(folders: dict[str, Path], source: Path) -> 
             assert entry["same_class"] >= 0.9999
 
 
+@pytest.mark.slow  # converts models of its own
 @pytest.mark.parametrize("output", ["label-map", "probabilities"])
 def test_outputs_at_the_size_of_the_image(tmp_path: Path, output: str, source: Path) -> None:
     """Straight from 8-bit values; and as a fixed size for OpenVINO."""
@@ -201,6 +202,7 @@ def test_half_and_a_fixed_size(tmp_path: Path, source: Path) -> None:
         Predictor(tmp_path / "half", size=128).logits(image)
 
 
+@pytest.mark.slow  # converts models of its own
 @pytest.mark.parametrize("kind", ["classifier", "encoder"])
 def test_classifiers_and_encoders(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
@@ -433,6 +435,16 @@ def test_commands_take_exported_models_without_torch(user_folder: Path) -> None:
     assert read_mask(user_folder / "masks/photo.png").shape == (90, 120)
 
 
+def test_evaluation_needs_pytorch_and_says_so(user_folder: Path) -> None:
+    words = ["evaluate", "data", "--model", "mine-openvino", "--out", "scores"]
+    printed = run_without_torch(
+        f"from segformer.cli import main; sys.stderr = sys.stdout; print(main({words}))",
+        user_folder,
+    )
+    assert "PyTorch is not installed" in printed
+    assert printed.splitlines()[-1] == "1"
+
+
 def test_evaluation_of_an_exported_model(folders: dict[str, Path], tmp_path: Path) -> None:
     from conftest import draw_dataset
     from segformer import evaluate
@@ -443,6 +455,22 @@ def test_evaluation_of_an_exported_model(folders: dict[str, Path], tmp_path: Pat
     (dataset / "dataset.yaml").write_text(description)
     found, expected = (evaluate(dataset, model) for model in (folders["openvino"], tiny()))
     np.testing.assert_allclose(found.miou, expected.miou, atol=1e-3)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_info_of_an_exported_model(
+    folders: dict[str, Path], format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(folders[format]), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["format"]) == ("segmenter", format)
+    assert [entry["name"] for entry in found["classes"]] == list(NAMES)
+    assert (found["precision"], found["size"], found["output"]) == ("float32", None, "logits")
+    assert len(found["checks"]) == 2
+    assert main(["info", str(folders[format])]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "largest difference" in text and "hair" in text and "float32" in text
+    assert main(["info", str(folders[format]), "--size", "64", "64"]) == 1
 
 
 def test_weights_come_before_graphs(folders: dict[str, Path], source: Path, tmp_path: Path) -> None:

@@ -90,6 +90,18 @@ def test_a_tensor_gives_a_tensor(tiny_model: SegFormer) -> None:
 
 
 @OPENVINO
+def test_small_images_before_larger_ones(tiny_model: SegFormer) -> None:
+    """The first of them leaves attention a single key, for which OpenVINO prepares it."""
+    runtime = OpenVINORuntime(converted.converted(tiny_model, "openvino"))
+    runtime._compiled[(0,)] = None  # as if another size were compiled
+    for side in (32, 48, 128, 32, 200):
+        pixels = torch.randn(1, 3, side, side)
+        with torch.no_grad():
+            torch.testing.assert_close(runtime(pixels), tiny_model(pixels), rtol=0, atol=1e-4)
+    assert set(runtime._compiled) == {(0,)}
+
+
+@OPENVINO
 def test_bfloat16(tiny_model: SegFormer) -> None:
     pixels = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
     exact = choice.open_runtime(tiny_model, "openvino")(pixels)
@@ -98,6 +110,7 @@ def test_bfloat16(tiny_model: SegFormer) -> None:
 
 
 @OPENVINO
+@pytest.mark.slow  # converts models of its own
 def test_predictions_are_those_of_the_model_as_it_is_now(tiny_model: SegFormer) -> None:
     predictor = Predictor(tiny_model, runtime="openvino", size=64)
     before = predictor.logits(IMAGE)
@@ -130,6 +143,7 @@ def test_a_model_is_converted_once(
 
 
 @OPENVINO
+@pytest.mark.slow  # converts models of its own
 def test_a_classifier() -> None:
     model = randomize(SegFormerClassifier(TINY)).eval()
     predictor = ClassPredictor(model, PredictConfig(runtime="openvino", flip=True))

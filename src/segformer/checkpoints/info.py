@@ -103,7 +103,7 @@ def tables(description: dict[str, Any]) -> list[Table]:
         f"reduction {eps['reduction']:g}, stage ends {eps['stage']:g}",
     )
     facts.add_row("activation", d["hidden_act"])
-    facts.add_row("input", _input(d["channels"], d["preprocessing"]))
+    facts.add_row("input", input_line(d["channels"], d["preprocessing"]))
     if d["thresholds"]:
         limits = ", ".join(f"{threshold:.3g}" for threshold in d["thresholds"][:8])
         more = ", ..." if len(d["thresholds"]) > 8 else ""
@@ -113,8 +113,12 @@ def tables(description: dict[str, Any]) -> list[Table]:
         facts.add_row(f"runtime auto, {precision}", text)
     if d["unused_tensors"]:
         facts.add_row("unused tensors", ", ".join(d["unused_tensors"][:4]))
-    if not d["classes"]:
-        return [facts]
+    return [facts, *([class_table(d)] if d["classes"] else [])]
+
+
+def class_table(description: dict[str, Any]) -> Table:
+    """The classes of a model; of a segmentation model with their colors."""
+    d = description
     classes = Table("id", "class", *(["color"] if d["kind"] == "segmenter" else []))
     for row in d["classes"]:
         red, green, blue = row["color"]
@@ -122,7 +126,7 @@ def tables(description: dict[str, Any]) -> list[Table]:
         patch.append(f" #{red:02x}{green:02x}{blue:02x}", style="default on default")
         cells = [str(row["id"]), row["name"], *([patch] if d["kind"] == "segmenter" else [])]
         classes.add_row(*cells)
-    return [facts, classes]
+    return classes
 
 
 def _parameters(checkpoint: Checkpoint, part: str) -> int:
@@ -144,7 +148,8 @@ def _macs(macs: dict[str, int]) -> str:
     return f"{total / 1e9:.2f} G {where} ({', '.join(words)}){total_folded}"
 
 
-def _input(channels: int, preprocessing: dict[str, Any]) -> str:
+def input_line(channels: int, preprocessing: dict[str, Any]) -> str:
+    """How an image becomes the model's input, in one line."""
     size, multiple = preprocessing["size"], preprocessing["multiple"]
     if isinstance(size, tuple):
         seen = f"resized to {size[1]} x {size[0]}"

@@ -79,6 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"segformer {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except ModuleNotFoundError as error:
+        if error.name == "torch":
+            print(
+                f"segformer {name}: PyTorch is not installed (pip install torch); without it, "
+                "predict and info run with exported models only",
+                file=sys.stderr,
+            )
+            return FAILED
         extra = COMMANDS[name].extra
         if extra is None or (error.name or "").startswith("segformer"):
             raise

@@ -25,6 +25,7 @@ from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.model.tracing import AnyModel, Graph
 from segformer.prediction.runtimes.exported import RECORD_FILE
 from segformer.prediction.runtimes.graphs import GRAPH_FILES, OPSET, convert, first_line, require
+from segformer.prediction.runtimes.openvino import prepare_any_size
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +175,8 @@ def _runner(path: Path, config: ExportConfig) -> Run:
 
         hints = {"INFERENCE_PRECISION_HINT": "f32"}
         compiled = openvino.Core().compile_model(path, "CPU", hints)
+        if config.size is None:
+            prepare_any_size(compiled)
         return lambda pixels: [compiled(pixels)[i].copy() for i in range(len(compiled.outputs))]
     import onnxruntime
 

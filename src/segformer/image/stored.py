@@ -21,7 +21,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import tifffile
 from PIL import Image
 
 from segformer.image.orientation import turn_upright
@@ -157,6 +156,8 @@ def load_tiff(data: bytes | Path, channels: int, name: str) -> StoredPixels | No
     Raises:
         UnreadableImage: The file is broken, too large, or needs a codec that is not installed.
     """
+    import tifffile  # a fifth of a second that other formats need not wait
+
     source: Any = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
         with quiet_tifffile(), tifffile.TiffFile(source) as file:
@@ -293,6 +294,8 @@ def _first_page(page: Any, data: bytes | Path, stored: int, name: str) -> ImageA
             raise
         content = data if isinstance(data, bytes) else data.read_bytes()
         values = _decode_with_opencv(content, name, f"{error}")
+    import tifffile  # loaded already
+
     if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3:
         values = values if values.shape[2] == page.samplesperpixel else np.moveaxis(values, 0, -1)
     return values

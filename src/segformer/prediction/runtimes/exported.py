@@ -66,10 +66,7 @@ def open_exported(folder: str | Path) -> ExportedModel:
         RuntimeUnavailable: The graph has another input or output than `Predictor` needs.
     """
     folder = Path(folder)
-    found = _find_graph(folder)
-    if found is None:
-        raise CheckpointError(f"{folder}: there is no {' or '.join(GRAPH_FILES.values())} in it")
-    format, path = found
+    format, path = find_graph(folder)
     record: dict[str, Any] = {}
     if (folder / RECORD_FILE).is_file():
         record = layout.read_json(folder / RECORD_FILE)
@@ -118,6 +115,18 @@ def open_graph_runtime(
     if device not in (None, "cpu"):
         raise RuntimeUnavailable(f"runtime {name} runs on the CPU, not on {device}")
     return (OpenVINORuntime if name == "openvino" else ONNXRuntime)(model.graph, precision)
+
+
+def find_graph(folder: Path) -> tuple[GraphFormat, Path]:
+    """The format and the file of the graph in a folder.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    found = _find_graph(folder)
+    if found is None:
+        raise CheckpointError(f"{folder}: there is no {' or '.join(GRAPH_FILES.values())} in it")
+    return found
 
 
 def _find_graph(folder: Path) -> tuple[GraphFormat, Path] | None:
