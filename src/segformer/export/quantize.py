@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 QUANTIZED_FILE = "model_quantized.onnx"
 """Name under which transformers.js looks for a model in 8-bit integers."""
 
-_RANKED_IMAGES = 50
+_RANKED_IMAGES = 8
 """Images on which layers are compared to find the one that costs the most accuracy, at most."""
 
 _ROUNDS = 7
@@ -207,9 +207,9 @@ def _spread(dataset: Dataset, most: int | None) -> Dataset:
 
 def _check_channels(dataset: Dataset, channels: int, as_8_bit: bool) -> None:
     """Raise ValueError if the images are not what the model takes; the first one stands for all."""
-    if dataset.channel_names and dataset.channels != channels:
+    if dataset.channels not in (3, channels):  # 3 also where nothing is stated
         raise DatasetError(
-            f"{dataset.root}: has {dataset.channels} channels, the model takes {channels}"
+            f"{dataset.root}: its images have {dataset.channels} channels, the model takes {channels}"
         )
     read_image(dataset.samples[0].image, channels, as_8_bit=as_8_bit, nodata=dataset.nodata)
 
