@@ -198,12 +198,17 @@ def test_the_report(exported: dict[str, tuple[Path, Exported]], dataset: Path, f
 def test_layers_go_back_to_float32(
     source: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if NNCF's first attempt, the second graph that it asks for, lost half of the mIoU."""
+    """As if int8 in all layers, the second graph that NNCF has scored, lost half of the mIoU."""
     score = quantizing._score
     asked: list[Any] = []
+    written = 0
 
     def lowered(data: Any, predictor: Predictor) -> tuple[float, list[float]]:
+        nonlocal written
         miou, each = score(data, predictor)
+        if getattr(predictor.model, "folder", Path()).name == "int8" and not asked:
+            written += 1
+            return (miou - 0.5 if written == 1 else miou), each
         if isinstance(predictor.runtime, quantizing._Compiled):
             if not any(predictor.runtime is one for one in asked):
                 asked.append(predictor.runtime)

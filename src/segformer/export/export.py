@@ -110,7 +110,7 @@ def export_model(
         checks = check(run, model, preprocessing, config, images)
         report, versions = None, {}
         if int8 is not None and data is not None:
-            report = quantize(folder, config, int8, data, parameter_names(graph.network))
+            report = quantize(folder, int8, data, parameter_names(graph.network))
             (path, *_) = graph_files(folder)
             versions = {"nncf": require("nncf", "int8").__version__}
         record = {
