@@ -123,7 +123,7 @@ def read(folder: Path, format: str) -> Any:
 def test_the_bound_holds(
     exported: dict[str, tuple[Path, Exported]], source: Path, dataset: Path, format: str
 ) -> None:
-    """The mIoU in the report is that of the folder, or lower in other programs; within the bound."""
+    """The mIoU of the report is that of the folder, or lower; and it is within the bound."""
     folder, found = exported[format]
     report = found.int8
     assert report is not None and report.int8_layers > 0
