@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test lint wheel lowest clean
+.PHONY: demo test browser lint wheel lowest clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/portraits.py demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# The tests of the web page; they need Chromium and Node.js.
+browser: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[onnxruntime]" playwright
+	$(BIN)/python -m pytest -m browser tests/export
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -36,7 +41,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,demo,tensorboard]" --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,demo,tensorboard,keras,serve,geo,video]" --group dev
 	touch $@ $(VENV)/.demo
 
 $(LOWEST)/.dev: pyproject.toml constraints.txt .ci/lowest.py

@@ -82,7 +82,9 @@ def check_files(wheel: Path) -> None:
     files = contents(wheel)
     source = ROOT / "src" / "segformer"
     recipes = [path.relative_to(source).as_posix() for path in source.glob("recipes/*.yaml")]
-    for name in (*PACKAGE_DATA, *recipes):
+    page = (path for path in (source / "export/page").rglob("*") if path.is_file())
+    names = [*recipes, *(path.relative_to(source).as_posix() for path in page)]
+    for name in (*PACKAGE_DATA, *names):
         if f"segformer/{name}" not in files:
             sys.exit(f"{wheel.name} lacks {name}")
     for name in files:

@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 
 from segformer.data.class_folders import open_class_folders
-from segformer.data.dataset import Dataset, open_dataset
+from segformer.data.dataset import Dataset
+from segformer.data.opening import open_dataset
 from segformer.files import write_json
 from segformer.training.config import ClassificationTrainConfig, TrainConfig
 from segformer.training.run import train

@@ -27,8 +27,9 @@ import yaml
 
 from segformer import Predictor, SegFormer
 from segformer.data.check import check_split
-from segformer.data.dataset import Dataset, open_dataset
+from segformer.data.dataset import Dataset
 from segformer.data.loader import DrawSampler, TrainingCrops, crop_loader
+from segformer.data.opening import open_dataset
 from segformer.evaluation.evaluate import evaluate
 from segformer.training.config import SegmentationTrainConfig, TrainConfig
 from segformer.training.folder import RunFolder
@@ -60,7 +61,7 @@ def main() -> None:
         outcome = train(options.dataset, run, config)
         assert outcome is not None
         minutes = float(RunFolder(run).read_metrics()[-1]["minutes"])
-        assert config.max_steps is not None
+        assert config.max_steps is not None and isinstance(config.batch_size, int)
         print_row("ours", minutes, config.max_steps, config.batch_size, outcome.score)
     # In its own process, so that the peak memory is measured separately
     words = [sys.executable, __file__, str(options.dataset), "--recipe", str(options.recipe)]
@@ -91,7 +92,7 @@ def train_peer(
 ) -> dict[str, Any]:
     """Train in a plain loop for the given time; the schedule is based on the measured speed."""
     assert config.lr is not None and config.num_workers is not None and config.max_steps is not None
-    assert config.warmup_steps is not None
+    assert config.warmup_steps is not None and isinstance(config.batch_size, int)
     model = peer_model(config, training).train()
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
     crops = TrainingCrops(

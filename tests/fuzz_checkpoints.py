@@ -2,8 +2,9 @@
 
     python tests/fuzz_checkpoints.py --count 20000 --seed 1
 
-Every format is damaged: safetensors, archives and old pickles of ``torch.save``, the JSON files,
-and the index of shards. The test suite runs a few hundred cases.
+Every format is damaged: safetensors, archives and old pickles of ``torch.save``, HDF5 files of
+Keras where h5py is installed, the JSON files, and the index of shards. The test suite runs a few
+hundred cases.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import shutil
 import tempfile
 import traceback
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from segformer.checkpoints.errors import CheckpointError
 from segformer.checkpoints.formats import HUB, NVLABS
 from segformer.checkpoints.writing import convert
 
+KERAS_MODELS = Path(__file__).parent / "checkpoints" / "keras_models.zip"
 ALLOWED = (CheckpointError, MemoryError, OSError)
 CONFIG = SegFormerConfig(
     hidden_sizes=(8, 16, 24, 32),
@@ -92,6 +97,17 @@ def write_models(folder: Path) -> list[tuple[Path, Path]]:
     convert(hf, folder / "described.safetensors", "nvlabs")
     convert(hf, folder / "described.pth", "nvlabs")
     files = ("archive.pth", "legacy.pth", "described.safetensors", "described.pth")
+    cases += [(folder / name, folder / name) for name in files]
+    return cases + (write_keras_models(folder) if find_spec("h5py") else [])
+
+
+def write_keras_models(folder: Path) -> list[tuple[Path, Path]]:
+    """As `write_models`, the recorded models of KerasHub and of transformers on TensorFlow."""
+    with zipfile.ZipFile(KERAS_MODELS) as archive:
+        archive.extractall(folder)
+    preset = folder / "kerashub_segmenter"
+    cases = [(preset, path) for path in sorted(preset.iterdir()) if path.name != "metadata.json"]
+    files = ("kerashub_segmenter.keras", "tensorflow_segmenter/tf_model.h5")
     return cases + [(folder / name, folder / name) for name in files]
 
 
@@ -130,7 +146,7 @@ def damage_json(content: bytes, rng: random.Random) -> bytes:
         if key is None:
             continue
         if rng.random() < 0.8:
-            container[key] = rng.choice(STRANGE)
+            container[key] = deepcopy(rng.choice(STRANGE))
         elif isinstance(container, dict):
             container[rng.choice(("", "x", "shortest_edge", key))] = container.pop(key)
         else:

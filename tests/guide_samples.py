@@ -13,6 +13,8 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from segformer.data.brush_masks import encode_brush
+
 SIZE = (64, 96)
 
 ISPRS_COLORS = np.array(
@@ -154,6 +156,35 @@ def aerial_tiles(user: Path, description: str) -> None:
     draw_photos(user, ("flight.tif",), size)
 
 
+def labeling(user: Path, description: str) -> None:
+    tasks = []
+    for i in range(6):
+        image, found = boxes(3, i)
+        save(user / f"corrections/{i:04}.jpg", image)
+        mask = label_map(found)
+        result = [
+            {
+                "type": "brushlabels",
+                "from_name": "tag",
+                "to_name": "image",
+                "original_width": SIZE[1],
+                "original_height": SIZE[0],
+                "image_rotation": 0,
+                "value": {
+                    "format": "rle",
+                    "rle": list(encode_brush(mask == class_id)),
+                    "brushlabels": [name],
+                },
+            }
+            for class_id, name in ((1, "box"), (2, "disc"))
+        ]
+        annotations = [{"id": i, "was_cancelled": False, "result": result}]
+        upload = f"/data/upload/1/0a1b2c3d-{i:04}.jpg"
+        tasks.append({"id": i, "annotations": annotations, "data": {"image": upload}})
+    (user / "corrections/project.json").write_text(json.dumps(tasks), encoding="utf-8")
+    draw_photos(user, ("new/first.jpg", "new/second.jpg"))
+
+
 def _annotation(identity: int, image: int, category: int, corners: Corners) -> dict[str, Any]:
     left, top, right, bottom = corners
     return {
@@ -182,5 +213,6 @@ SAMPLES: dict[str, Callable[[Path, str], None]] = {
     "roboflow-zip": roboflow_zip,
     "coco-json": coco_json,
     "aerial-tiles": aerial_tiles,
+    "labeling": labeling,
 }
 """Guide -> function that draws its files into a folder; takes the ``dataset.yaml`` it shows."""

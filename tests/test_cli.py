@@ -33,7 +33,7 @@ def test_help_lists_the_commands_without_importing_torch() -> None:
     assert all(name in result.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["predict", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["predict", "train", "evaluate", "serve"])
 def test_help_of_a_command_teaches_and_needs_no_torch(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +103,17 @@ def test_errors_are_one_sentence_without_a_stack() -> None:
         assert "Traceback" not in result.stderr
 
 
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    program = "from segformer.cli import main; raise SystemExit(main(['train', '--help']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, message = process.communicate(timeout=100)
+    assert message == b""
+
+
 def test_data_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     assert main(["data", "check", str(dataset)]) == 0
@@ -145,7 +156,7 @@ def test_train_evaluate_predict_from_recipe_to_image(
 
 
 def test_resume_takes_only_a_longer_schedule(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--resume", "run", "--lr", "3"], ["--resume=run", "--cache"]):
+    for words in (["--resume", "run", "--lr", "3"], ["--resume=run", "--cache", "true"]):
         assert main(["train", *words]) == 1
         assert "the only other options it takes are --epochs" in capsys.readouterr().err
 

@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 
 from segformer import files
-from segformer.files import OutputExists, check_replaceable, whole_file, write_json
+from segformer.files import (
+    OutputExists,
+    check_replaceable,
+    check_replaceable_folder,
+    whole_file,
+    write_json,
+)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -82,3 +88,15 @@ def test_existing_files_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(OutputExists, match=r"a, .*b, .*c and 1 more already exist"):
         check_replaceable(paths, overwrite=False)
     check_replaceable(paths, overwrite=True)
+
+
+def test_only_folders_of_the_same_command_are_replaced(tmp_path: Path) -> None:
+    check_replaceable_folder(tmp_path / "new", "record.json", overwrite=False)
+    check_replaceable_folder(tmp_path, "record.json", overwrite=False)  # empty
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputExists, match=r"has no record\.json"):
+        check_replaceable_folder(tmp_path, "record.json", overwrite=True)
+    (tmp_path / "record.json").write_text("{}")
+    with pytest.raises(OutputExists, match="already exists"):
+        check_replaceable_folder(tmp_path, "record.json", overwrite=False)
+    check_replaceable_folder(tmp_path, "record.json", overwrite=True)

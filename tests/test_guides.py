@@ -31,7 +31,11 @@ SMALLER = {
 }
 """What a training of a guide is run with instead, so that it takes seconds."""
 
-RESULTS = {"people-and-clothes": "cut-out.png", "coco-json": "predictions.json"}
+RESULTS = {
+    "people-and-clothes": "cut-out.png",
+    "coco-json": "predictions.json",
+    "labeling": "tasks.json",
+}
 """What the last example of a guide writes."""
 
 

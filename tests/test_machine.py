@@ -145,3 +145,42 @@ def test_threads_are_limited_to_what_may_be_used(
     monkeypatch.setattr(machine, "available_cpus", lambda: 3)
     machine.limit_threads()
     assert torch.get_num_threads() == 3
+
+
+MEMINFO = "MemTotal:  16000000 kB\nMemAvailable:  8000000 kB\nHugePages_Total:  0\n"
+
+
+def test_memory_without_control_groups(system: dict[str, Path]) -> None:
+    assert machine.available_memory(**system) is None
+    write(system["proc"] / "meminfo", MEMINFO)
+    assert machine.available_memory(**system) == 8_000_000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "inactive", "expected"),
+    [
+        (5_000_000, 2_000_000, 500_000, 3_500_000),  # files in memory can be dropped
+        (5_000_000, 7_000_000, 0, 0),
+        ("max", 2_000_000, 0, 8_000_000 * 1024),
+        (2**63 - 4096, 2_000_000, 0, 8_000_000 * 1024),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_limits(
+    system: dict[str, Path],
+    version: int,
+    limit: int | str,
+    used: int,
+    inactive: int,
+    expected: int,
+) -> None:
+    write(system["proc"] / "meminfo", MEMINFO)
+    text = "0::/jobs/one\n" if version == 2 else "4:memory:/jobs/one\n0::/\n"
+    write(system["proc"] / "self" / "cgroup", text)
+    group = system["cgroups"] / ("" if version == 2 else "memory") / "jobs"  # above its own
+    names = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
+    write(group / f"memory.{names[0]}", f"{limit}\n")
+    write(group / f"memory.{names[1]}", f"{used}\n")
+    prefix = "" if version == 2 else "total_"
+    write(group / "memory.stat", f"anon 3\n{prefix}inactive_file {inactive}\n")
+    assert machine.available_memory(**system) == expected

@@ -25,11 +25,15 @@ def test_prediction_needs_the_base_dependencies_alone() -> None:
     rooms = [
         module.name
         for module in pkgutil.walk_packages(segformer.__path__, "segformer.")
-        if not module.name.startswith(("segformer.training", "segformer.__main__"))
+        if not module.name.startswith(
+            ("segformer.training", "segformer.serving.", "segformer.__main__")
+        )
         and module.name != "segformer.evaluation.plots"
     ]
+    rooms += ["segformer.serving.client", "segformer.serving.options"]
     assert len(rooms) > 20
     hidden = ["lightning", "matplotlib", "tensorboard", "transformers", "torchmetrics", "scipy"]
+    hidden += ["fastapi", "starlette", "uvicorn", "prometheus_client", "multipart"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
         f"import importlib; [importlib.import_module(room) for room in {rooms}]"
@@ -46,6 +50,16 @@ def test_a_missing_extra_is_named() -> None:
     result = run_python(code)
     assert result.returncode == 1
     assert "pip install 'segformer[train]'" in result.stderr
+
+
+def test_the_extra_of_the_service_is_named() -> None:
+    code = (
+        "import sys; sys.modules['fastapi'] = None\n"
+        "from segformer.cli import main; sys.exit(main(['serve']))"
+    )
+    result = run_python(code)
+    assert result.returncode == 1
+    assert "pip install 'segformer[serve]'" in result.stderr
 
 
 def test_the_package_index_gets_no_relative_links() -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from segformer.prediction.config import PredictConfig as PredictConfig
     from segformer.prediction.prediction import Prediction as Prediction
     from segformer.prediction.predictor import Predictor as Predictor
+    from segformer.serving.client import Client as Client
     from segformer.training.config import ClassificationTrainConfig as ClassificationTrainConfig
     from segformer.training.config import SegmentationTrainConfig as SegmentationTrainConfig
     from segformer.training.run import resume as resume
@@ -36,6 +37,7 @@ _ROOMS = {
     "ClassificationTrainConfig": "segformer.training.config",
     "ClassPredictor": "segformer.prediction.classifier",
     "ClassSet": "segformer.classes",
+    "Client": "segformer.serving.client",
     "MixTransformer": "segformer.model.encoder",
     "PredictConfig": "segformer.prediction.config",
     "Prediction": "segformer.prediction.prediction",

@@ -153,6 +153,11 @@ class ClassSet:
 
     def unknown_values(self, class_ids: NDArray[np.integer]) -> dict[int, int]:
         """Ids that are neither a class nor ignored, and how many pixels have each."""
+        known = (class_ids < len(self)) | (class_ids == self.ignore_index)
+        if class_ids.dtype.kind != "u":
+            known &= (class_ids >= 0) | (class_ids == self.ignore_index)
+        if known.all():  # many times as fast as counting
+            return {}
         if class_ids.dtype.itemsize <= 2 and class_ids.dtype.kind == "u":
             counts = np.bincount(class_ids.ravel())  # ten times as quick as sorting
             values = np.flatnonzero(counts)

@@ -17,6 +17,9 @@ LARGEST_WIDTH = 1 << 16
 
 DECODERS = ("original", "openmmlab")
 
+HIDDEN_ACTS = ("gelu", "gelu_pytorch_tanh")
+"""Activations of the Mix-FFN, by their names in transformers: GELU, and its tanh approximation."""
+
 PATCH_KERNELS = (7, 3, 3, 3)
 PATCH_STRIDES = (4, 2, 2, 2)
 
@@ -26,25 +29,34 @@ class NormEps:
     """Epsilons of the LayerNorms; they differ with the codebase that trained the weights.
 
     Attributes:
-        block: In the encoder blocks and at the end of each stage.
+        block: In the encoder blocks.
         merging: After each overlapped patch merging.
         reduction: After the sequence reduction of the attention.
+        stage: At the end of each stage.
     """
 
     block: float = 1e-5
     merging: float = 1e-5
     reduction: float = 1e-5
+    stage: float = 1e-5
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not isinstance(value, float) or not 0 < value < 1:
                 raise ValueError(f"eps of {name} must be a small positive number, not {value!r}")
 
+    @classmethod
+    def from_dict(cls, entries: dict[str, Any]) -> NormEps:
+        """The inverse of `dataclasses.asdict`. In old records ``block`` holds for ``stage`` too."""
+        return cls(**{"stage": entries["block"], **entries})
 
-ORIGINAL_EPS = NormEps(block=1e-6, merging=1e-5, reduction=1e-5)
+
+ORIGINAL_EPS = NormEps(block=1e-6, merging=1e-5, reduction=1e-5, stage=1e-6)
 """As in the original implementation (NVlabs)."""
-OPENMMLAB_EPS = NormEps(block=1e-6, merging=1e-6, reduction=1e-6)
+OPENMMLAB_EPS = NormEps(block=1e-6, merging=1e-6, reduction=1e-6, stage=1e-6)
 """As in mmsegmentation, which has one setting for all norms."""
+KERASHUB_EPS = NormEps(block=1e-6, merging=1e-5, reduction=1e-5, stage=1e-5)
+"""As in KerasHub."""
 TRANSFORMERS_EPS = NormEps()
 """As in transformers, whose modules do not use ``layer_norm_eps`` of their configuration."""
 
@@ -67,6 +79,10 @@ class SegFormerConfig:
         drop_path: Stochastic depth of the last block; it rises linearly from 0 over all blocks.
         dropout: Probability of dropping whole channels before the classifier.
         eps: Epsilons of the LayerNorms, those that the weights were trained with.
+        hidden_act: Activation of the Mix-FFN: "gelu", or "gelu_pytorch_tanh" (KerasHub).
+        multilabel: Classes may overlap: each logit has its own sigmoid.
+        thresholds: For a model with sigmoids, the probability above which each class is present,
+            fitted on a validation split. Empty: 0.5 for each.
     """
 
     hidden_sizes: tuple[int, int, int, int] = (32, 64, 160, 256)
@@ -81,6 +97,9 @@ class SegFormerConfig:
     drop_path: float = 0.1
     dropout: float = 0.1
     eps: NormEps = NormEps()
+    hidden_act: str = "gelu"
+    multilabel: bool = False
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("hidden_sizes", "depths", "num_attention_heads", "sr_ratios"):
@@ -103,6 +122,10 @@ class SegFormerConfig:
             raise ValueError(f"mlp_ratio must be at most 1024, not {self.mlp_ratio}")
         if self.decoder not in DECODERS:
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, not {self.decoder!r}")
+        if self.hidden_act not in HIDDEN_ACTS:
+            raise ValueError(
+                f"hidden_act must be one of {', '.join(HIDDEN_ACTS)}, not {self.hidden_act!r}"
+            )
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
@@ -111,11 +134,36 @@ class SegFormerConfig:
         for width, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=True):
             if width % heads:
                 raise ValueError(f"{heads} attention heads do not divide {width} channels")
+        self._check_thresholds()
+
+    def _check_thresholds(self) -> None:
+        if not isinstance(self.multilabel, bool):
+            raise ValueError(f"multilabel must be true or false, not {self.multilabel!r}")
+        if self.multilabel and self.num_classes < 2:
+            raise ValueError("a model of classes that may overlap has at least two")
+        thresholds = tuple(float(threshold) for threshold in self.thresholds)
+        object.__setattr__(self, "thresholds", thresholds)
+        if not all(0 < threshold < 1 for threshold in thresholds):
+            raise ValueError(f"thresholds must be between 0 and 1, not {thresholds}")
+        if len(thresholds) not in (0, self.num_sigmoids):
+            raise ValueError(
+                f"{len(thresholds)} thresholds, but the model has {self.num_sigmoids} sigmoids"
+            )
+
+    @property
+    def num_sigmoids(self) -> int:
+        """Number of logits with a sigmoid; 0 for a model with a softmax."""
+        return self.num_classes if self.multilabel or self.num_classes == 1 else 0
+
+    @property
+    def decision_thresholds(self) -> tuple[float, ...]:
+        """Threshold of each sigmoid; empty for a model with a softmax."""
+        return self.thresholds or (0.5,) * self.num_sigmoids
 
     @classmethod
     def from_dict(cls, entries: dict[str, Any]) -> SegFormerConfig:
         """The inverse of `dataclasses.asdict`."""
-        return cls(**{**entries, "eps": NormEps(**entries["eps"])})
+        return cls(**{**entries, "eps": NormEps.from_dict(entries["eps"])})
 
     @property
     def min_size(self) -> int:

@@ -42,6 +42,28 @@ def check_replaceable(paths: Iterable[Path], *, overwrite: bool) -> None:
         )
 
 
+def check_replaceable_folder(folder: Path, mark: str, *, overwrite: bool) -> None:
+    """Refuse to replace a folder with anything in it that the same command has not written.
+
+    Args:
+        folder: Folder that a command is about to write whole.
+        mark: File in it by which it is known that the command wrote it.
+        overwrite: Such a folder may be replaced.
+
+    Raises:
+        OutputExists: The folder exists, and may not be replaced.
+    """
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        check_replaceable([folder], overwrite=False)
+    if not (folder / mark).is_file():
+        raise OutputExists(
+            f"{folder} has no {mark}, so this command has not written it; choose another "
+            "destination"
+        )
+
+
 def check_writable(folder: Path) -> None:
     """Refuse a folder, which need not exist yet, into which no file can be written.
 

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, and how many of them other processes leave idle.
+"""How many CPUs and how much memory this process may use, and how many CPUs others leave idle.
 
 PyTorch starts a thread per CPU for each operation and ends the operation when the last of them is
 done. With fewer free CPUs than threads, each of the hundreds of operations of a forward pass waits
@@ -41,21 +41,25 @@ def _affinity() -> set[int]:
 
 def _quota(cgroups: Path, proc: Path) -> float:
     """CPUs that the control groups of this process allow, those above them included."""
-    smallest = math.inf
+    groups = _groups("cpu", cgroups, proc)
+    return min((_quota_v2(g) if is_v2 else _quota_v1(g) for g, is_v2 in groups), default=math.inf)
+
+
+def _groups(controller: str, cgroups: Path, proc: Path) -> Iterator[tuple[Path, bool]]:
+    """Folders of this process's control groups, those above them included; whether version 2."""
     for line in _read(proc / "self" / "cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "":
-            mounts, read = (cgroups, cgroups / "unified"), _quota_v2
-        elif "cpu" in controllers.split(","):
-            mounts, read = (cgroups / controllers, cgroups / "cpu"), _quota_v1
+            mounts = (cgroups, cgroups / "unified")
+        elif controller in controllers.split(","):
+            mounts = (cgroups / controllers, cgroups / controller)
         else:
             continue
         below_mount = Path(group.lstrip("/"))
         for mount in mounts:
             # In a container the mount can be the group itself, and the path that of the host
             for folder in (below_mount, *below_mount.parents):
-                smallest = min(smallest, read(mount / folder))
-    return smallest
+                yield mount / folder, controllers == ""
 
 
 def _quota_v2(folder: Path) -> float:
@@ -74,6 +78,48 @@ def _ratio(quota: str, period: str) -> float:
     except (ValueError, ZeroDivisionError):
         return math.inf
     return allowed if allowed > 0 else math.inf
+
+
+def available_memory(
+    *, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")
+) -> int | None:
+    """Bytes of memory that this process can still take without swapping or being killed.
+
+    Files that the system keeps in memory count as available, because it drops them when needed.
+
+    Args:
+        cgroups: Where control groups are mounted, of version 1 or 2.
+        proc: Where the kernel's process information is mounted.
+
+    Returns:
+        The least of what the system has available and what the limits of the control groups and
+        of the address space leave; None where the system does not say, as on other systems than
+        Linux.
+    """
+    available = _fields(proc / "meminfo").get("MemAvailable:")
+    if available is None:
+        return None
+    left = [1024 * available]
+    for group, is_v2 in _groups("memory", cgroups, proc):
+        names = ("max", "current") if is_v2 else ("limit_in_bytes", "usage_in_bytes")
+        limit, used = (_read(group / f"memory.{name}").strip() for name in names)
+        if limit.isdecimal() and used.isdecimal():  # without a limit, the file says "max"
+            statistics = _fields(group / "memory.stat")
+            inactive = statistics.get("inactive_file" if is_v2 else "total_inactive_file", 0)
+            left.append(max(0, int(limit) - max(0, int(used) - inactive)))
+    import resource  # not on Windows, which has no /proc either
+
+    address_space = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
+    if address_space != resource.RLIM_INFINITY:
+        taken = 1024 * _fields(proc / "self" / "status").get("VmSize:", 0)
+        left.append(max(0, address_space - taken))
+    return min(left)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Names and numbers of a file with one of each in a line."""
+    lines = (line.split() for line in _read(path).splitlines())
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdecimal()}
 
 
 def _read(path: Path) -> str:

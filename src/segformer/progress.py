@@ -104,7 +104,8 @@ class ProgressBar:
     def _show(self) -> None:
         if self._bar is not None:
             text = f"{self.note}  {self._rate_text()}".strip()
-            self._bar.update(self._task, completed=self.done + self.fraction, note=text)
+            completed = self.done + self.fraction
+            self._bar.update(self._task, total=self.total, completed=completed, note=text)
         elif time.monotonic() - self._last_line > _LINE_EVERY_S:
             self._log()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,12 +125,25 @@ def test_missing_models(hub: HubServer, published: Repository) -> None:
         SegFormer.from_pretrained("nobody/nothing")
     hub.repositories["somebody/empty"] = Repository()
     hub.repositories["somebody/empty"].commit({"README.md": b"# Empty"})
-    with pytest.raises(CheckpointError, match="no weights of PyTorch in this model"):
+    with pytest.raises(CheckpointError, match="no weights that can be read in this model"):
         SegFormer.from_pretrained("somebody/empty")
     hub.repositories["somebody/two"] = Repository()
     hub.repositories["somebody/two"].commit({"a.pth": b"", "b.pth": b""})
     with pytest.raises(CheckpointError, match=r"several files of weights; .*a.pth, b.pth"):
         SegFormer.from_pretrained("somebody/two")
+
+
+@pytest.mark.parametrize("name", ["kerashub_segmenter", "tensorflow_segmenter"])
+def test_models_of_keras(name: str, hub: HubServer, tmp_path: Path) -> None:
+    pytest.importorskip("h5py", reason="HDF5 files are read with h5py")
+    with zipfile.ZipFile(Path(__file__).with_name("keras_models.zip")) as archive:
+        archive.extractall(tmp_path)
+    hub.repositories[NAME] = Repository()
+    hub.repositories[NAME].commit({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
+    fetched, local = SegFormer.from_pretrained(NAME), SegFormer.from_pretrained(tmp_path / name)
+    assert same(fetched, local)
+    assert fetched.config == local.config
+    assert fetched.preprocessing == local.preprocessing
 
 
 def test_a_single_file_of_weights(hub: HubServer, tiny_model: SegFormer, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def plain_encoder(
             y = layer(partial(F.conv2d, padding=1, groups=y.shape[1]), "dw", y, **where)
             y = F.gelu(y).flatten(2).transpose(1, 2)
             x = x + layer(linear, "fc2", y, **where)
-        x = layer(partial(norm, config.eps.block), "norm", x, **where)
+        x = layer(partial(norm, config.eps.stage), "norm", x, **where)
         maps = x.transpose(1, 2).unflatten(2, (height, width))
         outputs.append(maps)
     return outputs

@@ -27,7 +27,7 @@ def header(text: bytes, length: int | None = None) -> bytes:
     ("content", "words"),
     [
         (b"", "an empty file"),
-        (b"GIF89a and so on, far from any weights", "neither safetensors nor a PyTorch file"),
+        (b"GIF89a and so on, far from any weights", "neither safetensors, a PyTorch file nor HDF5"),
         (b"<!DOCTYPE html><html>404</html>", "a text file .a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a Git LFS pointer"),
         (header(b'{"a": 1}', 1 << 60), "announces a header of 1,152,921,504,606,846,976 bytes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import tempfile
@@ -13,9 +14,11 @@ from PIL import Image
 
 from conftest import draw_dataset, randomize, run_python
 from data.test_class_folders import draw_classes
+from evaluation.test_report import check_self_contained
 from segformer import ClassSet, SegFormer, SegFormerClassifier, SegFormerConfig
 from segformer.checkpoints import opening
 from segformer.cli import main
+from segformer.evaluation.evaluate import REPORT_FILES
 from segformer.model import pretrained
 
 
@@ -88,7 +91,7 @@ def test_nothing_is_replaced_unless_told_so(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("report.json", "confusion.png"):
+    for name in REPORT_FILES:
         (tmp_path / "out").mkdir(exist_ok=True)
         mine = tmp_path / "out" / name
         mine.write_text("mine")
@@ -126,6 +129,19 @@ def test_an_unwritable_folder_is_found_before_computing(
     assert main(words) == 1
     assert f"cannot write into {tmp_path}: Permission denied" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_the_report_shows_the_images(tmp_path: Path, words: list[str]) -> None:
+    assert main(words) == 0
+    text = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    page = check_self_contained(text)
+    assert len(page.all("img")) == 2 * 4
+    entries = report(tmp_path)
+    assert f"{100 * entries['miou']:.2f} %" in text  # type: ignore[operator]
+    assert entries["speed"]["images_per_s"] > 0  # type: ignore[index]
+    assert 0 <= entries["calibration"]["ece"] <= 1  # type: ignore[index]
+    with (tmp_path / "out/per_image.csv").open(newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == ["00.png", "01.png"]
 
 
 def test_unreadable_files_are_skipped_and_have_an_exit_code(
@@ -180,6 +196,13 @@ def test_classifier(tmp_path: Path, class_words: list[str]) -> None:
     assert entries["images"] == 5
     assert [Path(row["image"]).name for row in entries["failed"]] == ["00.png"]  # type: ignore
     assert list(entries["classes"]) == ["blue", "green", "red"]  # type: ignore[call-overload]
+    with (tmp_path / "out/per_image.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"].split("/")[0] for row in rows] == [row["class"] for row in rows]
+    assert sum(int(row["correct"]) for row in rows) / 5 == pytest.approx(entries["top1"])
+    errors = 5 - sum(int(row["correct"]) for row in rows)
+    page = check_self_contained((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert len(page.all("img")) == errors
     protocol = entries["protocol"]
     assert isinstance(protocol, dict)
     assert (protocol["size"], protocol["flip"], protocol["batch_size"]) == ([32, 32], True, 4)

@@ -11,10 +11,15 @@ import yaml
 from PIL import Image
 
 from conftest import TINY, randomize
-from segformer import Predictor, SegFormer, evaluate
+from segformer import Predictor, Preprocessing, SegFormer, evaluate
+from segformer.cli import main
 from segformer.data.check import check_split
-from segformer.data.dataset import DatasetError, open_dataset, splits
+from segformer.data.conversion import convert
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset, splits
+from segformer.data.tiling import tile
 from segformer.image import UnreadableImage, image_name, read_image
+from segformer.prediction.batch import find_channel_files
 from segformer.training.config import SegmentationTrainConfig
 from segformer.training.run import train
 
@@ -124,6 +129,37 @@ def test_sizes_that_do_not_fit(root: Path) -> None:
     write(wrong, np.zeros((8, 12, 3), np.uint16), photometric="rgb")
     (error,) = check_split(open_dataset(root, "val")).errors
     assert error.startswith(f"{wrong}: the array is (8, 12, 3); a file that is one of several")
+
+
+def test_written_data_sets_keep_names_and_missing_values(root: Path) -> None:
+    change(root, nodata=150)
+    parts = [open_dataset(root, split) for split in ("train", "val")]
+    for written in (convert, tile):
+        written(parts, root / "written", overwrite=True)
+        found = open_dataset(root / "written", "train")
+        assert found.channel_names == tuple(PATTERNS)
+        assert found.nodata == 150
+
+
+def test_a_folder_is_predicted_by_patterns(root: Path, tmp_path: Path) -> None:
+    model = randomize(SegFormer.from_variant("b0", num_classes=2, in_channels=4)).eval()
+    model.preprocessing = Preprocessing(mean=(500.0,) * 4, std=(500.0,) * 4, rescale=1.0)
+    model.save_pretrained(tmp_path / "model")
+    patterns = [pattern.replace("{split}", "val") for pattern in PATTERNS.values()]
+    words = ["predict", str(root), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "o")]
+    assert main([*words, "--channel-files", *patterns]) == 0
+    written = sorted(file.name for file in (tmp_path / "o").rglob("*.png"))
+    assert written == [f"tile.{i}.png" for i in range(3)]
+    sample = open_dataset(root, "val").samples[0]
+    expected = Predictor(model)(sample.image_files).label_map
+    assert np.array_equal(
+        np.asarray(Image.open(next((tmp_path / "o").rglob("tile.0.png")))), expected
+    )
+    assert main([*words, "--overwrite", "--channel-files", *patterns[:3]]) == 1
+    with pytest.raises(ValueError, match="no files like"):
+        find_channel_files([root], ["{stem}.jp2"])
+    with pytest.raises(ValueError, match="given as a folder"):
+        find_channel_files([root / "dataset.yaml"], patterns)
 
 
 def test_channels_in_one_folder_without_splits(tmp_path: Path) -> None:

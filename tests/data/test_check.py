@@ -13,7 +13,8 @@ from PIL import Image
 
 from conftest import draw_dataset
 from segformer.data.check import check_split, suggested_yaml
-from segformer.data.dataset import DatasetError, open_dataset
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset
 
 
 def test_a_good_split(small_dataset: Path) -> None:

@@ -16,7 +16,8 @@ from layout_samples import columns, write_image, write_mask
 from segformer.classes import ClassSet
 from segformer.data import conversion
 from segformer.data.conversion import convert
-from segformer.data.dataset import Dataset, DatasetError, open_dataset
+from segformer.data.dataset import Dataset, DatasetError
+from segformer.data.opening import open_dataset
 from segformer.data.options import SourceOptions
 from segformer.data.pairing import Sample
 from segformer.data.run_lengths import encode

@@ -10,7 +10,8 @@ from PIL import Image
 
 from conftest import draw_dataset
 from segformer.data.check import check_split
-from segformer.data.dataset import DatasetError, open_dataset, splits
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset, splits
 from segformer.image import turn_upright
 
 

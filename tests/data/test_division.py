@@ -5,8 +5,9 @@ import pytest
 
 from conftest import draw_dataset
 from layout_samples import columns, write_image, write_json, write_mask
-from segformer.data.dataset import Dataset, DatasetError, open_dataset
+from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.division import Division, class_presence, divide, write_lists
+from segformer.data.opening import open_dataset
 
 
 def draw(root: Path, count: int = 20) -> Dataset:

@@ -19,7 +19,8 @@ from layout_samples import (
     write_mask,
 )
 from segformer.data.check import check_split
-from segformer.data.dataset import DatasetError, open_dataset, splits
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset, splits
 
 BOX = [4, 4, 20, 4, 20, 16, 4, 16]
 
@@ -136,13 +137,27 @@ def test_masks_of_colors_and_wrong_sizes(tmp_path: Path) -> None:
         dataset.read(dataset.samples[0])
 
 
-def test_yolo_by_its_description(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["data.yaml", "dataset.yaml"])
+def test_yolo_by_its_description(tmp_path: Path, name: str) -> None:
     write_image(tmp_path / "images/train/a.jpg")
     (tmp_path / "labels/train").mkdir(parents=True)
     (tmp_path / "labels/train/a.txt").write_text("0 0.25 0.25 0.75 0.25 0.75 0.75")
-    (tmp_path / "data.yaml").write_text("names: [leaf]\ntrain: images/train\n")
-    dataset = open_dataset(tmp_path / "data.yaml", "train")
-    assert dataset.read(dataset.samples[0])[1].max() == 1
+    (tmp_path / name).write_text("names: [leaf]\ntrain: images/train\n")
+    for source in (tmp_path, tmp_path / name):
+        dataset = open_dataset(source, "train")
+        assert dataset.read(dataset.samples[0])[1].max() == 1
+
+
+def test_a_description_of_masks_is_not_taken_for_yolo(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/train/a.jpg")
+    write_mask(tmp_path / "annotations/train/a.png", np.ones((24, 32), np.uint8))
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/train/a.txt").write_text("0 0.25 0.25 0.75 0.25 0.75 0.75")
+    (tmp_path / "dataset.yaml").write_text(
+        "names: [soil, leaf]\ntrain: images/train\nmasks_dir: annotations\n"
+    )
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.read(dataset.samples[0])[1].min() == 1
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import yaml
 from conftest import TINY, randomize
 from segformer import Predictor, Preprocessing, SegFormer
 from segformer.data.check import check_split
-from segformer.data.dataset import open_dataset
 from segformer.data.loader import TrainingCrops
+from segformer.data.opening import open_dataset
 from segformer.data.transforms import Augmentation
 from segformer.image import missing_pixels, read_image
 from segformer.training.config import SegmentationTrainConfig

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from segformer.data.check import check_split
-from segformer.data.dataset import DatasetError, open_dataset
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset
 from segformer.data.sheet import (
     augmented_cells,
     choose_samples,
@@ -56,6 +57,23 @@ def test_cells_show_the_colors_of_the_classes(small_dataset: Path, tmp_path: Pat
     assert write_sheet(cells, dataset.classes, tmp_path / "a.jpg", "shapes") == 6
     with Image.open(tmp_path / "a.jpg") as sheet:
         assert sheet.width > 3 * 320
+
+
+def test_cells_show_the_channels_called_red_green_and_blue(tmp_path: Path) -> None:
+    for folder in ("images/train", "masks/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    image = np.zeros((32, 32, 4), np.uint8)
+    image[:, :, 3] = 255
+    np.save(tmp_path / "images/train/a.npy", image)
+    Image.new("L", (32, 32), 255).save(tmp_path / "masks/train/a.png")
+    (tmp_path / "dataset.yaml").write_text(
+        "train: images/train\nnames: [soil]\nchannels: [nir, Green, blue, RED]\n"
+        "allow_missing_classes: true\n"
+    )
+    dataset = open_dataset(tmp_path)
+    (cell,) = mask_cells(dataset, dataset.samples)
+    shown = np.asarray(cell.image)  # darkened to a third, as it is not labeled
+    assert shown.reshape(-1, 3).mean(0).tolist() == [85, 0, 0]
 
 
 def test_worst_images_are_shown_with_what_is_wrong(small_dataset: Path, tmp_path: Path) -> None:

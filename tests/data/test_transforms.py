@@ -39,7 +39,7 @@ def pair(height: int = 48, width: int = 80) -> tuple[np.ndarray, np.ndarray]:
 def test_any_image_gives_a_whole_crop(height: int, width: int, seed: int, options: dict) -> None:
     image, mask = pair(height, width)
     augmentation = Augmentation(**options)
-    another: Callable = lambda: pair(width, height)  # noqa: E731
+    another: Callable = lambda: (*pair(width, height), 1)  # noqa: E731
     crop, ids = augmentation(image, mask, np.random.default_rng(seed), Preprocessing(), another)
     side = options["crop_size"]
     assert crop.shape == (side, side, 3)
@@ -180,3 +180,62 @@ def test_distortion_stays_within_its_figures() -> None:
     assert levels.min() >= 100 * 0.5 - 32 - 2
     assert levels.max() <= (100 + 32) * 1.5 + 2
     assert (np.abs(levels - 100) < 1).mean() > 0.15  # each part has probability one half
+
+
+def test_images_are_reduced_only_when_they_are_scaled_down() -> None:
+    augmentation = Augmentation(short_side=512, long_side=2048, scale_min=0.5, scale_max=2.0)
+    ratios = (2.01, 2.0, 1.01, 1.0)
+    reductions = [augmentation.choose_reduction(2048, 3000, ratio) for ratio in ratios]
+    assert reductions == [1, 2, 2, 4]
+    assert augmentation.choose_reduction(300, 8192, 1.0) == 4  # the long side decides
+    assert augmentation.choose_reduction(8192 * 8, 8192 * 8, 0.5) == 8
+    assert augmentation.possible_reductions(512, 700) == [1, 2]
+    assert augmentation.possible_reductions(2100, 3000) == [2, 4, 8]
+    assert augmentation.possible_reductions(500, 341) == [1]
+
+
+@pytest.mark.parametrize("log_scale", [False, True])
+def test_the_reduction_is_that_of_the_next_crop(log_scale: bool) -> None:
+    augmentation = Augmentation(crop_size=16, short_side=32, log_scale=log_scale)
+    for seed in range(20):
+        rng, same = np.random.default_rng(seed), np.random.default_rng(seed)
+        choose = augmentation.next_reduction(rng)
+        assert rng.bit_generator.state == same.bit_generator.state
+        low, high = (np.log(0.5), np.log(2)) if log_scale else (0.5, 2.0)
+        ratio = rng.uniform(low, high)
+        scale = (np.exp(ratio) if log_scale else ratio) * 32 / 100
+        expected = 1 if scale > 0.5 else 2 if scale > 0.25 else 4
+        assert choose(100, 150) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(100, 300),
+    width=st.integers(100, 300),
+    seed=st.integers(0, 1000),
+    reduction=st.sampled_from([2, 4, 8]),
+)
+def test_a_reduced_image_stays_with_its_mask(
+    height: int, width: int, seed: int, reduction: int
+) -> None:
+    ratio = 1.0 / reduction
+    augmentation = Augmentation(
+        crop_size=32,
+        short_side=min(height, width),
+        long_side=max(height, width),
+        scale_min=ratio,
+        scale_max=ratio,
+    )
+    mask = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    pad = ((0, -height % reduction), (0, -width % reduction))
+    rows, columns = np.divmod(mask, width)
+    position = np.stack([np.pad(rows, pad, "edge"), np.pad(columns, pad, "edge")], 2)
+    blocks = position.reshape(-1, reduction, position.shape[1] // reduction, reduction, 2)
+    image = blocks.mean((1, 3)).astype(np.float32)  # its values tell where it came from
+    crop, ids = augmentation.scale_and_crop(image, mask, np.random.default_rng(seed), reduction)
+    assert max(ids.shape) <= 32
+    from_mask = np.stack(np.divmod(ids, width), 2)
+    assert np.abs(crop - from_mask).max() <= reduction  # of stored pixels: one of the crop's
+    same = augmentation.scale_and_crop(position[:height, :width], mask, np.random.default_rng(seed))
+    assert same[1].shape == ids.shape
+    assert np.abs(np.stack(np.divmod(same[1], width), 2) - from_mask).max() <= 2 * reduction

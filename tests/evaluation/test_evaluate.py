@@ -4,17 +4,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+import yaml
 from PIL import Image
 
 import segformer
 from conftest import draw_dataset, randomize
 from segformer import ClassSet, Prediction, Predictor, SegFormer, SegFormerConfig
-from segformer.data.dataset import DatasetError, open_dataset
-from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
+from segformer.data import dataset as data_set_module
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset
+from segformer.evaluation.calibration import Calibration
+from segformer.evaluation.details import Details
+from segformer.evaluation.evaluate import (
+    REPORT_FILES,
+    Failure,
+    evaluate,
+    score_table,
+    write_report,
+)
 from segformer.evaluation.matching import ClassesDiffer
 from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.evaluation.plots import curves_plot, examples_sheet
+from segformer.image import reading
+from segformer.prediction import predictor as predictor_module
 
 
 def segmenter(tiny_config: SegFormerConfig, names: tuple[str, ...]) -> SegFormer:
@@ -141,8 +155,11 @@ def test_report_and_images(small_dataset: Path, predictor: Predictor, tmp_path: 
     matrix.update(np.array([0, 0, 0, 1, 255]), np.array([0, 0, 1, 1, 2]))
     out = tmp_path / "deep" / "out"
     failed = [Failure("a.jpg", "a.jpg: no such file")]
-    written = write_report(matrix, out, dataset, {"model": "mine"}, failed)
-    assert written == [out / "report.json", out / "confusion.png"]
+    details = Details.of(predictor)
+    evaluate(dataset, predictor, collector=details)
+    written = write_report(matrix, out, dataset, {"model": "mine"}, details, failed)
+    assert written == [out / name for name in REPORT_FILES]
+    assert all(path.stat().st_size for path in written)
     report = json.loads(written[0].read_text())
     assert report["model"] == "mine"
     assert (report["dataset"], report["split"], report["images"]) == (str(small_dataset), "val", 1)
@@ -164,6 +181,73 @@ def test_report_and_images(small_dataset: Path, predictor: Predictor, tmp_path: 
     examples_sheet(pairs, tmp_path / "examples.jpg", width=64)
     with Image.open(tmp_path / "examples.jpg") as sheet:
         assert sheet.size == (3 * 64 + 8, 2 * (48 + 4))
+
+
+def test_details_are_those_of_the_images(small_dataset: Path, predictor: Predictor) -> None:
+    dataset, details = open_dataset(small_dataset, "val"), Details.of(predictor)
+    matrix = evaluate(dataset, predictor, collector=details)
+    assert np.array_equal(matrix.counts, evaluate(dataset, predictor).counts)
+    assert details.images.names == [sample.name for sample in dataset]
+    hits = np.diag(matrix.counts)
+    unions = matrix.counts.sum(0) + matrix.counts.sum(1) - hits
+    assert np.array_equal(details.images.totals(3), [hits, unions])
+    # Of small images all pixels enter the calibration, as the full confidence map has them
+    full, confident = Calibration(), replace(predictor.config, confidence=True)
+    for sample in dataset:
+        prediction = Predictor(predictor.model, confident)(sample.image)
+        truth = dataset.read(sample)[1]
+        labeled = truth != 255
+        assert prediction.confidence is not None
+        right = prediction.label_map == truth
+        full.update(prediction.confidence[labeled], right[labeled])
+    assert details.calibration.counts.sum() == matrix.counts.sum()
+    assert details.calibration.correct.sum() == hits.sum()
+    assert details.calibration.ece == pytest.approx(full.ece, abs=1e-4)
+    assert details.speed.images == 2
+    assert details.speed.images_per_second > 0
+    assert {example.name for example in details.examples.worst} == set(details.images.names)
+
+
+def test_each_image_is_read_once(
+    small_dataset: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, original = [], reading.read_image
+
+    def record(source: Path, *arguments: object, **options: object) -> np.ndarray:
+        read.append(Path(source))
+        return original(source, *arguments, **options)
+
+    for module in (data_set_module, predictor_module):
+        monkeypatch.setattr(module, "read_image", record)
+    dataset = open_dataset(small_dataset, "val")
+    evaluate(dataset, predictor)
+    assert sorted(read) == sorted(sample.image for sample in dataset)
+
+
+@pytest.mark.parametrize("marked", ["tag", "key"])
+def test_pixels_without_data_are_not_scored(
+    tmp_path: Path, predictor: Predictor, marked: str
+) -> None:
+    """Also where the model sees 16 bits as 8, in which they can no longer be told from others."""
+    for kind, split in (
+        ("images", "train"),
+        ("masks", "train"),
+        ("images", "val"),
+        ("masks", "val"),
+    ):
+        values = np.full((48, 64, 3) if kind == "images" else (48, 64), 1, np.uint16)
+        if kind == "images":
+            values[10:20] = 7777
+        (tmp_path / kind / split).mkdir(parents=True)
+        tags = [(42113, "s", 0, "7777", True)] if marked == "tag" and kind == "images" else []
+        file = tmp_path / kind / split / "0.tif"
+        tifffile.imwrite(file, values, extratags=tags, photometric=None)
+    entries = {"train": "images/train", "val": "images/val", "names": ["noise", "box", "disc"]}
+    if marked == "key":
+        entries["nodata"] = 7777
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(entries))
+    matrix = evaluate(open_dataset(tmp_path, "val"), predictor)
+    assert matrix.counts.sum() == 38 * 64
 
 
 def test_the_table_warns_of_a_single_class() -> None:

@@ -290,6 +290,11 @@ def test_nothing_is_replaced(source: Path, tmp_path: Path, quick_convert: None) 
     assert (tmp_path / "mine/file").read_text() == "kept"
     words = ["export", str(source), "--format", "onnx", "--out", str(tmp_path / "mine")]
     assert main(words) == 1
+    assert main([*words, "--overwrite"]) == 1  # it is not an exported model
+    assert (tmp_path / "mine/file").read_text() == "kept"
+    (tmp_path / "mine/file").unlink()
+    assert main(words) == 0
+    assert main(words) == 1
     assert main([*words, "--overwrite"]) == 0
     assert (tmp_path / "mine/onnx/model.onnx").is_file()
 

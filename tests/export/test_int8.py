@@ -18,7 +18,8 @@ from PIL import Image
 from conftest import TINY, draw_dataset, randomize
 from segformer import ClassSet, Predictor, Preprocessing, SegFormer, evaluate
 from segformer.cli import main
-from segformer.data.dataset import DatasetError, open_dataset
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset
 from segformer.evaluation.matching import ClassesDiffer
 from segformer.export import export as exporting
 from segformer.export import quantize as quantizing

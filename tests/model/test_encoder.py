@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from segformer import MixTransformer, SegFormer, SegFormerClassifier, SegFormerConfig
+from segformer.config import HIDDEN_ACTS
 from segformer.model import products
 from segformer.model.layers import DropPath, EfficientSelfAttention, MixFFN, attend
 from segformer.model.products import Linear
@@ -104,14 +105,26 @@ def test_chunks_and_kernels_do_not_change_the_output(
         torch.testing.assert_close(layer(tokens), exact, rtol=0, atol=1e-5)
 
 
-def test_mix_ffn_equals_the_formula_of_the_paper() -> None:
+@pytest.mark.parametrize("hidden_act", HIDDEN_ACTS)
+def test_mix_ffn_equals_the_formula_of_the_paper(
+    hidden_act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    layer = MixFFN(6, 4).double()
+    layer = MixFFN(6, 4, hidden_act).double()
     tokens = torch.randn(2, 5, 7, 6, dtype=torch.float64)
     hidden = layer.expand(tokens).permute(0, 3, 1, 2)
     hidden = F.conv2d(hidden, layer.depthwise.weight, layer.depthwise.bias, padding=1, groups=24)
-    expected = layer.contract(F.gelu(hidden.permute(0, 2, 3, 1)))
+    if hidden_act == "gelu":
+        activated = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+    else:
+        cubic = (2 / torch.pi) ** 0.5 * (hidden + 0.044715 * hidden**3)
+        activated = hidden * (1 + torch.tanh(cubic)) / 2
+    expected = layer.contract(activated.permute(0, 2, 3, 1))
     torch.testing.assert_close(layer(tokens), expected, rtol=0, atol=1e-12)
+    monkeypatch.setattr(products, "_CHUNK_BYTES", 1)  # several chunks
+    monkeypatch.setattr(products, "_MIN_ROWS", 2)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(tokens), expected, rtol=0, atol=1e-12)
 
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean() -> None:

@@ -14,7 +14,7 @@ from conftest import draw_dataset
 from data.test_class_folders import draw_classes
 from segformer import SegFormer, SegFormerClassifier
 from segformer.cli import main
-from segformer.data.dataset import open_dataset
+from segformer.data.opening import open_dataset
 from segformer.prediction.classifier import ClassPredictor
 from segformer.training.config import ClassificationTrainConfig, SegmentationTrainConfig
 from segformer.training.run import resume, train
@@ -26,7 +26,7 @@ def config(**changes: object) -> ClassificationTrainConfig:
         "variant": "tiny", "crop_size": 32, "batch_size": 6, "max_steps": 60,
         "lr": 4e-3, "rand_augment": 0, "min_area": 0.5, "mixup_alpha": 0.2, "cutmix_alpha": 0.2,
         "random_erasing_prob": 0.1, "drop_path": 0.0, "ema_decay": 0.9, "num_workers": 0,
-        "val_every": 10, "precision": "float32",
+        "val_every": 10, "precision": "float32", "loggers": ("csv",),
     }  # fmt: skip
     return ClassificationTrainConfig(**{**entries, **changes})
 
@@ -41,7 +41,8 @@ def test_classify_then_segment(
     assert outcome.row["val_top5"] == 1
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.csv", "last", "best", "resume.ckpt", "curves.png",
-        "confusion.png", "val_examples.jpg", "report.json", "train.txt", "val.txt",
+        "confusion.png", "val_examples.jpg", "report.json", "report.html", "per_image.csv",
+        "train.txt", "val.txt",
     }  # fmt: skip
     with (run / "metrics.csv").open() as file:
         assert "val_top1" in next(csv.reader(file))

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segformer.training import losses, upsampling
+from segformer.training import upsampling
 from segformer.training.losses import (
     OHEM,
+    cross_entropy,
     cross_entropy_at_mask_size,
     dice_loss,
     lovasz_loss,
@@ -253,7 +254,7 @@ def test_one_synchronization_with_a_device(
                 waits.append(function)
             return function(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(losses, "_waiting_costs", lambda tensor: True)
+    monkeypatch.setattr(cross_entropy, "_waiting_costs", lambda tensor: True)
     with Watch():
         loss = cross_entropy_at_mask_size(logits, mask, class_weights=weights)
         (gradient,) = torch.autograd.grad(loss, logits)

@@ -4,7 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segformer import SegFormer
-from segformer.training.optimization import lr_factor, moving_average, parameter_groups
+from segformer.training.optimization import (
+    encoder_layer,
+    lr_factor,
+    moving_average,
+    parameter_groups,
+)
 
 
 def test_groups_are_the_paper_s(tiny_model: SegFormer) -> None:
@@ -28,6 +33,42 @@ def test_norms_and_biases_can_all_go_without_decay(tiny_model: SegFormer) -> Non
     decays = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     assert len(decays) == len(list(tiny_model.parameters()))
     assert all(decays[id(p)] == (0.05 if p.ndim > 1 else 0) for p in tiny_model.parameters())
+
+
+LAYERS = {  # of the tiny model, whose stages have 1, 2, 1 and 1 blocks
+    "encoder.stages.0.merging": 0,
+    "encoder.stages.0.blocks.0": 1,
+    "encoder.stages.0.norm": 1,
+    "encoder.stages.1.merging": 2,
+    "encoder.stages.1.blocks.0": 2,
+    "encoder.stages.1.blocks.1": 3,
+    "encoder.stages.1.norm": 3,
+    "encoder.stages.2": 4,
+    "encoder.stages.3": 5,
+}
+
+
+def test_layer_wise_decay_is_the_formula_for_each_tensor(tiny_model: SegFormer) -> None:
+    """lr * decay ** (n + 1 - layer), as BEiT's optim_factory.py for n blocks; the head has lr."""
+    groups = parameter_groups(tiny_model, 1e-3, 0.05, 2.0, layer_lr_decay=0.7)
+    rates = {id(p): g["lr"] for g in groups for p in g["params"]}
+    decays = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    plain = parameter_groups(tiny_model, 1e-3, 0.05, 2.0)
+    assert len(rates) == len(list(tiny_model.parameters()))
+    assert decays == {id(p): g["weight_decay"] for g in plain for p in g["params"]}
+    for name, parameter in tiny_model.named_parameters():
+        layer = next((n for part, n in LAYERS.items() if name.startswith(part + ".")), None)
+        assert (layer is None) == name.startswith("decoder.")
+        expected = 2e-3 if layer is None else 1e-3 * 0.7 ** (6 - layer)
+        assert rates[id(parameter)] == pytest.approx(expected, rel=1e-12), name
+    assert groups[0]["name"] == "encoder layer 5"  # the one nearest to the head is the first
+
+
+def test_layers_of_the_largest_model_are_numbered_through() -> None:
+    depths = (3, 6, 40, 3)
+    assert encoder_layer("stages.2.blocks.39.ffn.expand.weight", depths) == 49
+    assert encoder_layer("stages.3.merging.projection.weight", depths) == 50
+    assert encoder_layer("stages.3.norm.bias", depths) == 52
 
 
 def test_schedules_end_at_the_lowest_rate() -> None:

@@ -10,7 +10,8 @@ import yaml
 
 from segformer import SegFormer
 from segformer.data.check import SplitReport, check_split
-from segformer.data.dataset import DatasetError, open_dataset
+from segformer.data.dataset import DatasetError
+from segformer.data.opening import open_dataset
 from segformer.training.config import SegmentationTrainConfig
 from segformer.training.preparation import build_model, class_weights, resolve
 
@@ -56,13 +57,30 @@ def test_binary_needs_two_classes(small_dataset: Path) -> None:
 
 def test_class_weights(small_dataset: Path) -> None:
     report = SplitReport(open_dataset(small_dataset))
-    report.pixels[:] = (900, 100, 0)
+    report.labeled, report.pixels[:] = 1000, (900, 100, 0)
     assert class_weights(config(), report) is None
-    weights = class_weights(config(class_weight_power=0.5), report)
+    weights = class_weights(config(class_weights="auto"), report)
     assert weights is not None
-    assert weights[1] / weights[0] == pytest.approx(3)
+    assert weights[1] / weights[0] == pytest.approx(9)
     assert 0.9 * weights[0] + 0.1 * weights[1] == pytest.approx(1)
     assert weights[2] == 1
+    milder = class_weights(config(class_weights="auto", class_weight_power=0.5), report)
+    assert milder is not None
+    assert milder[1] / milder[0] == pytest.approx(3)
+    report.labeled, report.pixels[:] = 10_000, (9990, 10, 0)
+    rare = class_weights(config(class_weights="auto"), report)
+    assert rare is not None
+    assert rare[1] == 10
+
+
+def test_explicit_class_weights(small_dataset: Path) -> None:
+    report = SplitReport(open_dataset(small_dataset))
+    for given in ("disc=2.5", ["disc=2.5"], {"disc": 2.5}):
+        weights = class_weights(config(class_weights=given), report)
+        assert weights is not None
+        assert weights.tolist() == [1, 1, 2.5]
+    with pytest.raises(ValueError, match="no class 'disk'; its classes are noise, box, disc"):
+        class_weights(config(class_weights="disk=2"), report)
 
 
 def deepen(root: Path, values_of: dict[str, object], channels: int) -> None:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import draw_dataset
+from conftest import TINY, draw_dataset, randomize
+from segformer import SegFormer
 from segformer.training.config import SegmentationTrainConfig
 from segformer.training.processes import Processes
 
@@ -27,6 +30,18 @@ OPTIONS = [
     "--no-avg-non-ignore", "--val-every", "9999", "--device", "cpu",
 ]  # fmt: skip
 TWO = ["--devices", "2", "--batch-size", "2"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All trainings start from a small model."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(0)
+    config = replace(TINY, num_classes=3)
+    randomize(SegFormer(config, ("noise", "box", "disc"))).save_pretrained(folder)
+    OPTIONS.extend(["--pretrained", str(folder)])
+    yield
+    del OPTIONS[-2:]
 
 
 def start(*words: str) -> subprocess.Popen[str]:

@@ -32,6 +32,7 @@ QUICK = {
     "num_workers": 0,
     "log_every": 1,
     "precision": "float32",
+    "loggers": ("csv",),
 }
 
 
@@ -54,21 +55,24 @@ def test_it_learns_and_leaves_the_run_folder(tmp_path: Path, tiny_variant: str) 
         run,
         config(
             max_steps=150, batch_size=4, lr=5e-3, scale_min=0.8, scale_max=1.2, dice_weight=0.5,
-            class_weight_power=0.5, val_every=10, ema_decay=0.9, photometric=False,
-            cat_max_ratio=1.0, drop_path=0.0, dropout=0.0, precision="auto",
+            class_weights="auto", class_weight_power=0.5, val_every=10, ema_decay=0.9,
+            photometric=False, cat_max_ratio=1.0, drop_path=0.0, dropout=0.0, precision="auto",
         ),
     )  # fmt: skip
     assert outcome is not None
     assert outcome.score > 0.5  # a guess of all background has 0.27
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "metrics.csv", "last", "best", "resume.ckpt", "curves.png",
-        "confusion.png", "val_examples.jpg", "report.json", "train.txt", "val.txt",
+        "confusion.png", "val_examples.jpg", "report.json", "report.html", "per_image.csv",
+        "train.txt", "val.txt",
     }  # fmt: skip
     rows = rows_of(run)
     losses = [float(row["loss"]) for row in rows if row["loss"]]
     assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:20])
     best = max(float(row["val_miou"]) for row in rows if row["val_miou"])
     assert json.loads((run / "report.json").read_text())["miou"] == pytest.approx(best, abs=1e-4)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert all(chart in page for chart in ("training loss", "validation mIoU", "learning rate"))
     model = SegFormer.from_pretrained(run / "best")
     assert model.classes.names == ("noise", "box", "disc")
     assert model.preprocessing.size == 48
@@ -193,7 +197,7 @@ def test_tensorboard(tmp_path: Path, tiny_variant: str) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     dataset = draw_dataset(tmp_path / "shapes")
-    train(dataset, tmp_path / "run", config(tensorboard=True, max_steps=3))
+    train(dataset, tmp_path / "run", config(loggers=("tensorboard",), max_steps=3))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     assert len(events.Scalars("val_miou")) == 1

@@ -23,7 +23,7 @@ from segformer.training.samples import sample_names
 
 QUICK = {
     "variant": "tiny", "crop_size": 32, "short_side": 48, "batch_size": 2, "max_steps": 4,
-    "num_workers": 0, "log_every": 1, "precision": "float32",
+    "num_workers": 0, "log_every": 1, "precision": "float32", "loggers": ("csv",),
 }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_a_validation_that_fails_costs_only_its_score(
     dataset = draw_dataset(tmp_path / "shapes")
     from segformer.training.segmentation import Segmentation
 
-    def fail(self: object, model: object, device: str) -> None:
+    def fail(self: object, model: object, processes: object) -> None:
         assert (tmp_path / "run/resume.ckpt").is_file()  # nothing is lost if the process dies here
         raise ValueError("images/val/00.png: broken")
 
@@ -194,10 +194,19 @@ def test_variant_and_pretrained_model_must_agree(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"lovasz_weight": 0.5}, {"focal_gamma": 2.0}, {"ohem_threshold": 0.2}, {"dice_weight": 0.5}],
+    [
+        {"lovasz_weight": 0.5},
+        {"focal_gamma": 2.0},
+        {"ohem_threshold": 0.2},
+        {"dice_weight": 0.5},
+        {"tversky_weight": 0.5},
+        {"boundary_weight": 0.5},
+        {"cross_entropy_weight": 2.0},
+        {"class_weights": "disc=5"},
+    ],
 )
 def test_loss_options_change_the_loss(
-    tmp_path: Path, tiny_variant: str, changes: dict[str, float]
+    tmp_path: Path, tiny_variant: str, changes: dict[str, object]
 ) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     for name, options in (("plain", {}), ("changed", changes)):
@@ -209,7 +218,7 @@ def test_loss_options_change_the_loss(
 def test_cached_images_train_the_same(tmp_path: Path, tiny_variant: str) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     for name in ("read", "cached"):
-        train(dataset, tmp_path / name, config(cache=name == "cached", max_steps=6))
+        train(dataset, tmp_path / name, config(cache=str(name == "cached").lower(), max_steps=6))
     losses = [[row["loss"] for row in rows_of(tmp_path / name)] for name in ("read", "cached")]
     assert losses[0] == losses[1]
 

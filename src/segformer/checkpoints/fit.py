@@ -19,7 +19,7 @@ from segformer.config import (
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
+def infer_config(shapes: Shapes, eps: NormEps, hidden_act: str = "gelu") -> SegFormerConfig:
     """Infer the configuration of a model from the shapes of its tensors.
 
     The number of attention heads cannot be inferred. Heads are assumed to be as wide as the first
@@ -28,17 +28,18 @@ def infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
     Args:
         shapes: Of the tensors, by the names in this package.
         eps: Epsilons of the checkpoint format.
+        hidden_act: Activation of the checkpoint format.
 
     Raises:
         CheckpointError: The encoder is incomplete.
     """
     try:
-        return _infer_config(shapes, eps)
+        return _infer_config(shapes, eps, hidden_act)
     except (IndexError, ZeroDivisionError):
         raise CheckpointError("the tensors have shapes that no SegFormer has") from None
 
 
-def _infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
+def _infer_config(shapes: Shapes, eps: NormEps, hidden_act: str) -> SegFormerConfig:
     stages = [f"encoder.stages.{s}." for s in range(4)]
     depths = [_depth(shapes, stage) for stage in stages]
     needed = [stage + "merging.projection.weight" for stage in stages]
@@ -67,6 +68,7 @@ def _infer_config(shapes: Shapes, eps: NormEps) -> SegFormerConfig:
             num_classes=classifier[0],
             in_channels=shapes[FIRST_CONVOLUTION][1],
             eps=eps,
+            hidden_act=hidden_act,
         )
     except ValueError as error:
         raise CheckpointError(f"the tensors do not form a SegFormer: {error}") from None

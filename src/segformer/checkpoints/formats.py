@@ -3,7 +3,8 @@
 The tables were made from the upstream sources: `modeling_segformer.py` of transformers,
 `mix_transformer.py` and `segformer_head.py` of NVlabs/SegFormer, `mit.py` and
 `segformer_head.py` of mmsegmentation 1.x, `mix_transformer.py` and `decoders/segformer` of
-segmentation_models.pytorch. See `segformer.checkpoints.naming` for how to read a row.
+segmentation_models.pytorch, `mit_layers.py` and `segformer_backbone.py` of KerasHub. See
+`segformer.checkpoints.naming` for how to read a row.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ import re
 from collections.abc import Iterable, Mapping
 
 from segformer.checkpoints.naming import Format, Row
-from segformer.config import DECODERS, OPENMMLAB_EPS, ORIGINAL_EPS, TRANSFORMERS_EPS, NormEps
+from segformer.config import (
+    DECODERS,
+    KERASHUB_EPS,
+    OPENMMLAB_EPS,
+    ORIGINAL_EPS,
+    TRANSFORMERS_EPS,
+    NormEps,
+)
 
 _OUR_STAGE = "encoder.stages.{s}."
 _OUR_BLOCK = "encoder.stages.{s}.blocks.{b}."
@@ -212,6 +220,41 @@ OPENMMLAB = Format(
     unused=(r"auxiliary_head\.", r"data_preprocessor\."),
 )
 
+KERASHUB = Format(
+    "kerashub",
+    "KerasHub",
+    "image_encoder.",
+    KERASHUB_EPS,
+    _rows(
+        "image_encoder.",
+        "image_encoder.hierarchical_encoder_{s}_{b}.",
+        {
+            "/merging.projection": "/patch_and_embed_{s}.proj",
+            "/merging.norm": "/patch_and_embed_{s}.norm",
+            "@attention_norm": "@norm1",
+            "@attention.query": "@attn.q",
+            "@attention.key_value": ("@attn.k", "@attn.v"),
+            "@attention.output": "@attn.proj",
+            "@attention.reduction": "@attn.sr",
+            "@attention.reduction_norm": "@attn.norm",
+            "@ffn_norm": "@norm2",
+            "@ffn.expand": "@mlp.fc1",
+            "@ffn.depthwise": "@mlp.dwconv",
+            "@ffn.contract": "@mlp.fc2",
+            "/norm": "/layer_norms.{s}",
+            "decoder.projections.{s}": "mlp_blocks.{s}",
+            "decoder.fuse": "linear_fuse.conv2d",
+            "decoder.norm": "linear_fuse.batch_normalization",
+            "decoder.classifier": "output_segmentation_head",
+            "head": "output_dense",
+        },
+    ),
+    unused=(r"optimizer/", r"preprocessor/", r"(.*/)?(seed_generator|seed)/"),
+    hidden_act="gelu_pytorch_tanh",
+    written=False,
+)
+"""KerasHub's layers by their names in its code, as `segformer.checkpoints.keras` gives them."""
+
 _OUR_NAMES = (
     *("/merging.projection", "/merging.norm"),
     *("@attention_norm", "@attention.query", "@attention.key_value", "@attention.output"),
@@ -230,7 +273,7 @@ OURS = Format(
 )
 """The names in this package, as ``model.state_dict()`` gives them."""
 
-FORMATS = (HUB, HUB_IN_MEMORY, NVLABS, SMP, OPENMMLAB, OURS)
+FORMATS = (HUB, HUB_IN_MEMORY, NVLABS, SMP, OPENMMLAB, KERASHUB, OURS)
 
 
 def recognize(names: Iterable[str]) -> tuple[Format, dict[str, str], list[str]] | None:

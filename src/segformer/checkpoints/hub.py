@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypedDict
 
+from segformer.checkpoints import keras_config
 from segformer.checkpoints.errors import CheckpointError, printable
 from segformer.checkpoints.layout import CONFIG_FILE, PREPROCESSING_FILE, WEIGHTS_FILE, read_json
-from segformer.checkpoints.tensors import WEIGHT_SUFFIXES
+from segformer.checkpoints.tensors import READ_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ _MODEL_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 _WEIGHTS = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json", "pytorch_model.bin")
 _INDEX_OF_BIN = "pytorch_model.bin.index.json"
+_KERAS_WEIGHTS = ("tf_model.h5", keras_config.WEIGHTS_FILE)
 _CARD = "README.md"
 
 
@@ -131,7 +133,7 @@ def download(
     def fetch_weights() -> tuple[str, Path] | None:
         nonlocal cache_alone
         unreachable = None
-        for filename in (*_WEIGHTS, _INDEX_OF_BIN):
+        for filename in (*_WEIGHTS, _INDEX_OF_BIN, *_KERAS_WEIGHTS):
             try:
                 path = fetch_if_there(filename, pinned)
             except LocalEntryNotFoundError as error:  # not cached; another kind may be
@@ -145,7 +147,7 @@ def download(
         candidates = [
             file
             for file in files
-            if Path(file).suffix in WEIGHT_SUFFIXES and not Path(file).name.startswith(".")
+            if Path(file).suffix in READ_SUFFIXES and not Path(file).name.startswith(".")
         ]
         if len(candidates) > 1:
             raise CheckpointError(
@@ -158,13 +160,17 @@ def download(
     try:
         fetched = fetch_weights()
         if fetched is None:
-            raise CheckpointError(f"{model_id}: there are no weights of PyTorch in this model")
+            raise CheckpointError(
+                f"{model_id}: there are no weights that can be read in this model"
+            )
         filename, weights = fetched
         inside = PurePosixPath(filename).parent  # some models lie in a subfolder
         folder = weights.parent
         snapshot = weights.parents[len(inside.parts)]
         commit = snapshot.name  # the cache names the folder of a snapshot after its commit
-        beside = [str(inside / file) for file in (CONFIG_FILE, PREPROCESSING_FILE)]
+        preset = weights.name == keras_config.WEIGHTS_FILE
+        described = keras_config.PRESET_FILES if preset else (PREPROCESSING_FILE,)
+        beside = [str(inside / file) for file in (CONFIG_FILE, *described)]
         for file in (*beside, _CARD):
             with suppress(LocalEntryNotFoundError):  # offline, and not in the cache
                 fetch_if_there(file, commit)
@@ -191,7 +197,9 @@ def download(
     if stated:
         logger.info(f"{model_id}: license {stated}")
     return (
-        weights if not (folder / CONFIG_FILE).is_file() and weights.name not in _WEIGHTS else folder
+        weights
+        if not (folder / CONFIG_FILE).is_file() and weights.name not in (*_WEIGHTS, *_KERAS_WEIGHTS)
+        else folder
     )
 
 

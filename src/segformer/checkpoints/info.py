@@ -63,6 +63,9 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
         "parameters": parameters,
         "macs": {"height": height, "width": width, **counted},
         "eps": asdict(config.eps),
+        "multilabel": config.multilabel,
+        "thresholds": list(config.decision_thresholds) if kind == "segmenter" else [],
+        "hidden_act": config.hidden_act,
         "preprocessing": asdict(preprocessing),
         "license": checkpoint.license,
         "unused_tensors": checkpoint.unused,
@@ -96,9 +99,16 @@ def tables(description: dict[str, Any]) -> list[Table]:
     eps = d["eps"]
     facts.add_row(
         "LayerNorm eps",
-        f"blocks {eps['block']:g}, merging {eps['merging']:g}, reduction {eps['reduction']:g}",
+        f"blocks {eps['block']:g}, merging {eps['merging']:g}, "
+        f"reduction {eps['reduction']:g}, stage ends {eps['stage']:g}",
     )
+    facts.add_row("activation", d["hidden_act"])
     facts.add_row("input", _input(d["channels"], d["preprocessing"]))
+    if d["thresholds"]:
+        limits = ", ".join(f"{threshold:.3g}" for threshold in d["thresholds"][:8])
+        more = ", ..." if len(d["thresholds"]) > 8 else ""
+        overlap = "classes may overlap, " if d["multilabel"] else "binary, "
+        facts.add_row("sigmoids", f"{overlap}thresholds {limits}{more}")
     for precision, text in d.get("auto_runtime", {}).items():
         facts.add_row(f"runtime auto, {precision}", text)
     if d["unused_tensors"]:

@@ -1,7 +1,7 @@
 """The JSON files of the Hub layout: configuration, classes and preprocessing of a model.
 
 What transformers cannot store (the background's name of a binary model, colors, eps, the kind of
-decoder) is under the key ``segformer``, which transformers ignores and keeps.
+decoder, thresholds) is under the key ``segformer``, which transformers ignores and keeps.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin", "tf_model.h5", "model.weights.h5")
 """Names of the file of weights in a folder, in the order in which they are looked for."""
 PREPROCESSING_FILE = "preprocessor_config.json"
 FOLDER_FILES = (WEIGHTS_FILE, CONFIG_FILE, PREPROCESSING_FILE)
 """What a folder in the Hub layout consists of."""
 
-_INVALID = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+INVALID = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 """What values of the wrong type in a JSON file can raise."""
 
 _ARCHITECTURES = {
@@ -43,6 +43,9 @@ _ARCHITECTURES = {
     "classifier": "SegformerForImageClassification",
     "encoder": "SegformerModel",
 }
+
+_MULTILABEL = "multi_label_classification"
+"""What transformers calls the problem type of models with a sigmoid for each class."""
 
 _MODEL_TYPE = "segformer"
 _OPENMMLAB_TYPE = "segformer-openmmlab"
@@ -76,6 +79,15 @@ def config_to_hub(description: Description, dtype: torch.dtype) -> dict[str, Any
     config, classes = description.config, description.classes
     names = classes.names[1:] if config.num_classes == 1 else classes.names
     id2label = {str(i): name for i, name in enumerate(names)}
+    own: dict[str, Any] = {
+        "eps": asdict(config.eps),
+        "decoder": config.decoder,
+        "names": list(classes.names),
+        "palette": [list(color) for color in classes.palette],
+    }
+    if config.thresholds:
+        own["thresholds"] = list(config.thresholds)
+    overlapping = {"problem_type": _MULTILABEL} if config.multilabel else {}
     return {
         "model_type": _MODEL_TYPE if config.decoder == "original" else _OPENMMLAB_TYPE,
         "architectures": [_ARCHITECTURES[description.kind]],
@@ -89,7 +101,7 @@ def config_to_hub(description: Description, dtype: torch.dtype) -> dict[str, Any
         "mlp_ratios": [config.mlp_ratio] * 4,
         "patch_sizes": list(PATCH_KERNELS),
         "strides": list(PATCH_STRIDES),
-        "hidden_act": "gelu",
+        "hidden_act": config.hidden_act,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "classifier_dropout_prob": config.dropout,
@@ -100,12 +112,8 @@ def config_to_hub(description: Description, dtype: torch.dtype) -> dict[str, Any
         "semantic_loss_ignore_index": classes.ignore_index,
         "id2label": id2label,
         "label2id": {name: int(i) for i, name in id2label.items()},
-        "segformer": {
-            "eps": asdict(config.eps),
-            "decoder": config.decoder,
-            "names": list(classes.names),
-            "palette": [list(color) for color in classes.palette],
-        },
+        **overlapping,
+        "segformer": own,
     }
 
 
@@ -121,8 +129,8 @@ def config_from_hub(entries: dict[str, Any], origin: object) -> tuple[SegFormerC
     """
     try:
         return _config_from_hub(entries)
-    except _INVALID as error:
-        raise CheckpointError(f"{origin}: {_describe(error)}") from None
+    except INVALID as error:
+        raise CheckpointError(f"{origin}: {describe_error(error)}") from None
 
 
 def kind_from_hub(entries: dict[str, Any]) -> str:
@@ -135,7 +143,7 @@ def kind_from_hub(entries: dict[str, Any]) -> str:
 def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, ClassSet]:
     if entries.get("model_type", _MODEL_TYPE) not in (_MODEL_TYPE, _OPENMMLAB_TYPE):
         raise ValueError(f"a model of type {printable(entries['model_type'])!r}, not a SegFormer")
-    fixed = {"patch_sizes": PATCH_KERNELS, "strides": PATCH_STRIDES, "hidden_act": "gelu"}
+    fixed = {"patch_sizes": PATCH_KERNELS, "strides": PATCH_STRIDES}
     for name, value in fixed.items():
         found = entries.get(name, value)
         if (tuple(found) if isinstance(found, list) else found) != value:
@@ -182,7 +190,10 @@ def _config_from_hub(entries: dict[str, Any]) -> tuple[SegFormerConfig, ClassSet
         in_channels=entries.get("num_channels", 3),
         drop_path=entries.get("drop_path_rate", 0.1),
         dropout=entries.get("classifier_dropout_prob", 0.1),
-        eps=NormEps(**own["eps"]) if "eps" in own else TRANSFORMERS_EPS,
+        eps=NormEps.from_dict(own["eps"]) if "eps" in own else TRANSFORMERS_EPS,
+        hidden_act=entries.get("hidden_act", "gelu"),
+        multilabel=entries.get("problem_type") == _MULTILABEL and num_classes > 1,
+        thresholds=tuple(own.get("thresholds", ())),
     )
     return config, classes
 
@@ -242,8 +253,8 @@ def preprocessing_from_hub(entries: dict[str, Any], origin: object) -> Preproces
     """
     try:
         return _preprocessing_from_hub(entries)
-    except _INVALID as error:
-        raise CheckpointError(f"{origin}: {_describe(error)}") from None
+    except INVALID as error:
+        raise CheckpointError(f"{origin}: {describe_error(error)}") from None
 
 
 def _preprocessing_from_hub(entries: dict[str, Any]) -> Preprocessing:
@@ -281,7 +292,8 @@ def _preprocessing_from_hub(entries: dict[str, Any]) -> Preprocessing:
     )
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """An exception of ``INVALID`` as words."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return str(error) if isinstance(error, ValueError) else f"a value of the wrong type ({error})"

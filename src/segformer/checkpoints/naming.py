@@ -60,6 +60,8 @@ class Format:
         rows: The table. A second row for the same modules is read but never written.
         decoders: Which decoders its models have; see `SegFormerConfig`.
         unused: Patterns of names that its files hold and inference does not use.
+        hidden_act: Activation of its Mix-FFN; see `SegFormerConfig`.
+        written: Whether models can be converted to it.
     """
 
     name: str
@@ -69,6 +71,8 @@ class Format:
     rows: tuple[Row, ...]
     decoders: tuple[str, ...] = ("original",)
     unused: tuple[str, ...] = ()
+    hidden_act: str = "gelu"
+    written: bool = True
 
     def from_ours(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename, split and join tensors of this package into those of the format.

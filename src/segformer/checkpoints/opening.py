@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from segformer.checkpoints import hub, layout
+from segformer.checkpoints import hub, keras_config, layout
 from segformer.checkpoints.errors import CheckpointError, printable
 from segformer.checkpoints.fit import check_fit, infer_config
-from segformer.checkpoints.formats import recognize
+from segformer.checkpoints.formats import KERASHUB, recognize
 from segformer.checkpoints.naming import Format
-from segformer.checkpoints.tensors import WEIGHT_SUFFIXES, Shards, TensorFile
+from segformer.checkpoints.tensors import READ_SUFFIXES, Shards, TensorFile
 from segformer.checkpoints.weights import open_tensors
 from segformer.classes import ClassSet
 from segformer.config import SegFormerConfig
@@ -166,6 +166,11 @@ def open_checkpoint(source: str | Path, **options: Unpack[hub.HubOptions]) -> Ch
             f"convolution of the encoder (their names: {some}, ...)"
         )
     format, names, outside = recognized
+    if format is KERASHUB and not any(name.startswith("output_") for name in names):
+        # A SegFormerBackbone ends before the classifier: only its encoder can be used
+        decoder = {name for name in names if name.startswith(("mlp_blocks.", "linear_fuse."))}
+        outside += [names[name] for name in decoder]
+        names = {name: stored for name, stored in names.items() if name not in decoder}
     try:
         unread = dict(format.to_ours(names, partial(_shape_alone, file, names)))
     except ValueError as error:
@@ -184,7 +189,7 @@ def open_checkpoint(source: str | Path, **options: Unpack[hub.HubOptions]) -> Ch
         config, classes = layout.config_from_hub(entries, described)
     else:
         try:
-            config = infer_config(shapes, format.eps)
+            config = infer_config(shapes, format.eps, format.hidden_act)
         except CheckpointError as error:
             raise CheckpointError(f"{file.path}: {error}") from None
         classes = _classes_of_training_code(file.metadata, config.num_classes)
@@ -229,7 +234,7 @@ def find(source: str | Path, **options: Unpack[hub.HubOptions]) -> Path:
             return path
     if str(source) == SHIPPED:
         return ASSETS / SHIPPED
-    file_name = path.suffix in WEIGHT_SUFFIXES and path.parent.exists()
+    file_name = path.suffix in READ_SUFFIXES and path.parent.exists()
     if hub.is_model_id(str(source)) and not file_name:
         return hub.download(str(source), **options)
     raise CheckpointError(
@@ -262,10 +267,13 @@ def _shape_alone(file: TensorFile, names: Mapping[str, str], name: str) -> Tenso
 def _open_weights(path: Path) -> TensorFile:
     """The weights of a folder, safetensors before pickles, or of a file."""
     if path.is_file():
-        return open_tensors(path)
+        beside = path.with_name(keras_config.TASK_WEIGHTS_FILE)
+        if path.name != keras_config.WEIGHTS_FILE or not beside.is_file():
+            return open_tensors(path)
+        return Shards((open_tensors(path), open_tensors(beside)))  # backbone and head
     for name in layout.WEIGHT_FILES:
         if (path / name).is_file():
-            return open_tensors(path / name)
+            return _open_weights(path / name)
         index = path / f"{name}.index.json"
         if index.is_file():
             return _open_shards(index)
@@ -298,7 +306,7 @@ def _weight_files(folder: Path) -> list[Path]:
         files = sorted(
             file
             for file in folder.iterdir()
-            if file.suffix.lower() in WEIGHT_SUFFIXES and not file.name.startswith(".")
+            if file.suffix.lower() in READ_SUFFIXES and not file.name.startswith(".")
         )
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror or error}") from None
@@ -317,6 +325,8 @@ def _described(
     folder: Path | None, file: TensorFile
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Configuration and preprocessing, from a folder's files or from inside the file of weights."""
+    if "keras" in file.metadata:
+        return keras_config.hub_entries(file.metadata["keras"], None, file.path)
     own = file.metadata.get("segformer")
     if isinstance(own, str):
         try:
@@ -330,6 +340,8 @@ def _described(
     config, preprocessing = own.get("config"), own.get("preprocessing")
     if folder is not None and (folder / layout.CONFIG_FILE).is_file():
         entries = layout.read_json(folder / layout.CONFIG_FILE)
+        if keras_config.is_keras(entries):
+            return keras_config.hub_entries(entries, folder, folder / layout.CONFIG_FILE)
         if "_model_class" not in entries:
             config = entries
         elif entries["_model_class"] != "Segformer":

@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors and pickles, read without running code and in bounded memory.
+"""Files of tensors: safetensors, pickles and HDF5, read without running code and in bounded memory.
 
 A file is opened before it is read: names and shapes come first, so that weights that do not fit a
 model are found before they are read. The tensors then come one at a time, so that loading a model
@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,9 @@ from torch import Tensor
 from segformer.checkpoints.errors import CheckpointError, printable
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+"""Of files of weights that are written and read."""
+READ_SUFFIXES = (*WEIGHT_SUFFIXES, ".h5", ".keras")
+"""Of files of weights that are read."""
 
 _LARGEST_HEADER = 1 << 23
 """Bytes; the header of a B5 takes about 150 kB."""
@@ -55,7 +58,7 @@ class Stored:
     Attributes:
         shape: Shape.
         dtype: Type; None for one that PyTorch does not have.
-        start: First byte in a safetensors file.
+        start: First byte in the file, where the values lie in it as they are.
         stop: One past the last byte.
     """
 
@@ -154,32 +157,47 @@ class SafetensorsFile(TensorFile):
                     f"{path}: truncated: {printable(name)} ends at byte {tensor.stop:,}, "
                     f"the file has {size:,}; download it again"
                 )
-        places = sorted((t.start, t.stop) for t in stored.values() if t.stop > t.start)
-        if any(one[1] > other[0] for one, other in pairwise(places)):
-            raise CheckpointError(f"{path}: its tensors overlap; the file is damaged")
+        check_places(path, stored)
         super().__init__(path, stored, metadata if isinstance(metadata, dict) else {})
 
     def take(self, name: str) -> Tensor:
         """Read a tensor's bytes."""
-        entry = self.stored[name]
-        assert entry.dtype is not None
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        if tensor.numel():
-            view = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(entry.start)
-                done = 0
-                while done < len(view):
-                    count = file.readinto(view[done:])
-                    if not count:
-                        raise CheckpointError(
-                            f"{self.path}: truncated while it was read: {printable(name)}"
-                        )
-                    done += count
-            if sys.byteorder == "big" and tensor.itemsize > 1:  # safetensors are little-endian
-                swapped = tensor.view(-1).view(torch.uint8).view(-1, tensor.itemsize).flip(1)
-                tensor = swapped.reshape(-1).view(tensor.dtype).view(entry.shape)
-        return tensor
+        return read_bytes(self.path, name, self.stored[name])
+
+
+def read_bytes(path: Path, name: str, entry: Stored) -> Tensor:
+    """Read a tensor that lies in a file as its plain little-endian values.
+
+    Raises:
+        CheckpointError: The file became shorter since it was opened.
+    """
+    assert entry.dtype is not None
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    if tensor.numel():
+        view = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        with path.open("rb", buffering=0) as file:
+            file.seek(entry.start)
+            done = 0
+            while done < len(view):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise CheckpointError(f"{path}: truncated while it was read: {printable(name)}")
+                done += count
+        if sys.byteorder == "big" and tensor.itemsize > 1:
+            swapped = tensor.view(-1).view(torch.uint8).view(-1, tensor.itemsize).flip(1)
+            tensor = swapped.reshape(-1).view(tensor.dtype).view(entry.shape)
+    return tensor
+
+
+def check_places(path: Path, stored: Mapping[str, Stored]) -> None:
+    """Check that no two tensors share bytes of a file.
+
+    Raises:
+        CheckpointError: Two of them do.
+    """
+    places = sorted((t.start, t.stop) for t in stored.values() if t.stop > t.start)
+    if any(one[1] > other[0] for one, other in pairwise(places)):
+        raise CheckpointError(f"{path}: its tensors overlap; the file is damaged")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

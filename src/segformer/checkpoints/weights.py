@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from segformer.checkpoints.errors import CheckpointError
+from segformer.checkpoints.hdf5 import HDF5_MAGIC
+from segformer.checkpoints.keras import KerasFile, is_keras_archive
 from segformer.checkpoints.pickles import PickleFile
 from segformer.checkpoints.tensors import ZIP_MAGIC, SafetensorsFile, TensorFile
 
@@ -13,8 +15,8 @@ def open_tensors(path: Path) -> TensorFile:
     """Open a file of tensors; its first bytes, not its name, tell which type it has.
 
     Raises:
-        CheckpointError: It is neither safetensors nor a pickle of tensors alone, is damaged, or
-            asks for far more memory than its size.
+        CheckpointError: It is neither safetensors, a pickle of tensors alone nor HDF5, is damaged,
+            or asks for far more memory than its size.
     """
     try:
         with path.open("rb") as file:
@@ -23,6 +25,8 @@ def open_tensors(path: Path) -> TensorFile:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     if head[8:9] == b"{":
         return SafetensorsFile(path)
+    if head.startswith(HDF5_MAGIC) or (head.startswith(ZIP_MAGIC) and is_keras_archive(path)):
+        return KerasFile(path)
     if head.startswith((ZIP_MAGIC, b"\x80")):
         return PickleFile(path)
     if head.startswith((b"version https://git-lfs", b"version https:")):
@@ -31,5 +35,5 @@ def open_tensors(path: Path) -> TensorFile:
         )
     if head.lstrip()[:1] in (b"<", b"{"):
         raise CheckpointError(f"{path}: a text file (a web page saved by mistake?), not weights")
-    kind = "an empty file" if not head else "neither safetensors nor a PyTorch file"
+    kind = "an empty file" if not head else "neither safetensors, a PyTorch file nor HDF5"
     raise CheckpointError(f"{path}: {kind}; it may be truncated: download it again")

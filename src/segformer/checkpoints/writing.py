@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from segformer.files import check_replaceable, whole_file, write_json
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+logger = logging.getLogger(__name__)
 
 
 def convert(
@@ -52,7 +55,7 @@ def convert(
         OutputExists: A file at the destination would be replaced.
         ValueError: The destination is the source, or that codebase has no such model.
     """
-    known = {entry.name: entry for entry in FORMATS}
+    known = {entry.name: entry for entry in FORMATS if entry.written}
     if format not in known:
         raise ValueError(f"no format {format!r}; the formats are {', '.join(known)}")
     target, destination = known[format], Path(destination)
@@ -73,6 +76,13 @@ def convert(
         )
     outputs = [destination] if as_file else [destination / name for name in layout.FOLDER_FILES]
     _check_destination(checkpoint, destination, outputs)
+    described = target is OURS or (target is HUB and not as_file)  # readers learn of it
+    if config.hidden_act != target.hidden_act and not described:
+        logger.warning(
+            f"{destination}: {target.title} computes another activation ({target.hidden_act}, not "
+            f"{config.hidden_act}), so its results will differ a little; this package reads the "
+            "activation from the file's metadata"
+        )
     check_replaceable(outputs, overwrite=overwrite)
     checkpoint.check(checkpoint.parts)
     tensors = target.from_ours(dict(checkpoint.read()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ COMMANDS = {
     "predict": Command("segment images: files, folders, patterns"),
     "train": Command("train a model on your own masks", "train"),
     "evaluate": Command("score a model on a labeled data set"),
+    "compare": Command("compare two models on a labeled data set"),
+    "serve": Command("segment images over HTTP, for programs and annotation tools", "serve"),
     "data": Command("check, show, measure, convert and tile data sets"),
     "export": Command("write a model for ONNX Runtime, OpenVINO and other programs"),
     "convert": Command("write a model's weights in another checkpoint format"),
@@ -63,7 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"segformer: no command {name!r}{hint}\n\n{_help()}", file=sys.stderr)
         return USAGE
     try:
-        return import_module(f"segformer.cli.{name}").run(words)
+        code: int = import_module(f"segformer.cli.{name}").run(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # of `segformer ... | head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (ValueError, OSError, MemoryError) as error:
         print(printable(f"segformer {name}: {error}"), file=sys.stderr)
         return FAILED

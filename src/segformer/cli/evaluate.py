@@ -4,13 +4,12 @@ tyro reads the options from a dataclass inside the function, so annotations must
 not the strings of PEP 563.
 """
 
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from segformer.cli.terminal import PARTIAL, parse, show
+from segformer.cli.terminal import PARTIAL, parse, show, show_failures
 
 if TYPE_CHECKING:
     from segformer.cli.models import OpenedModel
@@ -20,13 +19,13 @@ def run(words: list[str]) -> int:
     """Run the command; returns the exit code."""
     import tyro
 
-    from segformer.data.options import SeededSourceOptions
-    from segformer.evaluation.matching import MatchClasses
-    from segformer.prediction.config import PredictConfig
+    from segformer.cli.scoring_options import ScoringOptions
 
-    @dataclass
-    class Evaluate:
-        """Score a model on a data set and write report.json and confusion.png.
+    @dataclass(kw_only=True)
+    class Evaluate(ScoringOptions):
+        """Score a model on a data set and write a report.
+
+        The report is report.html, report.json, confusion.png and per_image.csv.
 
         A segmentation model is compared with masks, at the size of each mask: IoU, accuracy and
         Dice per class. A classifier is compared with the folders of the images: top-1 and top-5
@@ -41,26 +40,11 @@ def run(words: list[str]) -> int:
             dataset: Folder with dataset.yaml, or with images/val and masks/val, or in a known
                 layout; for a classifier, folder with val/CLASS/.
             model: Folder, file or Hub id of the model.
-            split: Split of the data set to evaluate.
-            out: Folder for report.json and confusion.png.
-            overwrite: Replace these two files if they exist, instead of refusing to start.
-            match_classes: Match the model's classes with those of the data set by name (case is
-                ignored, the order may differ), or by position, where equal class ids mean the
-                same class whatever the names.
+            out: Folder for these four files.
         """
 
         dataset: tyro.conf.Positional[Path]
         model: str
-        split: str = "val"
-        out: Path = Path("evaluation")
-        overwrite: bool = False
-        match_classes: MatchClasses = "name"
-        config: Annotated[
-            PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="prediction")
-        ] = field(default_factory=PredictConfig)
-        reading: Annotated[
-            SeededSourceOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="data set")
-        ] = field(default_factory=SeededSourceOptions)
 
     options = parse(Evaluate, "evaluate", words)
 
@@ -75,33 +59,43 @@ def run(words: list[str]) -> int:
     table, written, failed = evaluate(options, model)
     show(table)
     print("written: " + ", ".join(str(path) for path in written))
-    if failed:
-        print(f"skipped images: {len(failed)}", file=sys.stderr)
-        for failure in failed:
-            print(f"  {failure}", file=sys.stderr)
-        return PARTIAL
-    return 0
+    show_failures(failed)
+    return PARTIAL if failed else 0
 
 
 def _evaluate_masks(options: Any, model: "OpenedModel") -> tuple[Any, list[Path], Sequence[object]]:
     from segformer.data.source import open_split
+    from segformer.evaluation.details import Details
     from segformer.evaluation.evaluate import Failure, evaluate, score_table, write_report
-    from segformer.image import image_name
-    from segformer.prediction.predictor import Predictor
+    from segformer.evaluation.multilabel import evaluate_multilabel, write_multilabel_report
+    from segformer.evaluation.protocol import open_predictor
+    from segformer.image import ImageSource, image_name
     from segformer.progress import ProgressBar
 
     dataset = open_split(options.dataset, options.split, options.reading, options.reading.seed)
-    predictor = Predictor(model.load(), options.config)
+    predictor = open_predictor(model.load(), options.config, options.protocol)
     failed: list[Failure] = []
+
+    def fail(source: ImageSource, error: Exception) -> None:
+        failed.append(Failure(image_name(source), str(error)))
+
+    if dataset.multilabel:
+        with ProgressBar("evaluating", len(dataset), "images") as bar:
+            scores = evaluate_multilabel(dataset, predictor, on_image=bar.advance, on_error=fail)
+        about = _about(options)
+        written = write_multilabel_report(scores, options.out, dataset, about, failed)
+        return scores.table(), written, failed
+    details = Details.of(predictor)
     with ProgressBar("evaluating", len(dataset), "images") as bar:
         matrix = evaluate(
             dataset,
             predictor,
             match_classes=options.match_classes,
             on_image=bar.advance,
-            on_error=lambda source, error: failed.append(Failure(image_name(source), str(error))),
+            on_error=fail,
+            collector=details,
         )
-    written = write_report(matrix, options.out, dataset, _protocol(options), failed)
+    written = write_report(matrix, options.out, dataset, _about(options), details, failed)
     return score_table(matrix.scores()), written, failed
 
 
@@ -114,6 +108,8 @@ def _evaluate_classes(
     from segformer.progress import ProgressBar
 
     check_classifier_options(options.config)
+    if options.protocol != "default":
+        raise ValueError("protocol is an option of segmentation models; this is a classifier")
     if options.reading.divides or options.reading.layout is not None:
         raise ValueError("a classifier reads folders of classes; layout and division do not apply")
     dataset = open_class_folders(options.dataset, options.split)
@@ -122,14 +118,10 @@ def _evaluate_classes(
         scores = evaluate_classes(
             dataset, predictor, match_classes=options.match_classes, on_image=bar.advance
         )
-    written = write_class_report(scores, options.out, dataset, _protocol(options))
+    written = write_class_report(scores, options.out, dataset, _about(options))
     return class_table(scores), written, scores.failed
 
 
-def _protocol(options: Any) -> dict[str, object]:
+def _about(options: Any) -> dict[str, object]:
     """What the report says of the model and of how it saw the images."""
-    return {
-        "model": options.model,
-        "match_classes": options.match_classes,
-        "protocol": asdict(options.config),
-    }
+    return {"model": options.model, **options.entries()}

@@ -21,7 +21,7 @@ def run(words: list[str]) -> int:
 
     @dataclass
     class Export:
-        """Write a model for other programs: ONNX Runtime, transformers.js, OpenVINO, QGIS.
+        """Write a model for other programs (ONNX Runtime, OpenVINO, QGIS) or as a web page.
 
         The folder holds the graph, config.json, preprocessor_config.json and export.json. The graph
         is compared with the model on images before the folder appears; what was found is in
@@ -35,7 +35,10 @@ def run(words: list[str]) -> int:
             model: Folder, file or Hub id of a segmentation model, a classifier or an encoder.
             out: Folder to write.
             images: Images to compare the graph and the model on.
-            overwrite: Replace the folder if it exists.
+            title: Heading of the web page.
+            runtime_files: Folder with the files of ONNX Runtime Web (package/dist of the npm
+                package) for a web page.
+            overwrite: Replace a folder that segformer export wrote.
         """
 
         model: tyro.conf.Positional[str]
@@ -44,6 +47,10 @@ def run(words: list[str]) -> int:
         images: Annotated[
             tuple[Path, ...], depends("IMAGE ...", "a photograph that ships with the package")
         ] = ()
+        title: Annotated[str | None, depends("TEXT", "the model's name")] = None
+        runtime_files: Annotated[
+            Path | None, depends("DIR", "downloaded at the first export, then kept")
+        ] = None
         overwrite: bool = False
         int8: Annotated[
             Int8Config, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="8-bit integers")
@@ -51,24 +58,43 @@ def run(words: list[str]) -> int:
 
     options = parse(Export, "export", words)
 
-    from segformer.export.export import export_model
+    if options.config.format == "web":
+        from segformer.export.web import export_web
 
-    found = export_model(
-        options.model,
-        options.out,
-        options.config,
-        int8=options.int8,
-        images=options.images,
-        overwrite=options.overwrite,
-    )
-    for one in found.checks:
-        parts = [f"{one.image}, {' x '.join(map(str, one.shape))}"]
-        if one.largest_difference is not None:
-            parts.append(f"largest difference {one.largest_difference:.1e}")
-        if one.same_class is not None:
-            parts.append(f"same class {one.same_class:.4%}")
+        if options.int8.int8:
+            raise ValueError("--int8 is for --format onnx and openvino")
+        checks = export_web(
+            options.model,
+            options.out,
+            options.config,
+            title=options.title,
+            runtime_files=options.runtime_files,
+            images=options.images,
+            overwrite=options.overwrite,
+        )
+        report = None
+    else:
+        from segformer.export.export import export_model
+
+        if options.title is not None or options.runtime_files is not None:
+            raise ValueError("--title and --runtime-files are for --format web")
+        exported = export_model(
+            options.model,
+            options.out,
+            options.config,
+            int8=options.int8,
+            images=options.images,
+            overwrite=options.overwrite,
+        )
+        checks, report = exported.checks, exported.int8
+    for found in checks:
+        parts = [f"{found.image}, {' x '.join(map(str, found.shape))}"]
+        if found.largest_difference is not None:
+            parts.append(f"largest difference {found.largest_difference:.1e}")
+        if found.same_class is not None:
+            parts.append(f"same class {found.same_class:.4%}")
         print("checked: " + ", ".join(parts))
-    for line in found.int8.lines() if found.int8 is not None else ():
+    for line in report.lines() if report is not None else ():
         print(line)
     print(f"written: {options.out}")
     return 0

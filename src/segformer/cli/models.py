@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from segformer.config import SegFormerConfig
+
 
 @dataclass(frozen=True)
 class OpenedModel:
@@ -13,10 +15,12 @@ class OpenedModel:
 
     Attributes:
         kind: "segmenter", "classifier" or "encoder".
+        config: Configuration.
         load: Gives what `Predictor` and `ClassPredictor` take.
     """
 
     kind: str
+    config: SegFormerConfig
     load: Callable[[], Any]
 
 
@@ -32,7 +36,8 @@ def open_model(source: str | None) -> OpenedModel:
     from segformer.prediction.runtimes.exported import is_exported, open_exported
 
     if is_exported(source):
-        return OpenedModel(open_exported(str(source)).kind, lambda: source)
+        exported = open_exported(str(source))
+        return OpenedModel(exported.kind, exported.config, lambda: source)
 
     from segformer.checkpoints.opening import SHIPPED, open_checkpoint
 
@@ -46,4 +51,4 @@ def open_model(source: str | None) -> OpenedModel:
             return assemble(SegFormerClassifier, checkpoint)
         return assemble(SegFormer, checkpoint)
 
-    return OpenedModel(checkpoint.kind, load)
+    return OpenedModel(checkpoint.kind, checkpoint.config, load)

@@ -40,6 +40,10 @@ def run(words: list[str]) -> int:
 
         Attributes:
             images: Files, folders, or patterns such as 'photos/*.jpg'.
+            channel_files: Images with one file per channel: the path of each channel's file in the
+                folder that is given as IMAGE, in the model's order, such as '{stem}_B04.tif'
+                '{stem}_B03.tif', with {stem} for the name of the image and {parent}/ for
+                subfolders.
             model: Folder, file or Hub id of a model. A folder that "segformer export" wrote runs
                 without PyTorch.
             out: Folder for the results.
@@ -52,6 +56,9 @@ def run(words: list[str]) -> int:
             tyro.conf.Positional[tuple[str, ...]],
             tyro.conf.arg(metavar="IMAGE ...", help_behavior_hint=""),
         ]
+        channel_files: Annotated[
+            tuple[str, ...], depends("PATTERN ...", "one file has all channels")
+        ] = ()
         model: Annotated[str | None, depends("MODEL", "the human parsing model inside")] = None
         out: Path = Path("predictions")
         overlay: bool = True
@@ -66,10 +73,18 @@ def run(words: list[str]) -> int:
         raise ValueError("no images given; name files, folders or patterns")
 
     from segformer.cli.models import open_model
-    from segformer.prediction.batch import find_images
+    from segformer.prediction.batch import find_channel_files, find_images
 
-    jobs = find_images(options.images, out=options.out)
+    if options.channel_files:
+        jobs = find_channel_files(options.images, options.channel_files)
+    else:
+        jobs = find_images(options.images, out=options.out)
     model = open_model(options.model)
+    if len(options.channel_files) not in (0, model.config.in_channels):
+        raise ValueError(
+            f"--channel-files names {len(options.channel_files)} channels, the model takes "
+            f"{model.config.in_channels}"
+        )
     if model.kind == "classifier":
         given = {"--overlay", "--no-overlay", "--skip-existing"}.intersection(words)
         if given:
@@ -93,7 +108,13 @@ def _segment(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
         "skip_existing": options.skip_existing,
     }
     # Before the model is built, as a refusal should not take time
-    plan_outputs(jobs, options.out, confidence=options.config.confidence, **policy)
+    plan_outputs(
+        jobs,
+        options.out,
+        confidence=options.config.confidence,
+        multilabel=model.config.multilabel,
+        **policy,
+    )
     predictor = Predictor(model.load(), options.config)
     with ProgressBar("predicting", len(jobs), "images") as bar:
         result = predict_files(
@@ -115,7 +136,7 @@ def _segment(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
 
 def _classify(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
     from segformer.files import check_replaceable, write_json
-    from segformer.image import ImageSource
+    from segformer.image import ImageSource, image_name
     from segformer.prediction.classifier import ClassPredictor, check_classifier_options
     from segformer.progress import ProgressBar
 
@@ -131,12 +152,12 @@ def _classify(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
     with ProgressBar("classifying", len(jobs), "images") as bar:
 
         def fail(source: ImageSource, error: Exception) -> None:
-            failed.append({"image": str(source), "error": str(error)})
+            failed.append({"image": image_name(source), "error": str(error)})
             bar.advance()
 
         try:
-            for result in predictor.stream([job.image for job in jobs], on_error=fail):
-                rows.append({"image": str(result.source), "classes": result.top(5)})
+            for result in predictor.stream([job.source for job in jobs], on_error=fail):
+                rows.append({"image": image_name(result.source), "classes": result.top(5)})
                 bar.advance()
             content["finished"] = True
         finally:

@@ -1,6 +1,8 @@
 """What every command needs of the terminal: parsing, tables, messages, exit codes."""
 
 import logging
+import sys
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -28,7 +30,7 @@ def parse(command: type[T], name: str, words: list[str]) -> T:
         )
     except SystemExit as stop:
         if not stop.code:  # after the help
-            print(EVERY_COMMAND)
+            print(EVERY_COMMAND, flush=True)
         raise
 
 
@@ -97,6 +99,14 @@ def show(table: Any) -> None:
         for segment in console.render(table)
     ]
     console.print(Segments(segments), end="")
+
+
+def show_failures(failures: Sequence[object]) -> None:
+    """Print the images that were skipped on standard error, if there are any."""
+    if failures:
+        print(f"skipped images: {len(failures)}", file=sys.stderr)
+        for failure in failures:
+            print(f"  {failure}", file=sys.stderr)
 
 
 def take_log_level(words: list[str]) -> tuple[list[str], int]:

@@ -21,17 +21,21 @@ segformer train --task classify --help
 
 CLASSIFY_HELP = """Train a classifier on images in one folder per class.
 
-Example: segformer train imagenet/ --task classify --recipe imagenet-b0 --out runs/mit-b0
+Example: segformer train imagenet/ --task classify --recipe imagenet --variant b0 --out runs/mit-b0
 """
 
 COMMON_HELP = """
+See what it will be, and how long it takes, without writing anything:
+segformer train water/ --epochs 100 --dry-run
 The run folder holds config.yaml, metrics.csv, best/ and last/ (each a model), curves.png,
-confusion.png, val_examples.jpg, report.json, and the names of the images in train.txt and val.txt.
+confusion.png, val_examples.jpg, report.html, report.json, per_image.csv, and the names of the
+images in train.txt and val.txt.
 Continue a run that was stopped or killed with
 segformer train --resume runs/water
 """
 
-RESUME_OPTIONS = ("resume", "epochs", "max_steps")
+EXTENSIONS = ("epochs", "max_steps", "max_time")
+"""Options of optimization that extend a run."""
 
 
 def run(words: list[str]) -> int:
@@ -42,7 +46,8 @@ def run(words: list[str]) -> int:
     task, words = take_option(words, "--task")
     if task is not None and task not in CONFIGS:
         raise ValueError(f"--task must be one of {', '.join(CONFIGS)}, not {task!r}")
-    recipe = Recipe.read(name) if name is not None else None
+    variant, _ = take_option(words, "--variant")
+    recipe = Recipe.read(name, variant) if name is not None else None
     if recipe is not None and task is not None and task != recipe.config.task:
         raise ValueError(
             f"--task is {task}, but the recipe {name} is for task {recipe.config.task}"
@@ -54,32 +59,40 @@ def run(words: list[str]) -> int:
         words = [*words, "--max-steps", "None"] if "max_steps" not in given else words
     options = parse(_command(config, recipe), "train", words)
     if options.resume is not None and (
-        name is not None or task is not None or given - set(RESUME_OPTIONS) or options.dataset
+        name is not None or task is not None or given - {"resume", *EXTENSIONS} or options.dataset
     ):
         raise ValueError(
             "--resume continues with the configuration of the run; the only other options it takes "
-            "are --epochs and --max-steps, which extend the run"
+            "are --epochs, --max-steps and --max-time, which extend the run"
         )
+    if len(given & {"max_steps", "max_time"}) == 2:
+        raise ValueError("give only one of --max-steps and --max-time")
     if options.resume is None and options.dataset is None:
         raise ValueError("no data set given; name its folder: segformer train DATASET")
 
-    from segformer.training.run import resume, train
+    from segformer.training.processes import end_program
+    from segformer.training.run import plan, resume, train
     from segformer.training.stopping import TrainingStopped
 
     try:
         if options.resume is not None:
             out = options.resume
-            longer = {n: getattr(options.optimization, n) for n in given & {"epochs", "max_steps"}}
+            longer = {n: getattr(options.optimization, n) for n in given & set(EXTENSIONS)}
             outcome = resume(out, **longer)
         else:
             groups = (getattr(options, _field(title)) for title in config.groups)
             values = {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
             chosen: TrainConfig = type(config)(**values)
             out = options.out
+            if options.dry_run:
+                show(plan(options.dataset, chosen).table)
+                return 0
             outcome = train(options.dataset, out, chosen, overwrite=options.overwrite)
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as end:  # in a process that does not report, of several
+        end_program(end.code)
     if outcome is not None:
         show(outcome.table)
     best = out / "best"
@@ -108,14 +121,25 @@ def _command(config: Any, recipe: Any) -> type[Any]:
             False,
         ),
         (
+            "dry_run",
+            option(
+                bool,
+                "",
+                "",
+                "Show model, data, schedule, and the memory and time of the training, estimated "
+                "from ten measured steps; write nothing.",
+            ),
+            False,
+        ),
+        (
             "resume",
             option(
                 Path | None,
                 "RUN",
                 "",
-                "Folder of a run to continue. With --epochs or --max-steps the run is extended: "
-                "the learning rate follows the schedule of the longer run from there on. Takes no "
-                "other option.",
+                "Folder of a run to continue. With --epochs, --max-steps or --max-time the run is "
+                "extended: the learning rate follows the schedule of the longer run from there "
+                "on. Takes no other option.",
             ),
             None,
         ),
@@ -152,7 +176,8 @@ def _field(title: str) -> str:
 def _given(words: list[str]) -> set[str]:
     """Names of the options among the words, as fields."""
     names = {w.partition("=")[0][2:].replace("-", "_") for w in words if w.startswith("--")}
-    return {name.removeprefix("no_") for name in names}
+    names = {name.removeprefix("no_") for name in names}
+    return {"max_time" if name == "time" else name for name in names}
 
 
 def _refuse_options_of_other_tasks(given: set[str], config: Any) -> None:

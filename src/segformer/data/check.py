@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from segformer.data.dataset import Dataset, orientation_is_unclear
 from segformer.data.errors import Color, ColoredMask, DatasetError, UnknownValues
+from segformer.data.multilabel import count_pixels
 from segformer.data.pairing import Sample
 from segformer.data.parallel import map_ordered
 from segformer.image import ImageArray, WrongChannels, missing_pixels
@@ -34,10 +35,13 @@ class SplitReport:
         errors: Sentences; any of them would stop a training.
         warnings: Sentences worth reading.
         pixels: (K,) labeled pixels of each class.
+        labeled: Number of labeled pixels; classes that overlap have more in total.
         images: (K,) number of images in which each class occurs.
         ignored: Number of unlabeled pixels.
         sizes: Number of images of each (height, width).
         dtypes: Types of the images' stored values.
+        presence: Class ids in each sample, in the order of the data set; none where it cannot be
+            read.
         cooccurrence: (K, K) number of images in which both classes occur.
         sums: (3, channels): count, sum and sum of squares of the pixels with data of all images,
             or None before the first image that can be read.
@@ -54,9 +58,11 @@ class SplitReport:
     warnings: list[str] = field(default_factory=list)
     pixels: NDArray[np.int64] = field(init=False)
     images: NDArray[np.int64] = field(init=False)
+    labeled: int = 0
     ignored: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     dtypes: set[str] = field(default_factory=set)
+    presence: list[NDArray[np.integer]] = field(default_factory=list, repr=False)
     cooccurrence: NDArray[np.int64] = field(init=False, repr=False)
     sums: NDArray[np.float64] | None = field(default=None, repr=False)
     failures: list[tuple[Sample, str]] = field(default_factory=list, repr=False)
@@ -74,7 +80,7 @@ class SplitReport:
     @property
     def frequencies(self) -> NDArray[np.float64]:
         """(K,) fraction of the labeled pixels."""
-        return self.pixels / max(int(self.pixels.sum()), 1)
+        return self.pixels / max(self.labeled, 1)
 
     @property
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -174,7 +180,10 @@ def _examine(dataset: Dataset, sample: Sample) -> _Found:
         return found
     ignored = class_ids == classes.ignore_index
     found.size = (class_ids.shape[0], class_ids.shape[1])
-    found.counts = np.bincount(class_ids[~ignored].astype(np.int64), minlength=len(classes))
+    if dataset.multilabel:
+        found.counts = count_pixels(class_ids, len(classes))
+    else:
+        found.counts = np.bincount(class_ids[~ignored].astype(np.int64), minlength=len(classes))
     found.ignored = int(ignored.sum())
     found.dtype = str(image.dtype)
     found.sums = _sums(image, dataset.nodata)
@@ -204,6 +213,8 @@ def _add(report: SplitReport, found: _Found) -> None:
     elif isinstance(found.error, UnknownValues):
         report.unknown_values += found.error.values
         report.known_values |= found.error.known
+    present = np.flatnonzero([] if found.counts is None else found.counts)
+    report.presence.append(present)
     if found.error is not None:
         report.errors.append(str(found.error))
         report.failures.append((found.sample, str(found.error)))
@@ -211,10 +222,10 @@ def _add(report: SplitReport, found: _Found) -> None:
     assert found.counts is not None
     assert found.sums is not None
     report.pixels += found.counts
-    present = np.flatnonzero(found.counts)
     report.images[present] += 1
     report.cooccurrence[np.ix_(present, present)] += 1
     report.ignored += found.ignored
+    report.labeled += found.size[0] * found.size[1] - found.ignored
     report.sizes[found.size] += 1
     report.dtypes.add(found.dtype)
     if found.channels == report.dataset.channels:
@@ -264,7 +275,7 @@ def _conclude(report: SplitReport) -> None:
         )
     elif missing:
         report.warnings.append(f"classes without a pixel in split {split!r}: {_first(missing)}")
-    if len(classes) > 1 and np.count_nonzero(report.pixels) == 1:
+    if len(classes) > 1 and np.count_nonzero(report.pixels) == 1 and not dataset.multilabel:
         only = classes.names[int(report.pixels.argmax())]
         report.warnings.append(
             f"all labeled pixels of split {split!r} are {only!r}: scores on it say nothing"

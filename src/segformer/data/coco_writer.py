@@ -24,6 +24,26 @@ IGNORED = "ignored"
 _BACKGROUND = ("background", "_background_")
 
 
+def is_background(name: str) -> bool:
+    """Whether a class is what COCO leaves without an annotation."""
+    return name.lower() in _BACKGROUND
+
+
+def mask_annotation(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """The fields of an annotation that follow from its mask (H, W), which marks a pixel at least.
+
+    They are ``segmentation`` (compressed run lengths), ``area``, ``bbox`` and ``iscrowd``.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = int(rows[0]), int(columns[0])
+    return {
+        "segmentation": {"size": list(mask.shape), "counts": encode(mask)},
+        "area": int(np.count_nonzero(mask)),
+        "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
+        "iscrowd": 0,
+    }
+
+
 class CocoWriter:
     """Writes ``annotations/instances_SPLIT.json``, entry by entry.
 
@@ -61,24 +81,13 @@ class CocoWriter:
 
     def annotate(self, class_ids: NDArray[np.integer]) -> list[dict[str, Any]]:
         """Annotations of class ids (H, W); may be called by several threads."""
-        height, width = class_ids.shape
         found = []
         for class_id in np.unique(class_ids).tolist():
             is_ignored = class_id == self.classes.ignore_index
-            if not is_ignored and self.classes.names[class_id].lower() in _BACKGROUND:
+            if not is_ignored and is_background(self.classes.names[class_id]):
                 continue
-            mask = class_ids == class_id
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            top, left = int(rows[0]), int(columns[0])
-            found.append(
-                {
-                    "category_id": len(self.classes) + 1 if is_ignored else class_id + 1,
-                    "segmentation": {"size": [height, width], "counts": encode(mask)},
-                    "area": int(np.count_nonzero(mask)),
-                    "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
-                    "iscrowd": 0,
-                }
-            )
+            category = len(self.classes) + 1 if is_ignored else class_id + 1
+            found.append({"category_id": category, **mask_annotation(class_ids == class_id)})
         return found
 
     def add(
@@ -107,7 +116,7 @@ class CocoWriter:
         categories = [
             {"id": i + 1, "name": name, "supercategory": ""}
             for i, name in enumerate(self.classes.names)
-            if name.lower() not in _BACKGROUND
+            if not is_background(name)
         ]
         if self.has_ignored:
             name = IGNORED

@@ -12,15 +12,17 @@ import yaml
 
 from segformer.classes import ClassSet, printable
 from segformer.data.channel_files import ChannelFiles, channel_files
+from segformer.data.class_masks import CLASS
 from segformer.data.errors import Color, DatasetError
 from segformer.data.layouts.base import WHOLE
+from segformer.data.multilabel import MOST_CLASSES
 from segformer.data.pairing import MaskNames, check_pattern
 
 SPLITS = ("train", "val", "test")
 
 _KEYS = frozenset(
     "path train val test masks_dir masks mask_suffix ignore_index names nc label_mapping palette "
-    "channels allow_missing_classes images nodata".split()
+    "channels allow_missing_classes images nodata multilabel".split()
 )
 
 
@@ -40,6 +42,7 @@ class Description:
         channel_names: Name of each channel, where given.
         channel_files: Where the channels are, if each has its own file.
         nodata: Value in the images that means that there is no data.
+        multilabel: Classes may overlap; see `segformer.data.class_masks`.
     """
 
     classes: ClassSet
@@ -52,6 +55,7 @@ class Description:
     channel_names: tuple[str, ...] = ()
     channel_files: ChannelFiles | None = None
     nodata: float | None = None
+    multilabel: bool = False
 
 
 def read_description(file: Path) -> Description:
@@ -75,6 +79,7 @@ def read_description(file: Path) -> Description:
         channels, channel_names = _channels(entries, files)
         nodata = _nodata(entries)
         missing = _typed(entries, "allow_missing_classes", bool, False)
+        multilabel = _multilabel(entries, classes)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DatasetError(f"{file}: {error}") from None
     if entries.get("nc", len(classes)) != len(classes):
@@ -91,6 +96,7 @@ def read_description(file: Path) -> Description:
         channel_names,
         files,
         nodata,
+        multilabel,
     )
 
 
@@ -198,6 +204,23 @@ def _nodata(entries: dict[str, Any]) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
+def _multilabel(entries: dict[str, Any], classes: ClassSet) -> bool:
+    """Whether classes may overlap."""
+    multilabel: bool = _typed(entries, "multilabel", bool, False)
+    if not multilabel:
+        if CLASS in str(entries.get("masks")):
+            raise ValueError(
+                f"masks with {CLASS} are for classes that overlap; set multilabel: true"
+            )
+        return False
+    for key in ("palette", "label_mapping"):
+        if entries.get(key):
+            raise ValueError(f"{key} is for one class per pixel; remove it, or multilabel")
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise ValueError(f"multilabel needs 2 to {MOST_CLASSES} classes, not {len(classes)}")
+    return True
+
+
 def _root(file: Path, entries: dict[str, Any]) -> Path:
     return file.parent / str(_typed(entries, "path", str, "."))
 
@@ -211,7 +234,7 @@ def _places(
     suffix = str(_typed(entries, "mask_suffix", str, ""))
     pattern = str(_typed(entries, "masks", str, ""))
     if pattern:
-        check_pattern(pattern)
+        check_pattern(pattern.replace(CLASS, "class"))
         if suffix or entries.get("masks_dir"):
             raise ValueError("masks replaces masks_dir and mask_suffix; give either")
     folders, mask_names = dict[str, Path](), dict[str, MaskNames]()

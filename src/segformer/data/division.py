@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from segformer.data.dataset import Dataset
 from segformer.data.errors import DatasetError
 from segformer.data.masks import read_values, to_class_ids
+from segformer.data.multilabel import count_pixels
 from segformer.data.pairing import Sample
 from segformer.data.parallel import map_ordered
 from segformer.data.splitting import (
@@ -133,6 +134,8 @@ def classes_in(dataset: Dataset, sample: Sample) -> NDArray[np.integer]:
             _, ids = dataset.read(sample)
     except ValueError:
         return np.empty(0, np.int64)
+    if dataset.multilabel:
+        return np.flatnonzero(count_pixels(ids, len(classes)))
     return np.flatnonzero(np.bincount(ids[ids != classes.ignore_index].ravel().astype(np.int64)))
 
 

@@ -1,8 +1,9 @@
 """Training crops in an order that can be resumed at any step.
 
 The sequence of training images depends on the seed alone: draw number d takes position
-``d mod n`` in the shuffled order of epoch ``d // n``, and its augmentation is seeded with d. So
-a training that is resumed at step s sees the same crops as an uninterrupted one.
+``d mod n`` in the shuffled order of epoch ``d // n`` (`segformer.data.sampling`), and its
+augmentation is seeded with d. So a training that is resumed at step s sees the same crops as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -26,13 +27,25 @@ from torch.utils.data import Dataset as TorchDataset
 from segformer.data.class_folders import ClassFolders
 from segformer.data.class_transforms import ClassAugmentation
 from segformer.data.dataset import Dataset, DatasetError
-from segformer.data.transforms import Augmentation
-from segformer.image import Preprocessing, UnreadableImage, image_name
+from segformer.data.sampling import epoch_order
+from segformer.data.shared_cache import SharedCache, is_supported, stored_size
+from segformer.data.transforms import Augmentation, Mask, ReducedSample
+from segformer.image import ImageArray, Preprocessing, UnreadableImage, image_name
+from segformer.machine import available_memory
 
 logger = logging.getLogger(__name__)
 
 Draw = tuple[int, int]
 """Index of a sample, and the number of the draw in the whole training."""
+
+_Decoded: TypeAlias = tuple[Mask, dict[int, ImageArray]]
+"""Class ids (H, W), and by reduction the image as training can need it."""
+
+_FRACTION_OF_MEMORY = 0.5
+"""Of the memory that is available, what decoded images may take."""
+
+_READ_FOR_ESTIMATE = 24
+"""Images that are read to estimate how much memory all of them take."""
 
 _SECONDS_AFTER_SIGTERM = 3.0
 """How long a worker lives on after SIGTERM."""
@@ -50,6 +63,7 @@ class DrawSampler(Sampler[list[Draw]]):
         seed: Seed of the order.
         rank: Number of this device among ``world``; each takes its own batches of a step.
         world: Number of devices.
+        factors: How often to draw each sample; see `segformer.data.sampling.epoch_order`.
     """
 
     def __init__(
@@ -62,10 +76,11 @@ class DrawSampler(Sampler[list[Draw]]):
         seed: int,
         rank: int = 0,
         world: int = 1,
+        factors: NDArray[np.float64] | None = None,
     ):
         self.size, self.batch_size, self.batches_per_step = size, batch_size, batches_per_step
         self.start_step, self.total_steps, self.seed = start_step, total_steps, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.factors = rank, world, factors
 
     def __len__(self) -> int:
         return (self.total_steps - self.start_step) * self.batches_per_step
@@ -80,8 +95,8 @@ class DrawSampler(Sampler[list[Draw]]):
                 for draw in range(first, first + self.batch_size):
                     epoch, place = divmod(draw, self.size)
                     if epoch != order_epoch:
-                        rng = np.random.default_rng((self.seed, 0, epoch))
-                        order, order_epoch = rng.permutation(self.size), epoch
+                        order = epoch_order(self.size, self.seed, epoch, self.factors)
+                        order_epoch = epoch
                     batch.append((int(order[place]), draw))
                 yield batch
 
@@ -137,13 +152,19 @@ class _Crops(TorchDataset[tuple[Tensor, Tensor]], ABC):
 class TrainingCrops(_Crops):
     """Augmented crops of images and masks, by draw: pixels and class ids (crop, crop).
 
+    JPEG images that a draw scales to a half or less are decoded at reduced size. The result is the
+    same with the images in memory or in files.
+
     Args:
         dataset: The training split.
         augmentation: What happens to each image.
         preprocessing: Mean, standard deviation and rescaling; it also decides whether images are
             read as 8 bits.
         seed: Seed of the augmentation.
-        cache: Keep decoded images and masks in memory.
+        cache: Whether decoded images and masks stay in memory, which all workers share: "true",
+            as many as fit; "auto", all if they fit; "false", none.
+        processes: Processes of this machine that have such crops at the same time, each with its
+            own workers and memory.
     """
 
     def __init__(
@@ -152,18 +173,21 @@ class TrainingCrops(_Crops):
         augmentation: Augmentation,
         preprocessing: Preprocessing,
         seed: int,
-        cache: bool,
+        cache: str = "false",
+        processes: int = 1,
     ):
         super().__init__(len(dataset), seed)
         self.dataset = dataset.with_8_bit(preprocessing.expects_8_bit)
         self.augmentation, self.preprocessing = augmentation, preprocessing
-        self._cached: dict[int, Any] | None = {} if cache else None
+        self._cache: SharedCache | None = None
+        if cache != "false":
+            self._cache = self._open_cache(cache == "auto", processes)
 
     def crop(self, index: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], Tensor]:
         """Crop (crop, crop, C) and class ids (crop, crop)."""
-        image, mask = self._read(index)
+        image, mask, reduction = self._read(index, rng)
         crop, ids = self.augmentation(
-            image, mask, rng, self.preprocessing, partial(self._read_any, rng)
+            image, mask, rng, self.preprocessing, partial(self._read_any, rng), reduction
         )
         return crop, torch.from_numpy(ids)
 
@@ -171,15 +195,81 @@ class TrainingCrops(_Crops):
         """File of the image."""
         return image_name(self.dataset.samples[index].image)
 
-    def _read_any(self, rng: np.random.Generator) -> Any:
-        return self._read(int(rng.integers(len(self.dataset))))
+    def _read_any(self, rng: np.random.Generator) -> ReducedSample:
+        return self._read(int(rng.integers(len(self.dataset))), rng)
 
-    def _read(self, index: int) -> Any:
-        if self._cached is None:
-            return self.dataset.read(self.dataset.samples[index])
-        if index not in self._cached:
-            self._cached[index] = self.dataset.read(self.dataset.samples[index])
-        return self._cached[index]
+    def _read(self, index: int, rng: np.random.Generator) -> ReducedSample:
+        """A sample, decoded for the crop that is drawn next."""
+        choose = self.augmentation.next_reduction(rng)
+        if self._cache is None:
+            return self.dataset.read_reduced(self.dataset.samples[index], choose)
+        decoded: _Decoded | None = self._cache.get(index)
+        if decoded is None:
+            if self._cache.is_full:
+                return self.dataset.read_reduced(self.dataset.samples[index], choose)
+            decoded = self._decode(index)
+            self._cache.put(index, decoded)
+        mask, images = decoded
+        reduction = choose(mask.shape[0], mask.shape[1])
+        if reduction not in images:
+            reduction = 1  # not a JPEG
+        return images[reduction], mask, reduction
+
+    def _decode(self, index: int) -> _Decoded:
+        """A sample with all reductions of the image that any draw needs."""
+        sample = self.dataset.samples[index]
+        possible = [1]
+
+        def smallest(height: int, width: int) -> int:
+            nonlocal possible
+            possible = self.augmentation.possible_reductions(height, width)
+            return possible[0]
+
+        image, mask, reduction = self.dataset.read_reduced(sample, smallest)
+        images = {reduction: image}
+        for other in possible[1:]:
+            images[other] = self.dataset.read_image(sample, other)
+        contiguous = {reduction: np.ascontiguousarray(image) for reduction, image in images.items()}
+        return np.ascontiguousarray(mask), contiguous
+
+    def _open_cache(self, only_if_all_fit: bool, processes: int) -> SharedCache | None:
+        """Memory for the decoded images, or None; the log says which and why."""
+        available = available_memory()
+        if not is_supported() or available is None:
+            logger.info("images are not cached: not supported on this system")
+            return None
+        budget = int(_FRACTION_OF_MEMORY * available / processes)
+        first = self._decode_some()
+        needed = round(len(self) * np.mean([stored_size(d) for d in first.values()] or [0]))
+        fits = 1.1 * needed <= budget  # the others may be larger than those read here
+        sizes = f"{len(self)} images, {needed / 1e9:.3g} GB"
+        if not fits and only_if_all_fit:
+            logger.info(
+                f"images are not cached: {sizes} decoded, do not fit into "
+                f"{budget / 1e9:.3g} GB, {_FRACTION_OF_MEMORY:.0%} of the available memory"
+                + (f" for each of {processes} processes" if processes > 1 else "")
+            )
+            return None
+        try:
+            cache = SharedCache(len(self), budget)
+        except OSError as error:
+            logger.warning(f"images are not cached: {error}")
+            return None
+        for index, decoded in first.items():
+            cache.put(index, decoded)
+        part = "" if fits else f", of which {budget / 1e9:.3g} GB fit"
+        logger.info(f"images are cached in shared memory as they are read: {sizes} decoded{part}")
+        return cache
+
+    def _decode_some(self) -> dict[int, _Decoded]:
+        """Samples from the whole data set, by index; unreadable files are skipped."""
+        decoded = {}
+        for index in np.linspace(0, len(self) - 1, min(len(self), _READ_FOR_ESTIMATE)).round():
+            try:
+                decoded[int(index)] = self._decode(int(index))
+            except (ValueError, OSError):
+                continue  # reported when its turn comes
+        return decoded
 
 
 class ClassCrops(_Crops):

@@ -79,6 +79,7 @@ def written_splits(parts: Sequence[Dataset]) -> dict[str, Dataset]:
             f"none of the splits {', '.join(part.split for part in parts)} is train, val or test"
         )
     first, *others = named.values()
+    first.require_single_labels("writing a data set")
     for other in others:
         if other.classes.names != first.classes.names:
             raise DatasetError(
@@ -167,8 +168,10 @@ class PlainWriter:
             "ignore_index": self.ignore_index,
             "names": dict(enumerate(self.classes.names)),
         }
-        if first.channels != 3:
-            entries["channels"] = first.channels
+        if first.channel_names or first.channels != 3:
+            entries["channels"] = list(first.channel_names) or first.channels
+        if first.nodata is not None:
+            entries["nodata"] = first.nodata
         if first.allow_missing_classes or not first.described:
             entries["allow_missing_classes"] = True
         text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)

@@ -19,10 +19,19 @@ from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.division import classes_in
 from segformer.data.pairing import Sample
 from segformer.data.parallel import map_ordered
-from segformer.data.transforms import Augmentation
+from segformer.data.transforms import Augmentation, ReducedSample
 from segformer.files import whole_file
-from segformer.image import ImageArray, Preprocessing, WrongChannels, read_image
-from segformer.image.drawing import Font, displayable, fit_text, legend, overlay, shrink, stack
+from segformer.image import ImageArray, Preprocessing, WrongChannels, find_rgb, read_image
+from segformer.image.drawing import (
+    Font,
+    color_channels,
+    displayable,
+    fit_text,
+    legend,
+    overlay,
+    shrink,
+    stack,
+)
 
 _CELL_PX = 320
 """Width of a cell of the sheet."""
@@ -108,6 +117,7 @@ def mask_cells(
         samples: Which of its samples.
         complaints: What is wrong with samples, by name. What is found while drawing is added.
     """
+    dataset.require_single_labels("drawing masks")
     known = complaints or {}
 
     def draw(sample: Sample) -> Cell:
@@ -116,7 +126,7 @@ def mask_cells(
             image, class_ids = dataset.read(sample)
         except (ValueError, OSError, MemoryError) as error:
             return _without_mask(dataset, sample, complaint or str(error))
-        return _cell(sample.name, image, class_ids, dataset.classes, complaint)
+        return _cell(dataset, sample, image, class_ids, complaint)
 
     return map_ordered(draw, samples)
 
@@ -132,6 +142,7 @@ def augmented_cells(
         augmentation: The augmentation.
         seed: Of the augmentation.
     """
+    dataset.require_single_labels("drawing masks")
 
     def draw(numbered: tuple[int, Sample]) -> Cell:
         number, sample = numbered
@@ -141,14 +152,14 @@ def augmented_cells(
             channels = image.shape[2]
             as_stored = Preprocessing(mean=(0.0,) * channels, std=(1.0,) * channels, rescale=1.0)
 
-            def another() -> tuple[ImageArray, NDArray[np.integer]]:
-                return dataset.read(dataset.samples[int(rng.integers(len(dataset)))])
+            def another() -> ReducedSample:
+                return *dataset.read(dataset.samples[int(rng.integers(len(dataset)))]), 1
 
             crop, class_ids = augmentation(image, mask, rng, as_stored, another)
         except (ValueError, OSError, MemoryError) as error:
             return _without_mask(dataset, sample, str(error))
         shown: ImageArray = crop.astype(np.uint8) if image.dtype == np.uint8 else crop
-        return _cell(sample.name, shown, class_ids, dataset.classes)
+        return _cell(dataset, sample, shown, class_ids)
 
     return map_ordered(draw, enumerate(samples))
 
@@ -232,17 +243,18 @@ def _shown_height(cell: Cell) -> int:
 
 
 def _cell(
-    name: str,
+    dataset: Dataset,
+    sample: Sample,
     image: ImageArray,
     class_ids: NDArray[np.integer],
-    classes: ClassSet,
     complaint: str = "",
 ) -> Cell:
-    height, width = class_ids.shape
+    (height, width), classes = class_ids.shape, dataset.classes
+    image = color_channels(image, find_rgb(dataset.channel_names))
     shown, ids = shrink(image, class_ids, _shown_size(height, width))
     labeled = class_ids[class_ids != classes.ignore_index].astype(np.int64)
     return Cell(
-        name,
+        sample.name,
         overlay(shown, ids, classes.colors(), opacity=0.5),
         (height, width),
         frozenset(np.flatnonzero(np.bincount(labeled)).tolist()),
@@ -262,6 +274,8 @@ def _without_mask(dataset: Dataset, sample: Sample, complaint: str) -> Cell:
             image = read_image(sample.image, error.found, as_8_bit=False)
     except (ValueError, OSError, MemoryError):
         return Cell(sample.name, None, (0, 0), complaint=complaint)
+    if image.shape[2] == dataset.channels:
+        image = color_channels(image, find_rgb(dataset.channel_names))
     shape = image.shape[:2]
     size = _shown_size(*shape)
     shown, _ = shrink(image, np.zeros(shape, np.uint8), size)

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from segformer.data.dataset import Dataset, DatasetError, open_dataset, splits
+from segformer.data.dataset import Dataset, DatasetError
 from segformer.data.division import Division, divide
+from segformer.data.opening import open_dataset, splits
 from segformer.data.options import SourceOptions
 from segformer.progress import ProgressBar
 
@@ -31,7 +32,7 @@ def open_splits(
     """Open each split of a source; a split that cannot be opened is given as its error.
 
     Args:
-        source: As `segformer.data.dataset.open_dataset` takes it.
+        source: As `segformer.data.opening.open_dataset` takes it.
         options: Layout and division.
         seed: Of the division.
 
@@ -69,7 +70,7 @@ def open_split(source: str | Path, split: str, options: SourceOptions, seed: int
     """Open one split of a source.
 
     Args:
-        source: As `segformer.data.dataset.open_dataset` takes it.
+        source: As `segformer.data.opening.open_dataset` takes it.
         split: Name of the split.
         options: Layout and division.
         seed: Of the division.
@@ -92,7 +93,7 @@ def open_training(
     """Open what is trained on, and what it is validated on.
 
     Args:
-        source: As `segformer.data.dataset.open_dataset` takes it.
+        source: As `segformer.data.opening.open_dataset` takes it.
         options: Layout and division.
         seed: Of the division.
         earlier: Names of the samples of each split in the run that is resumed. A source that was

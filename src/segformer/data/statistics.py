@@ -29,7 +29,7 @@ def statistics(reports: Sequence[SplitReport]) -> dict[str, Any]:
 
 
 def _of_split(report: SplitReport) -> dict[str, Any]:
-    total = int(report.pixels.sum()) + report.ignored
+    total = report.labeled + report.ignored
     sizes = sorted(report.sizes.items(), key=lambda item: (-item[1], item[0]))
     classes = zip(
         report.dataset.classes.names,

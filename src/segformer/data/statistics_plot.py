@@ -168,7 +168,7 @@ def _draw_sizes(
         lines.append(f"{', '.join(sorted(report.dtypes))}, {len(mean)} channels, mean and std:")
         lines += [f"  {m:.4g}   {s:.4g}" for m, s in zip(mean, std, strict=True)][:6]
         lines += [f"  and {len(mean) - 6} more channels"] if len(mean) > 6 else []
-    total = int(report.pixels.sum()) + report.ignored
+    total = report.labeled + report.ignored
     lines.append(f"not labeled: {report.ignored / max(total, 1):.1%} of the pixels")
     for number, line in enumerate(lines[:13]):
         draw.text((box[2] + 40, top + 28 + number * 19), line, "black", font)

@@ -10,6 +10,7 @@ Legend: H W pixels, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -19,8 +20,12 @@ from numpy.typing import NDArray
 
 from segformer.data.recolor import ClassColorJitter, blur, to_grayscale
 from segformer.image import ImageArray, Preprocessing
+from segformer.image.rescaling import resize_mask, resize_with_opencv
 
 Mask: TypeAlias = NDArray[np.integer]
+
+ReducedSample: TypeAlias = tuple[ImageArray, Mask, int]
+"""Image (h, w, C), class ids (H, W), and the reduction: h is H / reduction, rounded up."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +81,25 @@ class Augmentation:
         mask: Mask,
         rng: np.random.Generator,
         preprocessing: Preprocessing,
-        another: Callable[[], tuple[ImageArray, Mask]] | None = None,
+        another: Callable[[], ReducedSample] | None = None,
+        reduction: int = 1,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """One training crop.
 
         Args:
-            image: (H, W, C).
+            image: (H, W, C), or less with ``reduction``.
             mask: (H, W) class ids.
             rng: The only source of randomness.
             preprocessing: Supplies mean, standard deviation and rescaling.
-            another: Returns another image and mask of the data set, for backgrounds.
+            another: Returns another sample of the data set, for backgrounds.
+            reduction: How many times smaller than the mask the image was decoded, as
+                `choose_reduction` says.
 
         Returns:
             Normalized image (crop, crop, C), padded with 0, and class ids (crop, crop), padded
             with ``ignore_index``.
         """
-        image, mask = self.scale_and_crop(image, mask, rng)
+        image, mask = self.scale_and_crop(image, mask, rng, reduction)
         if self.background_replace_prob and rng.random() < self.background_replace_prob:
             background, behind = self.draw_background(image, another, rng)
             image, mask = set_before(image, mask, background, behind, self.background_class)
@@ -114,21 +122,58 @@ class Augmentation:
         crop[:height, :width], class_ids[:height, :width] = normalized, mask
         return crop, class_ids
 
+    def next_reduction(self, rng: np.random.Generator) -> Callable[[int, int], int]:
+        """How much smaller an image may be decoded for the crop that ``rng`` will draw next.
+
+        The ratio is the first number that `scale_and_crop` draws. It is looked at in advance here:
+        ``rng`` is not changed.
+
+        Returns:
+            Height and width of an image -> 1, 2, 4 or 8, as `choose_reduction`.
+        """
+        ratio = self.draw_scale(deepcopy(rng))
+        return lambda height, width: self.choose_reduction(height, width, ratio)
+
+    def choose_reduction(self, height: int, width: int, ratio: float) -> int:
+        """The largest of 1, 2, 4 and 8 by which an image can be reduced and not be enlarged later.
+
+        Args:
+            height: Of the image, pixels.
+            width: Of the image, pixels.
+            ratio: The random ratio by which the image is scaled.
+        """
+        scale = self._fit(height, width) * ratio
+        return next((factor for factor in (8, 4, 2) if factor * scale <= 1), 1)
+
+    def possible_reductions(self, height: int, width: int) -> list[int]:
+        """All that `choose_reduction` returns for an image of this size, in ascending order."""
+        least, most = (
+            self.choose_reduction(height, width, ratio)
+            for ratio in (self.scale_max, self.scale_min)
+        )
+        return [factor for factor in (1, 2, 4, 8) if least <= factor <= most]
+
+    def _fit(self, height: int, width: int) -> float:
+        """The scale before the random ratio."""
+        return min(self.long_side / max(height, width), self.short_side / min(height, width))
+
+    def draw_scale(self, rng: np.random.Generator) -> float:
+        """A random ratio by which an image is scaled."""
+        if self.log_scale:
+            return float(np.exp(rng.uniform(np.log(self.scale_min), np.log(self.scale_max))))
+        return float(rng.uniform(self.scale_min, self.scale_max))
+
     def scale_and_crop(
-        self, image: ImageArray, mask: Mask, rng: np.random.Generator
+        self, image: ImageArray, mask: Mask, rng: np.random.Generator, reduction: int = 1
     ) -> tuple[ImageArray, Mask]:
         """Resize by a random ratio and cut a crop, at most ``crop_size`` each way.
 
         The crop is cut from the stored image and then resized, which is faster than resizing
-        the whole image.
+        the whole image. With a ``reduction`` it begins and ends between pixels of the reduced
+        image, so that image and mask show exactly the same.
         """
         height, width = mask.shape
-        fit = min(self.long_side / max(height, width), self.short_side / min(height, width))
-        if self.log_scale:
-            ratio = np.exp(rng.uniform(np.log(self.scale_min), np.log(self.scale_max)))
-        else:
-            ratio = rng.uniform(self.scale_min, self.scale_max)
-        scale = fit * ratio
+        scale = self._fit(height, width) * self.draw_scale(rng)
         crop_h = min(height, max(1, round(self.crop_size / scale)))
         crop_w = min(width, max(1, round(self.crop_size / scale)))
         top, left = self._place(mask, crop_h, crop_w, rng)
@@ -136,8 +181,15 @@ class Augmentation:
             min(self.crop_size, max(1, round(crop_h * scale))),
             min(self.crop_size, max(1, round(crop_w * scale))),
         )
-        window = np.s_[top : top + crop_h, left : left + crop_w]
-        return resize_quickly(image[window], size), _resize_mask(mask[window], size)
+        rows, columns = (
+            slice(start // reduction, start // reduction + max(1, length // reduction))
+            for start, length in ((top, crop_h), (left, crop_w))
+        )
+        stored = np.s_[
+            rows.start * reduction : rows.stop * reduction,
+            columns.start * reduction : columns.stop * reduction,
+        ]
+        return resize_quickly(image[rows, columns], size), _resize_mask(mask[stored], size)
 
     def _place(
         self, mask: Mask, crop_h: int, crop_w: int, rng: np.random.Generator
@@ -153,6 +205,13 @@ class Augmentation:
                 top = rows[at] - rng.integers(crop_h)
                 left = columns[at] - rng.integers(crop_w)
                 return int(np.clip(top, 0, free_h)), int(np.clip(left, 0, free_w))
+        return self._place_anywhere(mask, crop_h, crop_w, rng)
+
+    def _place_anywhere(
+        self, mask: Mask, crop_h: int, crop_w: int, rng: np.random.Generator
+    ) -> tuple[int, int]:
+        """Top and left of a crop: anywhere that is not all one class."""
+        free_h, free_w = mask.shape[0] - crop_h, mask.shape[1] - crop_w
         for _ in range(10):
             top, left = int(rng.integers(free_h + 1)), int(rng.integers(free_w + 1))
             if self.cat_max_ratio == 1:
@@ -168,7 +227,7 @@ class Augmentation:
     def draw_background(
         self,
         image: ImageArray,
-        another: Callable[[], tuple[ImageArray, Mask]] | None,
+        another: Callable[[], ReducedSample] | None,
         rng: np.random.Generator,
     ) -> tuple[ImageArray, Mask]:
         """A random background of the shape of the image, and its class ids."""
@@ -177,7 +236,8 @@ class Augmentation:
         ids = np.full((height, width), self.background_class, np.int32)
         kind = rng.integers(4 if another is not None else 3)
         if kind == 3 and another is not None:
-            theirs, their_ids = self.scale_and_crop(*another(), rng)
+            theirs, their_ids, reduction = another()
+            theirs, their_ids = self.scale_and_crop(theirs, their_ids, rng, reduction)
             return resize_quickly(theirs, (height, width)), _resize_mask(their_ids, (height, width))
         colors = rng.uniform(0, top, (2, channels))
         if kind == 0:
@@ -211,24 +271,23 @@ def set_before(
 def distort(image: ImageArray, rng: np.random.Generator) -> ImageArray:
     """Photometric distortion of 8-bit RGB, each part with probability 0.5.
 
-    Brightness by up to 32 of 255, contrast and saturation by 0.5 to 1.5, hue by up to 18 of
-    OpenCV's 180 steps; contrast randomly before or after the other two (SSD's distortion with
-    the values of mmsegmentation's `PhotoMetricDistortion`).
+    Brightness by up to 32 of 255, then contrast and saturation by 0.5 to 1.5 and hue by -18 to 17
+    of OpenCV's 180 steps; contrast is randomly the second or the last of these (SSD's distortion
+    with the values of mmsegmentation's `PhotoMetricDistortion`).
     """
-    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
+    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
-    hue = round(rng.uniform(-18, 18)) if rng.random() < 0.5 else 0
+    hue = int(rng.integers(-18, 18)) if rng.random() < 0.5 else 0
     contrast_first = rng.random() < 0.5
-    image = cv2.convertScaleAbs(
-        np.ascontiguousarray(image), alpha=contrast if contrast_first else 1.0, beta=0
-    )
-    if brightness:
-        image = cv2.LUT(image, _levels(1.0, brightness))
+    levels = _levels(1.0, brightness)
+    if contrast_first:
+        levels = _levels(contrast, 0.0)[levels]
+    image = cv2.LUT(np.ascontiguousarray(image), levels)
     if saturation != 1.0 or hue:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[:, :, 0] = (hsv[:, :, 0].astype(np.int16) + hue) % 180
-        hsv[:, :, 1] = cv2.LUT(hsv[:, :, 1], _levels(saturation, 0.0))
+        same = np.arange(256)
+        tables = np.stack(((same + hue) % 180, _levels(saturation, 0.0), same), axis=1)
+        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables.astype(np.uint8)[None])
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if not contrast_first and contrast != 1.0:
         image = cv2.LUT(image, _levels(contrast, 0.0))
@@ -246,26 +305,9 @@ def resize_quickly(image: ImageArray, size: tuple[int, int]) -> ImageArray:
     Faster than `segformer.image.resize`, which has to match Pillow's filter. Training uses random
     ratios, so here the exact filter does not matter.
     """
-    if image.shape[:2] == size:
-        return image
     shrinking = size[0] < image.shape[0]
-    method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-    if image.dtype not in (np.uint8, np.uint16, np.int16, np.float32):
-        image = image.astype(np.float32)
-    # OpenCV resizes at most four channels at a time
-    parts = [
-        cv2.resize(np.ascontiguousarray(image[:, :, i : i + 4]), size[::-1], interpolation=method)
-        for i in range(0, image.shape[2], 4)
-    ]
-    return np.concatenate([part.reshape(*size, -1) for part in parts], axis=2)
+    return resize_with_opencv(image, size, cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
 
 
 def _resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
-    if mask.shape == size:
-        return mask
-    if mask.dtype not in (np.uint8, np.uint16, np.int16):
-        mask = mask.astype(np.int32)
-    resized = cv2.resize(
-        np.ascontiguousarray(mask), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT
-    )
-    return np.asarray(resized)
+    return resize_mask(mask, size, cv2.INTER_NEAREST_EXACT)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
-from segformer.data.dataset import Dataset, DatasetError
+from segformer.data.dataset import Dataset, DatasetError, Sample
 from segformer.evaluation.confusion_plot import confusion_plot
+from segformer.evaluation.details import Collector, Details, Scored
+from segformer.evaluation.images import ImageHooks, compare_images
 from segformer.evaluation.matching import MatchClasses
 from segformer.evaluation.matching import match_classes as find_match
 from segformer.evaluation.metrics import ConfusionMatrix, Scores
-from segformer.files import write_json
-from segformer.image import ImageSource, image_name
+from segformer.evaluation.report.curves import Curves
+from segformer.evaluation.report.segmentation import segmentation_page
+from segformer.files import write_json, write_text
+from segformer.prediction.prediction import Prediction
 from segformer.prediction.predictor import Predictor
 
-REPORT_FILES = ("report.json", "confusion.png")
+REPORT_FILES = ("report.json", "confusion.png", "report.html", "per_image.csv")
 """Files that a report consists of."""
 
 
@@ -43,19 +50,20 @@ def evaluate(
     predictor: Predictor,
     *,
     match_classes: MatchClasses = "name",
-    on_image: Callable[[], None] | None = None,
-    on_error: Callable[[ImageSource, Exception], None] | None = None,
+    collector: Collector | None = None,
+    **hooks: Unpack[ImageHooks],
 ) -> ConfusionMatrix:
-    """Compare predictions with masks, each at the size of the mask.
+    """Compare predictions with masks of one class per pixel, each at the size of the mask.
+
+    For classes that may overlap, see `segformer.evaluation.multilabel`.
 
     Args:
         dataset: Images and masks. If the model was trained with reduced labels
             (``do_reduce_labels``), class 0 of the masks is ignored; see `match_classes`.
         predictor: The model and how it sees images: size, windows, scales, flips.
         match_classes: Match the classes of model and data set by "name" or by "position".
-        on_image: Called after each image, scored or skipped.
-        on_error: Called with an image and the error if the image or its mask cannot be read; the
-            image is then skipped. Default: the error is raised.
+        collector: Sees each image that is scored, such as `Details`.
+        **hooks: See `ImageHooks`.
 
     Returns:
         The confusion matrix in the classes of the data set.
@@ -65,6 +73,12 @@ def evaluate(
         DatasetError: None of the images could be evaluated.
         ValueError: An image or mask cannot be read, and there is no ``on_error``.
     """
+    dataset.require_single_labels("a confusion matrix")
+    if predictor.model.config.multilabel:
+        raise DatasetError(
+            f"{dataset.root}: the masks have one class per pixel, but the classes of the model may "
+            "overlap; give a data set with multilabel: true"
+        )
     match = find_match(
         dataset.classes,
         predictor.model.classes,
@@ -73,38 +87,21 @@ def evaluate(
     )
     dataset = replace(dataset, classes=match.classes, channels=predictor.model.config.in_channels)
     matrix = ConfusionMatrix(dataset.classes)
-    errors: list[Exception] = []
 
-    def fail(source: ImageSource, error: Exception) -> None:
-        if on_error is None:
-            raise error
-        errors.append(error)
-        on_error(source, error)
-        if on_image is not None:
-            on_image()
+    def compare(sample: Sample, truth: NDArray[np.integer], prediction: Prediction) -> None:
+        counts, predicted = ConfusionMatrix(dataset.classes), match.map_ids(prediction.label_map)
+        counts.update(truth, predicted)
+        matrix.counts += counts.counts
+        if collector is not None:
+            collector.add(Scored(sample, prediction, truth, predicted, counts))
 
-    with_masks = {}
-    for sample in dataset:
-        if sample.mask is None:  # found before any image is predicted
-            name = image_name(sample.image)
-            fail(sample.image, DatasetError(f"{name}: there is no mask for this image"))
-        else:
-            with_masks[sample.image] = sample
-    for prediction in predictor.stream(with_masks, on_error=fail):
-        assert prediction.source is not None
-        try:
-            _, truth = dataset.read(with_masks[prediction.source])
-            matrix.update(truth, match.map_ids(prediction.label_map))
-        except (ValueError, OSError, MemoryError) as error:
-            fail(prediction.source, error)
-        else:
-            if on_image is not None:
-                on_image()
-    if errors and len(errors) == len(dataset):
-        raise DatasetError(
-            f"{dataset.root}: none of the {len(dataset)} images of split {dataset.split!r} can be "
-            f"evaluated; the first error: {errors[0]}"
-        )
+    compare_images(
+        dataset,
+        predictor,
+        compare,
+        confidence_pixels=0 if collector is None else collector.confidence_pixels,
+        **hooks,
+    )
     return matrix
 
 
@@ -147,34 +144,44 @@ def write_report(
     folder: str | Path,
     dataset: Dataset,
     protocol: Mapping[str, object],
+    details: Details,
     failed: Sequence[Failure] = (),
+    curves: Curves | None = None,
 ) -> list[Path]:
-    """Write ``report.json`` and ``confusion.png``.
+    """Write ``report.json``, ``confusion.png``, ``report.html`` and ``per_image.csv``.
 
     Args:
         matrix: The result of `evaluate`.
         folder: Created if it does not exist. Files of these names in it are replaced.
         dataset: The data set that was evaluated.
         protocol: Further entries for the report: the model, and how it saw the images.
+        details: What `evaluate` has collected.
         failed: Images that were skipped.
+        curves: Of the training, if it is the report of one.
 
     Returns:
         The files.
     """
     folder = Path(folder)
-    entries = {
+    about = {**protocol, "dataset": str(dataset.root), "split": dataset.split}
+    entries: dict[str, Any] = {
         "dataset": str(dataset.root),
         "split": dataset.split,
         "images": len(dataset) - len(failed),
         "failed": [asdict(failure) for failure in failed],
         **protocol,
         **matrix.scores().as_dict(),
+        "calibration": details.calibration.as_dict(),
+        "speed": details.speed.as_dict(),
         "confusion": matrix.counts.tolist(),
     }
-    report, plot = (folder / name for name in REPORT_FILES)
+    paths = [folder / name for name in REPORT_FILES]
+    report, plot, page, per_image = paths
     write_json(report, entries)
     confusion_plot(matrix, plot)
-    return [report, plot]
+    write_text(page, segmentation_page(matrix, details, about, failed, curves))
+    details.images.write(per_image, matrix.classes)
+    return paths
 
 
 def _percent(value: float) -> str:

@@ -29,6 +29,10 @@ class ConfusionMatrix:
     def __post_init__(self) -> None:
         self.counts = np.zeros((len(self.classes), len(self.classes)), np.int64)
 
+    def merge(self, other: ConfusionMatrix) -> None:
+        """Add the counts of other images."""
+        self.counts += other.counts
+
     def update(self, truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> None:
         """Add the pixels of one image.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from segformer.data.multilabel import unpack
 from segformer.files import whole_file
 from segformer.image import read_image, resize
 from segformer.prediction.classifier import ClassPredictor
+from segformer.prediction.multilabel import MultiLabelPrediction
 from segformer.prediction.prediction import Prediction
 
 
@@ -93,18 +96,14 @@ def examples_sheet(
     """Draw one row per image: the image, its true classes and its predicted classes.
 
     Args:
-        pairs: Predictions and true class ids (H, W). If empty, no file is written.
+        pairs: Predictions and true class ids (or packed classes) (H, W). If empty, no file is
+            written.
         path: Image file to write.
         width: Width of each column in pixels.
     """
     rows = []
     for prediction, truth in pairs:
-        true = Prediction(
-            label_map=np.where(truth < len(prediction.classes), truth, 0),
-            classes=prediction.classes,
-            image=prediction.image,
-            rgb_channels=prediction.rgb_channels,
-        )
+        true = _true(prediction, truth)
         side = max(truth.shape)
         plain = prediction.overlay(opacity=0, legend=False, max_side=side)
         shown = np.array(true.overlay(legend=False, max_side=side))
@@ -124,6 +123,14 @@ def examples_sheet(
         top += row.height + 4
     with whole_file(path) as partial:
         sheet.save(partial, quality=88)
+
+
+def _true(prediction: Prediction, truth: NDArray[np.integer]) -> Prediction:
+    """What a perfect prediction of the same image would be; ignored pixels have the first class."""
+    if isinstance(prediction, MultiLabelPrediction):
+        return replace(prediction, masks=unpack(truth, len(prediction.classes)), confidence=None)
+    ids = np.where(truth < len(prediction.classes), truth, 0)
+    return replace(prediction, label_map=ids, confidence=None)
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:

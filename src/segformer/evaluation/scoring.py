@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from segformer.data.dataset import Dataset, open_dataset
+from segformer.data.dataset import Dataset
+from segformer.data.opening import open_dataset
 from segformer.evaluation.evaluate import evaluate as count_pixels
 from segformer.evaluation.matching import MatchClasses
 from segformer.evaluation.metrics import Scores
+from segformer.evaluation.protocol import open_predictor
 from segformer.image import ImageSource
 from segformer.model.segformer import SegFormer
-from segformer.prediction.config import PredictConfig
+from segformer.prediction.config import PredictConfig, Protocol
 from segformer.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ def evaluate(
     split: str = "val",
     config: PredictConfig | None = None,
     match_classes: MatchClasses = "name",
+    protocol: Protocol = "default",
     on_image: Callable[[], None] | None = None,
     on_error: Callable[[ImageSource, Exception], None] | None = None,
 ) -> Scores:
@@ -37,6 +40,8 @@ def evaluate(
         config: How images are seen and run, such as ``PredictConfig(flip=True)``. Default: the
             model's own preprocessing.
         match_classes: Match the classes of model and data set by "name" or by "position".
+        protocol: "paper" sees images exactly as the original evaluation did; see
+            `segformer.evaluation.protocol.PaperPredictor`. Not used if ``model`` is a predictor.
         on_image: Called after each image, scored or skipped.
         on_error: Called with an image and the error if the image or its mask cannot be read; the
             image is then skipped. Default: the error is raised.
@@ -53,11 +58,13 @@ def evaluate(
         >>> scores.miou, dict(zip(scores.classes.names, scores.iou))
     """
     if isinstance(model, Predictor):
-        if config is not None:
-            raise ValueError("a Predictor has its own config; pass the model to give another one")
+        if config is not None or protocol != "default":
+            raise ValueError(
+                "a Predictor has its own config and protocol; pass the model to give others"
+            )
         predictor = model
     else:
-        predictor = Predictor(model, config)
+        predictor = open_predictor(model, config or PredictConfig(), protocol)
     opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset, split)
     scores = count_pixels(
         opened, predictor, match_classes=match_classes, on_image=on_image, on_error=on_error

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 
 from segformer.options import depends
 
-ExportFormat: TypeAlias = Literal["onnx", "openvino"]
+ExportFormat: TypeAlias = Literal["onnx", "openvino", "web"]
 
 _SMALLEST_SIDE = 32
 
@@ -18,7 +18,8 @@ class ExportConfig:
 
     Attributes:
         format: onnx: for ONNX Runtime, transformers.js, optimum-onnx, TensorRT and QGIS Deepness.
-            openvino: for OpenVINO and optimum-intel.
+            openvino: for OpenVINO and optimum-intel. web: a static web page that segments images
+            on the visitor's own machine.
         size: Height and width in pixels of the only image size that the graph shall take, one
             image at a time. Some compilers need it, and others make faster code for it.
         input: float: normalized values, (batch, channels, height, width). image: 8-bit values as

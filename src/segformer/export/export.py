@@ -21,7 +21,7 @@ from segformer.export.int8_config import Int8Config
 from segformer.export.int8_layers import parameter_names
 from segformer.export.int8_report import Int8Report
 from segformer.export.quantize import graph_files, open_calibration, quantize
-from segformer.files import check_replaceable, check_writable, whole_folder, write_json
+from segformer.files import check_replaceable_folder, check_writable, whole_folder, write_json
 from segformer.image import Preprocessing
 from segformer.model.encoder import MixTransformer
 from segformer.model.pretrained import assemble
@@ -69,7 +69,7 @@ def export_model(
         config: What is inside the graph.
         int8: Whether and how the graph is quantized, after the check. Default: it is not.
         images: Files to check the graph with. Default: a photograph that ships with the package.
-        overwrite: Replace the folder if it exists.
+        overwrite: Replace the folder if this function wrote it.
 
     Returns:
         What was found; it is also in ``export.json`` in the folder.
@@ -81,8 +81,12 @@ def export_model(
             (`segformer.export.quantize.DropTooLarge`).
         OSError: The folder cannot be written.
     """
+    if config.format == "web":
+        raise ValueError(
+            "format 'web' is a page around a graph: use segformer.export.web.export_web"
+        )
     out = Path(out)
-    check_replaceable([out], overwrite=overwrite)
+    check_replaceable_folder(out, RECORD_FILE, overwrite=overwrite)
     check_writable(out)
     runtime = require(_EXTRA[config.format], _EXTRA[config.format])
     checkpoint = open_checkpoint(source)

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer.checkpoints.layout import Description
-from segformer.data.dataset import Dataset, DatasetError, Sample, open_dataset
+from segformer.data.dataset import Dataset, DatasetError, Sample
+from segformer.data.opening import open_dataset
 from segformer.evaluation.evaluate import evaluate
 from segformer.evaluation.matching import match_classes
 from segformer.evaluation.metrics import ConfusionMatrix

@@ -1,6 +1,7 @@
 """Reading images and masks as people store them, and turning images into a model's input."""
 
 from segformer.image.channels import missing_pixels
+from segformer.image.orientation import SIDEWAYS, exif_orientation, jpeg_size, turn_upright
 from segformer.image.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -8,6 +9,7 @@ from segformer.image.preprocessing import (
     ImageArray,
     Preprocessing,
     center_crop,
+    find_rgb,
     resize,
 )
 from segformer.image.reading import (
@@ -16,13 +18,13 @@ from segformer.image.reading import (
     MASK_SUFFIXES,
     ImageFiles,
     ImageSource,
-    exif_orientation,
     image_name,
     read_image,
     read_mask,
+    read_mask_channels,
     read_mask_or_colors,
 )
-from segformer.image.stored import UnreadableImage, WrongChannels, turn_upright
+from segformer.image.stored import UnreadableImage, WrongChannels
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -31,6 +33,7 @@ __all__ = [
     "LOSSY_SUFFIXES",
     "MASK_SUFFIXES",
     "RESAMPLING",
+    "SIDEWAYS",
     "ImageArray",
     "ImageFiles",
     "ImageSource",
@@ -39,10 +42,13 @@ __all__ = [
     "WrongChannels",
     "center_crop",
     "exif_orientation",
+    "find_rgb",
     "image_name",
+    "jpeg_size",
     "missing_pixels",
     "read_image",
     "read_mask",
+    "read_mask_channels",
     "read_mask_or_colors",
     "resize",
     "turn_upright",

@@ -6,6 +6,7 @@ Legend: H W pixels, C channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -103,10 +104,7 @@ class Preprocessing:
     @property
     def rgb_channels(self) -> tuple[int, int, int] | None:
         """Indices of the channels named red, green and blue; None where one of them is missing."""
-        names = [name.lower() for name in self.channel_names]
-        if not {"red", "green", "blue"} <= set(names):
-            return None
-        return names.index("red"), names.index("green"), names.index("blue")
+        return find_rgb(self.channel_names)
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which an image of this size goes into the model.
@@ -164,6 +162,14 @@ def center_crop(image: ImageArray, size: tuple[int, int]) -> ImageArray:
         image = resize(image, (max(sides[0], height), max(sides[1], width)))
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
+
+
+def find_rgb(channel_names: Sequence[str]) -> tuple[int, int, int] | None:
+    """Indices of the channels named red, green and blue; None where one of them is missing."""
+    names = [name.lower() for name in channel_names]
+    if not {"red", "green", "blue"} <= set(names):
+        return None
+    return names.index("red"), names.index("green"), names.index("blue")
 
 
 def resize(image: ImageArray, size: tuple[int, int], resample: str = "bilinear") -> ImageArray:

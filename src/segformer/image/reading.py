@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segformer.image.channels import mark_missing, stack_channels
+from segformer.image.orientation import exif_orientation, turn_upright
 from segformer.image.preprocessing import ImageArray
 from segformer.image.stored import (
     StoredPixels,
@@ -29,7 +30,6 @@ from segformer.image.stored import (
     load_npy,
     load_tiff,
     png_highest,
-    turn_upright,
 )
 
 # Pillow logs an error for TIFFs of many bands, which are read here in another way; without a
@@ -52,9 +52,6 @@ LOSSY_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe"))
 
 MASK_SUFFIXES = frozenset(".png .tif .tiff .bmp .gif .webp .pgm .npy".split()) | LOSSY_SUFFIXES
 
-_ORIENTATION = 0x0112
-"""EXIF tag."""
-
 _NEARLY_ONE = 1.05
 """Floats from -0.05 to here count as 0..1: filters overshoot a little."""
 
@@ -69,6 +66,7 @@ def read_image(
     as_8_bit: bool = True,
     value_range: tuple[float, float] | None = None,
     nodata: float | None = None,
+    reduction: int = 1,
 ) -> ImageArray:
     """Read an image, upright (the EXIF orientation is applied).
 
@@ -92,6 +90,9 @@ def read_image(
             8-bit images.
         nodata: Value that means that there is no data; it becomes NaN. Default: what the file
             declares (GDAL's ``GDAL_NODATA`` tag). It does not apply to 8-bit values.
+        reduction: Decode a JPEG file at 1/2, 1/4 or 1/8 of its height and width, which takes a
+            fraction of the time (2, 4 or 8; sides are rounded up). Other formats cannot be
+            decoded in parts and are read at their size; see `jpeg_size`.
 
     Returns:
         (H, W, channels). 8-bit files are uint8. Others are uint8 with ``as_8_bit`` and one or
@@ -108,7 +109,7 @@ def read_image(
     if isinstance(source, (list, tuple)):
         pixels = _decode_channels(source, nodata, mark=not to_8_bit)
     else:
-        pixels = _decode(source, channels, name)
+        pixels = _decode(source, channels, name, reduction)
     values = _fit_channels(pixels.values, channels, name)
     if isinstance(source, np.ndarray) and values.dtype.kind == "f" and value_range is None:
         to_8_bit = False
@@ -163,14 +164,27 @@ def read_mask_or_colors(source: OneSource) -> NDArray[np.integer]:
     return values
 
 
-def exif_orientation(source: str | Path | bytes) -> int:
-    """The EXIF orientation of a file, 1..8; 1 where there is none or it cannot be read."""
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            orientation = file.getexif().get(_ORIENTATION, 1)
-    except Exception:  # reading the pixels says what is wrong with the file
-        return 1
-    return orientation if orientation in range(1, 9) else 1
+def read_mask_channels(source: OneSource, channels: int) -> NDArray[np.integer]:
+    """Read a mask with one channel for each class, as stored.
+
+    Returns:
+        (H, W, channels) integers.
+
+    Raises:
+        UnreadableImage: The file is missing or broken, holds no integers, or has another number
+            of channels.
+    """
+    name = image_name(source)
+    values = _decode(source, 0, name).values
+    found = values.shape[2] if values.ndim == 3 else 1
+    if found != channels or values.ndim != 3:
+        raise UnreadableImage(
+            f"{name}: a mask of {channels} classes that may overlap needs {channels} channels, "
+            f"this one has {found}"
+        )
+    if values.dtype.kind not in "uib":
+        raise UnreadableImage(f"{name}: a mask must hold integers, this one holds {values.dtype}")
+    return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
 def image_name(source: object) -> str:
@@ -223,7 +237,7 @@ def _decode_channels(
     return StoredPixels(stack_channels(marked, names))
 
 
-def _decode(source: OneSource, channels: int | None, name: str) -> StoredPixels:
+def _decode(source: OneSource, channels: int | None, name: str, reduction: int = 1) -> StoredPixels:
     """The pixels of an image, or of a mask where ``channels`` is None; values as stored."""
     if isinstance(source, np.ndarray):
         return StoredPixels(source)
@@ -242,7 +256,7 @@ def _decode(source: OneSource, channels: int | None, name: str) -> StoredPixels:
         pixels = load_deep_png(content, name)
         upright = turn_upright(pixels.values, exif_orientation(content))
         return StoredPixels(upright, pixels.highest)
-    values = _pillow_values(data, channels, name)
+    values = _pillow_values(data, channels, name, reduction)
     if values.dtype == np.uint16 and channels is not None:
         return StoredPixels(values, png_highest(_read(data, name), values))
     return StoredPixels(values)
@@ -277,7 +291,7 @@ def _read(data: bytes | Path, name: str, size: int = -1) -> bytes:
 
 
 def _pillow_values(
-    source: Path | bytes | Image.Image, channels: int | None, name: str
+    source: Path | bytes | Image.Image, channels: int | None, name: str, reduction: int = 1
 ) -> ImageArray:
     """(H, W) or (H, W, C), upright; 8-bit colors are converted to ``channels`` if 1 or 3.
 
@@ -287,8 +301,12 @@ def _pillow_values(
         if isinstance(source, Image.Image):
             return _converted(ImageOps.exif_transpose(source), channels)
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            if reduction > 1 and file.format == "JPEG":
+                width, height = (max(1, side // reduction) for side in file.size)
+                file.draft(None, (width, height))
             file.load()
-            return _converted(ImageOps.exif_transpose(file), channels)
+            ImageOps.exif_transpose(file, in_place=True)
+            return _converted(file, channels)
     except UnidentifiedImageError:
         raise UnreadableImage(f"{name}: not an image in a known format") from None
     except Image.DecompressionBombError as error:
@@ -304,7 +322,8 @@ def _pillow_values(
 def _converted(image: Image.Image, channels: int | None) -> ImageArray:
     if image.mode.startswith(("I", "F")) or channels not in (1, 3):
         return np.asarray(image)
-    return np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    mode = "RGB" if channels == 3 else "L"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def _fit_channels(values: ImageArray, channels: int, name: str) -> ImageArray:

@@ -24,6 +24,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from segformer.image.orientation import turn_upright
 from segformer.image.preprocessing import ImageArray
 
 _HIGHEST_COMPRESSION = 1200
@@ -211,26 +212,6 @@ def png_highest(data: bytes, values: ImageArray) -> float | None:
             return None
         at += 12 + length
     return None
-
-
-def turn_upright(values: ImageArray, orientation: int) -> ImageArray:
-    """Apply an EXIF orientation (1..8) to (H, W) or (H, W, C); other numbers change nothing."""
-    match orientation:
-        case 2:
-            return values[:, ::-1]
-        case 3:
-            return values[::-1, ::-1]
-        case 4:
-            return values[::-1]
-        case 5:
-            return values.swapaxes(0, 1)
-        case 6:
-            return np.rot90(values, -1)
-        case 7:
-            return values[::-1, ::-1].swapaxes(0, 1)
-        case 8:
-            return np.rot90(values, 1)
-    return values
 
 
 def check_size(name: str, height: int, width: int, size: int, stored: int) -> None:

@@ -39,7 +39,7 @@ class EncoderBlock(nn.Module):
             channels, config.num_attention_heads[stage], config.sr_ratios[stage], eps.reduction
         )
         self.ffn_norm = nn.LayerNorm(channels, eps=eps.block)
-        self.ffn = MixFFN(channels, config.mlp_ratio)
+        self.ffn = MixFFN(channels, config.mlp_ratio, config.hidden_act)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class EncoderStage(nn.Module):
             config.eps.merging,
         )
         self.blocks = nn.ModuleList(EncoderBlock(config, stage, p) for p in drop_paths)
-        self.norm = nn.LayerNorm(channels, eps=config.eps.block)
+        self.norm = nn.LayerNorm(channels, eps=config.eps.stage)
         self._gradient_checkpointing = False
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:

@@ -150,11 +150,13 @@ class MixFFN(nn.Module):
     Args:
         channels: C.
         ratio: Number of hidden channels divided by C.
+        hidden_act: "gelu", or "gelu_pytorch_tanh" for its tanh approximation.
     """
 
-    def __init__(self, channels: int, ratio: int):
+    def __init__(self, channels: int, ratio: int, hidden_act: str = "gelu"):
         super().__init__()
         hidden = channels * ratio
+        self.approximate = "tanh" if hidden_act == "gelu_pytorch_tanh" else "none"
         self.expand = Linear(channels, hidden)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.contract = Linear(hidden, channels)
@@ -162,18 +164,21 @@ class MixFFN(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
         if not passes_through(tokens):
-            return self.contract(F.gelu(self._hidden(tokens)))
+            return self._contracted(self._hidden(tokens))
         batch, h, w, _ = tokens.shape
         parts = list(chunks((batch, h, w), self.expand.out_features, tokens))
         if len(parts) == 1:
-            return self.contract(F.gelu(self._hidden(tokens)))
+            return self._contracted(self._hidden(tokens))
         contracted = torch.empty_like(tokens)
         for top, bottom in parts:
             # The 3x3 convolution also needs the neighboring row on each side
             first, last = max(top - 1, 0), min(bottom + 1, h)
             hidden = self._hidden(tokens[:, first:last])[:, top - first : bottom - first]
-            contracted[:, top:bottom] = self.contract(F.gelu(hidden))
+            contracted[:, top:bottom] = self._contracted(hidden)
         return contracted
+
+    def _contracted(self, hidden: Tensor) -> Tensor:
+        return self.contract(F.gelu(hidden, approximate=self.approximate))
 
     def _hidden(self, tokens: Tensor) -> Tensor:
         return to_tokens(self.depthwise(to_maps(self.expand(tokens))))

@@ -22,6 +22,7 @@ from segformer.classes import Classes, ClassSet
 from segformer.config import FIRST_CONVOLUTION, SegFormerConfig
 from segformer.image import Preprocessing
 from segformer.model.decoder import FoldedDecoder
+from segformer.model.lora import merged
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +74,16 @@ class PretrainedModel(nn.Module, ABC):
     ) -> Self:
         """Load a model from a checkpoint of any supported format.
 
-        Checkpoints of transformers, NVlabs, OpenMMLab, segmentation_models.pytorch and this
-        package are supported. The format is detected from the names of the tensors. If there is no
-        configuration file, the variant is detected from their shapes.
+        Checkpoints of transformers, NVlabs, OpenMMLab, segmentation_models.pytorch, KerasHub and
+        this package are supported. The format is detected from the names of the tensors. If there
+        is no configuration file, the variant is detected from their shapes.
 
         Args:
             source: A Hub id (OWNER/NAME, or OWNER/NAME@REVISION), a folder, or a file of weights
-                (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``). For
-                ``model.safetensors`` and ``pytorch_model.bin``, the JSON files in the same folder
-                are read too. For the folder of a training run, its best model is loaded.
+                (``.safetensors``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.h5``, ``.keras``). For
+                ``model.safetensors``, ``pytorch_model.bin``, ``tf_model.h5`` and
+                ``model.weights.h5``, the JSON files in the same folder are read too. For the folder
+                of a training run, its best model is loaded.
             classes: Classes of the model. Default: as in the checkpoint.
             num_classes: Number of classes. If it differs from the checkpoint, the classifier is
                 re-initialized. If it is given, the checkpoint can also be an encoder or a
@@ -107,7 +109,7 @@ class PretrainedModel(nn.Module, ABC):
         Writes ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``. Each file
         is written completely or not at all, and replaces an existing file of the same name. A
         model with the OpenMMLab decoder is saved in the same layout, but only this package can
-        load it.
+        load it. Low-rank adapters (`segformer.model.lora`) are merged into the weights.
 
         Args:
             folder: Folder to write to; created if it does not exist.
@@ -117,7 +119,7 @@ class PretrainedModel(nn.Module, ABC):
             ValueError: The decoder is folded, or a weight is out of the range of ``dtype``.
         """
         description = self._description()
-        write_folder(Path(folder), HUB.from_ours(self.state_dict()), description, dtype)
+        write_folder(Path(folder), HUB.from_ours(merged(self).state_dict()), description, dtype)
 
     def push_to_hub(
         self,
@@ -204,6 +206,8 @@ def assemble(
         source,
         num_classes=source.num_classes if num_classes is None else num_classes,
         in_channels=source.in_channels if in_channels is None else in_channels,
+        multilabel=source.multilabel and num_classes != 1,
+        thresholds=source.thresholds if num_classes in (None, source.num_classes) else (),
     )
     other_classes = config.num_classes != source.num_classes
     reinitialize = found != kind or other_classes or reinitialize_classifier

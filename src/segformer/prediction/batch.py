@@ -5,14 +5,16 @@ from __future__ import annotations
 import glob
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segformer.data.channel_files import channel_files
+from segformer.data.layouts.base import WHOLE
 from segformer.files import write_json
-from segformer.image import IMAGE_SUFFIXES, ImageSource
+from segformer.image import IMAGE_SUFFIXES, ImageFiles, ImageSource, image_name
 from segformer.prediction.outputs import SUMMARY, Job, Plan, plan_outputs, results_in
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.predictor import Predictor
@@ -80,16 +82,48 @@ def find_images(sources: Sequence[str | Path], *, out: str | Path | None = None)
             # A file that does not exist is reported with the other failures
             found.update({match: Path(match.name) for match in images or [path]})
     stems = Counter(relative.with_suffix("").as_posix().lower() for relative in found.values())
-    jobs = []
-    taken: Counter[str] = Counter()
+    names = {}
     for file, relative in found.items():
         stem = relative.with_suffix("").as_posix()
-        name = stem if stems[stem.lower()] == 1 else relative.as_posix()
+        names[file] = stem if stems[stem.lower()] == 1 else relative.as_posix()
+    return [Job(file, name) for file, name in _distinct(names).items()]
+
+
+def find_channel_files(folders: Sequence[str | Path], patterns: Sequence[str]) -> list[Job]:
+    """Images with one file per channel.
+
+    Args:
+        folders: Where they are.
+        patterns: For each channel, in the model's order, the path of its file relative to a
+            folder, with ``{stem}``, the image's name, and where there are subfolders ``{parent}/``
+            in it: ``{parent}/{stem}_B04.tif``.
+
+    Raises:
+        ValueError: A pattern is not valid, or a folder has no such images.
+    """
+    names, files = {}, {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: images with one file per channel are given as a folder")
+        channels = {f"channel {number}": pattern for number, pattern in enumerate(patterns, 1)}
+        found = channel_files(channels, folder).find(WHOLE)
+        if not found:
+            raise ValueError(f"{folder}: no files like {patterns[0]}")
+        for path, parts in found.items():
+            names[parts[0]] = path.relative_to(folder).with_suffix("").as_posix()
+            files[parts[0]] = parts
+    return [Job(file, name, files[file]) for file, name in _distinct(names).items()]
+
+
+def _distinct(names: Mapping[Path, str]) -> dict[Path, str]:
+    """The names of files; those that occurred before get a number, also where case differs."""
+    taken: Counter[str] = Counter()
+    distinct = {}
+    for file, name in names.items():
         taken[name.lower()] += 1
-        if taken[name.lower()] > 1:
-            name = f"{name}-{taken[name.lower()]}"
-        jobs.append(Job(file, name))
-    return jobs
+        number = taken[name.lower()]
+        distinct[file] = name if number == 1 else f"{name}-{number}"
+    return distinct
 
 
 def predict_files(
@@ -109,7 +143,7 @@ def predict_files(
 
     Args:
         predictor: Model and options.
-        jobs: From `find_images`.
+        jobs: From `find_images` or `find_channel_files`.
         out: Output folder; created if it does not exist.
         overlay: Write overlays.
         overwrite: Replace existing files; an image that is read is never replaced.
@@ -127,6 +161,7 @@ def predict_files(
         out,
         overlay=overlay,
         confidence=predictor.config.confidence,
+        multilabel=predictor.model.config.multilabel,
         overwrite=overwrite,
         skip_existing=skip_existing,
     )
@@ -152,10 +187,10 @@ class _Batch:
 
     def run(self, on_windows: Callable[[int, int], None] | None) -> BatchResult:
         earlier = {row["image"]: row for row in self.plan.previous.get("images", [])}
-        remaining: dict[Path, Job] = {}
+        remaining: dict[ImageFiles, Job] = {}
         for job, missing in self.plan.missing.items():
             if missing:
-                remaining[job.image] = job
+                remaining[job.source] = job
                 continue
             files = [self.plan.relative(path) for path in self.plan.outputs[job].values()]
             row = {"image": str(job.image), "files": files}
@@ -170,7 +205,7 @@ class _Batch:
                     list(remaining), on_error=self._fail, on_windows=on_windows
                 )
                 for prediction in stream:
-                    assert isinstance(prediction.source, Path)
+                    assert isinstance(prediction.source, Path | tuple)
                     job = remaining[prediction.source]
                     future = pool.submit(prediction.write, self.plan.missing[job])
                     self.writing.append((job, prediction, future))
@@ -194,7 +229,7 @@ class _Batch:
         try:
             future.result()
         except (ValueError, OSError, MemoryError) as error:
-            self._fail(job.image, error)
+            self._fail(job.source, error)
             return
         height, width = prediction.label_map.shape
         fractions = prediction.class_fractions
@@ -211,7 +246,7 @@ class _Batch:
         self._count()
 
     def _fail(self, source: ImageSource, error: Exception) -> None:
-        self.failed.append({"image": str(source), "error": str(error)})
+        self.failed.append({"image": image_name(source), "error": str(error)})
         self._count()
 
     def _count(self) -> None:

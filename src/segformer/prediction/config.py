@@ -20,6 +20,10 @@ SMALLEST_SIDE = 32
 """Smallest side, in pixels, of what goes into a model."""
 
 
+Protocol: TypeAlias = Literal["default", "paper"]
+"""How an evaluation sees images; see `segformer.evaluation.protocol`."""
+
+
 class PredictOptions(TypedDict, total=False):
     """Fields of `PredictConfig` as keyword arguments; one number stands for a square or one scale.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segformer.files import OutputExists, check_replaceable, check_writable
+from segformer.image import ImageFiles
 from segformer.prediction.prediction import Output, output_paths
 
 SUMMARY = "summary.json"
@@ -23,12 +24,19 @@ class Job:
     """An image, and where its results go.
 
     Attributes:
-        image: File.
+        image: File; of an image with one file per channel, the first.
         name: Name of the results in the output folder, without suffix; may contain folders.
+        channel_files: The file of each channel, in order; None where ``image`` has all channels.
     """
 
     image: Path
     name: str
+    channel_files: tuple[Path, ...] | None = None
+
+    @property
+    def source(self) -> ImageFiles:
+        """What the predictor reads."""
+        return self.channel_files or self.image
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ def plan_outputs(
     *,
     overlay: bool = True,
     confidence: bool = False,
+    multilabel: bool = False,
     overwrite: bool = False,
     skip_existing: bool = False,
 ) -> Plan:
@@ -74,6 +83,7 @@ def plan_outputs(
         out: Output folder; it need not exist.
         overlay: Overlays are written.
         confidence: Confidences are written.
+        multilabel: The model's classes may overlap.
         overwrite: Existing files may be replaced; images that are read never are.
         skip_existing: Existing files are kept, and images with all their files are skipped.
 
@@ -86,12 +96,15 @@ def plan_outputs(
         raise ValueError("give overwrite or skip_existing, not both")
     out = Path(out)
     outputs = {
-        job: output_paths(out, job.name, overlay=overlay, confidence=confidence) for job in jobs
+        job: output_paths(
+            out, job.name, overlay=overlay, confidence=confidence, multilabel=multilabel
+        )
+        for job in jobs
     }
     summary = out / SUMMARY
     _check_distinct(outputs)
     every = [summary, *(path for paths in outputs.values() for path in paths.values())]
-    _check_inputs(every, [job.image for job in jobs])
+    _check_inputs(every, [f for job in jobs for f in job.channel_files or (job.image,)])
     previous: dict[str, Any] = {}
     if skip_existing:
         previous = read_summary(summary)

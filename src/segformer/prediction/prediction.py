@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,25 @@ Output: TypeAlias = Literal["label_map", "overlay", "confidence"]
 
 
 @dataclass(frozen=True, eq=False)
+class SampledConfidence:
+    """Confidence on a regular grid of pixels.
+
+    Attributes:
+        rows: (n,) rows of the image.
+        columns: (m,) columns of the image.
+        values: (n, m) float32 probability of the class of each of these pixels.
+    """
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def at(self, pixels: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Values of an array (H, W), such as a label map, at the pixels of the grid, (n, m)."""
+        return pixels[np.ix_(self.rows, self.columns)]
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """The classes of an image's pixels. Two predictions are equal only if they are one object.
 
@@ -41,6 +60,8 @@ class Prediction:
             ``confidence`` is set.
         rgb_channels: Channels that `overlay` shows as red, green and blue. Default: the first
             three, or the first as gray.
+        sampled_confidence: The probability of some of the pixels' classes, or None unless
+            `Predictor.stream` is asked for it.
     """
 
     label_map: NDArray[np.integer]
@@ -49,6 +70,9 @@ class Prediction:
     source: ImageFiles | None = None
     confidence: NDArray[np.float32] | None = field(default=None, repr=False)
     rgb_channels: tuple[int, int, int] | None = None
+    sampled_confidence: SampledConfidence | None = field(default=None, repr=False)
+
+    multilabel: ClassVar[bool] = False
 
     @cached_property
     def class_fractions(self) -> dict[str, float]:
@@ -70,9 +94,12 @@ class Prediction:
         Raises:
             ValueError: There is no such class.
         """
+        return self.label_map == self._class_id(name)
+
+    def _class_id(self, name: str) -> int:
         if name not in self.classes.names:
             raise ValueError(f"no class {name!r}; there are {', '.join(self.classes.names)}")
-        return self.label_map == self.classes.names.index(name)
+        return self.classes.names.index(name)
 
     def overlay(
         self, *, opacity: float = 0.55, legend: bool = True, max_side: int = 4096
@@ -107,7 +134,8 @@ class Prediction:
         """Write the label map as ``NAME.png``, and ``NAME_overlay.jpg``.
 
         Class ids are gray levels, with 16 bits above 256 classes. With confidence there is also
-        ``NAME_confidence.png``: 8-bit gray levels, 255 for a probability of 1.
+        ``NAME_confidence.png``: 8-bit gray levels, 255 for a probability of 1. Where classes may
+        overlap, ``NAME.tif`` and ``NAME_confidence.tif`` have a channel for each class instead.
 
         Args:
             folder: Created if it does not exist.
@@ -126,7 +154,13 @@ class Prediction:
         sources = (self.source,) if isinstance(self.source, Path) else self.source or ()
         name = name or (sources[0].stem if sources else "prediction")
         confidence = self.confidence is not None
-        paths = output_paths(Path(folder), name, overlay=overlay, confidence=confidence)
+        paths = output_paths(
+            Path(folder),
+            name,
+            overlay=overlay,
+            confidence=confidence,
+            multilabel=self.multilabel,
+        )
         for path in paths.values():
             if any(path.resolve() == source.resolve() for source in sources):
                 raise ValueError(f"{path}: would replace the image; save to another folder or name")
@@ -138,13 +172,16 @@ class Prediction:
         """Write files that `output_paths` names, or some of them."""
         for output, path in paths.items():
             with whole_file(path) as partial:
-                if output == "label_map":
-                    # Runs of one class: with this strategy files are smaller and written faster
-                    Image.fromarray(self.label_map).save(partial, compress_type=_RUN_LENGTHS)
-                elif output == "overlay":
-                    self.overlay().save(partial, quality=90)
-                elif self.confidence is not None:
-                    Image.fromarray(np.rint(255 * self.confidence).astype(np.uint8)).save(partial)
+                self._write(output, partial)
+
+    def _write(self, output: Output, path: Path) -> None:
+        if output == "label_map":
+            # Runs of one class: with this strategy files are smaller and written faster
+            Image.fromarray(self.label_map).save(path, compress_type=_RUN_LENGTHS)
+        elif output == "overlay":
+            self.overlay().save(path, quality=90)
+        elif self.confidence is not None:
+            Image.fromarray(np.rint(255 * self.confidence).astype(np.uint8)).save(path)
 
     def _with_legend(self, image: Image.Image) -> Image.Image:
         """The image, and below it rows of color, name and class fraction."""
@@ -156,11 +193,14 @@ class Prediction:
         return stack(image, draw_legend(entries, image.width, font_px))
 
 
-def output_paths(folder: Path, name: str, *, overlay: bool, confidence: bool) -> dict[Output, Path]:
-    """The files of a prediction, the label map first."""
-    paths: dict[Output, Path] = {"label_map": folder / f"{name}.png"}
+def output_paths(
+    folder: Path, name: str, *, overlay: bool, confidence: bool, multilabel: bool = False
+) -> dict[Output, Path]:
+    """The files of a prediction, the label map first; of overlapping classes, their masks."""
+    suffix = ".tif" if multilabel else ".png"
+    paths: dict[Output, Path] = {"label_map": folder / f"{name}{suffix}"}
     if overlay:
         paths["overlay"] = folder / f"{name}_overlay.jpg"
     if confidence:
-        paths["confidence"] = folder / f"{name}_confidence.png"
+        paths["confidence"] = folder / f"{name}_confidence{suffix}"
     return paths

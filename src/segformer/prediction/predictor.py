@@ -31,17 +31,14 @@ from segformer.prediction.config import SMALLEST_SIDE, PredictConfig, PredictOpt
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.runtimes.base import (
     Runtime,
+    as_tensors,
     default_readers,
     is_out_of_memory,
     mirrored,
     stack,
 )
-from segformer.prediction.runtimes.exported import (
-    ExportedModel,
-    is_exported,
-    open_exported,
-    open_graph_runtime,
-)
+from segformer.prediction.runtimes.exported import ExportedModel
+from segformer.prediction.runtimes.opening import open_for_prediction
 from segformer.prediction.sliding import count_windows, slide
 
 if TYPE_CHECKING:
@@ -87,6 +84,12 @@ class Predictor:
         **options: Fields of `PredictConfig`, such as ``short_side=512`` or ``flip=True``; they
             override those of ``config``.
 
+    Attributes:
+        reader: Reads an image, (H, W, C), in place of `segformer.image.read_image`; for images that
+            are not files.
+        on_logits: Called with each prediction, the logits (K, h, w) of its first view, and the
+            height and width of that view in pixels.
+
     Raises:
         ValueError: Options that contradict each other or are not possible.
         CheckpointError: The model cannot be loaded.
@@ -110,9 +113,11 @@ class Predictor:
         self.config = replace(config or PredictConfig(), **options)  # type: ignore[arg-type]
         self.model: SegFormer | ExportedModel
         self.runtime: Runtime
-        self.model, self.runtime = _open(model, self.config)
+        self.model, self.runtime = open_for_prediction(model, self.config)
         on_cpu = str(self.runtime.device) == "cpu"
         self.batch_size = self.config.batch_size or (1 if on_cpu else 8)
+        self.reader: Callable[[ImageSource], ImageArray] | None = None
+        self.on_logits: Callable[[Prediction, Any, tuple[int, int]], None] | None = None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -147,6 +152,7 @@ class Predictor:
         on_error: Callable[[ImageSource, Exception], None] | None = None,
         on_windows: Callable[[int, int], None] | None = None,
         readers: int | None = None,
+        confidence_pixels: int = 0,
     ) -> Iterator[Prediction]:
         """Segment many images, in order; threads read and prepare images ahead of the model.
 
@@ -158,6 +164,8 @@ class Predictor:
                 done and of all of this image.
             readers: Number of threads that read images. Default: 2 if the model runs on the CPU,
                 else one for each core, at most 8.
+            confidence_pixels: Give each prediction the confidence of at most so many pixels, on a
+                regular grid (``Prediction.sampled_confidence``).
 
         Yields:
             A prediction for each image that was not skipped.
@@ -168,7 +176,7 @@ class Predictor:
         with closing(self._read_ahead(sources, on_error, readers, at_once)) as images:
             for _, alike in groupby(images, key=lambda prepared: prepared.shapes):
                 while batch := list(islice(alike, at_once)):
-                    yield from self._finish(batch, on_error, on_windows)
+                    yield from self._finish(batch, on_error, on_windows, confidence_pixels)
 
     def _read_ahead(
         self,
@@ -214,15 +222,20 @@ class Predictor:
         return self._run([self._runnable(image, self.config.scales[0])], None)[0]
 
     def _prepare(self, source: ImageSource) -> _Prepared:
-        image = read_image(
+        image = self._read(source)
+        views = [self._runnable(image, scale) for scale in self.config.scales]
+        return _Prepared(source, image, views)
+
+    def _read(self, source: ImageSource) -> ImageArray:
+        if self.reader is not None:
+            return self.reader(source)
+        return read_image(
             source,
             self.model.config.in_channels,
             as_8_bit=self.preprocessing.expects_8_bit,
             value_range=self.config.value_range,
             nodata=self.preprocessing.nodata,
         )
-        views = [self._runnable(image, scale) for scale in self.config.scales]
-        return _Prepared(source, image, views)
 
     def _runnable(self, image: ImageArray, scale: float) -> ImageArray:
         """A view; `_run` normalizes it window by window where that takes less memory."""
@@ -247,11 +260,12 @@ class Predictor:
         batch: list[_Prepared],
         on_error: Callable[[ImageSource, Exception], None] | None,
         on_windows: Callable[[int, int], None] | None,
+        confidence_pixels: int,
     ) -> Iterator[Prediction]:
         """Predictions of images of one size; one by one where together they do not fit."""
         if len(batch) > 1:
             try:
-                predictions = self._predict(batch)
+                predictions = self._predict(batch, None, confidence_pixels)
             except MemoryError:
                 pass
             else:
@@ -259,7 +273,7 @@ class Predictor:
                 return
         for prepared in batch:
             try:
-                (prediction,) = self._predict([prepared], on_windows)
+                (prediction,) = self._predict([prepared], on_windows, confidence_pixels)
             except (ValueError, MemoryError) as error:
                 if on_error is None:
                     raise
@@ -268,15 +282,22 @@ class Predictor:
                 yield prediction
 
     def _predict(
-        self, batch: list[_Prepared], on_windows: Callable[[int, int], None] | None = None
+        self,
+        batch: list[_Prepared],
+        on_windows: Callable[[int, int], None] | None = None,
+        confidence_pixels: int = 0,
     ) -> list[Prediction]:
         """Predictions of images whose views are of the same sizes."""
         try:
             views = self._tta_logits(batch, on_windows)
-            return [
-                self._decide(prepared, [logits[i] for logits in views])
-                for i, prepared in enumerate(batch)
-            ]
+            predictions = []
+            for i, prepared in enumerate(batch):
+                own = [logits[i] for logits in views]
+                predictions.append(self._decide(prepared, own, confidence_pixels))
+                if self.on_logits is not None:
+                    height, width, _ = prepared.views[0].shape
+                    self.on_logits(predictions[-1], own[0], (height, width))
+            return predictions
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -333,8 +354,27 @@ class Predictor:
 
         return advance
 
-    def _decide(self, prepared: _Prepared, views: list[Any]) -> Prediction:
-        height, width = prepared.image.shape[:2]
+    def _decide(self, prepared: _Prepared, views: list[Any], confidence_pixels: int) -> Prediction:
+        size = (prepared.image.shape[0], prepared.image.shape[1])
+        config, confidence = self.model.config, self.config.confidence
+        about: dict[str, Any] = {
+            "classes": self.model.classes,
+            "image": prepared.image,
+            "source": _files_of(prepared.source),
+            "rgb_channels": self.preprocessing.rgb_channels,
+        }
+        if confidence_pixels and not config.multilabel:
+            from segformer.prediction.confidence import sample_confidence
+
+            about["sampled_confidence"] = sample_confidence(
+                as_tensors(views), size, confidence_pixels
+            )
+        if config.multilabel:
+            from segformer.prediction.multilabel import predict_masks
+
+            return predict_masks(
+                as_tensors(views), size, config.decision_thresholds, about, confidence=confidence
+            )
         to_label_map: Callable[..., tuple[NDArray[np.integer], NDArray[np.float32] | None]]
         if isinstance(views[0], np.ndarray):
             to_label_map = upsample_numpy.logits_to_label_map
@@ -342,17 +382,9 @@ class Predictor:
             from segformer.prediction import upsample
 
             to_label_map = upsample.logits_to_label_map
-        label_map, confidence = to_label_map(
-            views, (height, width), confidence=self.config.confidence
-        )
-        return Prediction(
-            label_map=label_map,
-            classes=self.model.classes,
-            image=prepared.image,
-            source=_files_of(prepared.source),
-            confidence=confidence,
-            rgb_channels=self.preprocessing.rgb_channels,
-        )
+        threshold = (*config.decision_thresholds, 0.5)[0]
+        ids, probs = to_label_map(views, size, confidence=confidence, threshold=threshold)
+        return Prediction(label_map=ids, confidence=probs, **about)
 
     def _run(self, views: list[ImageArray], on_batch: Callable[[int], None] | None) -> Any:
         """Views of one size, (h, w, C) -> logits (B, K, ceil(h / 4), ceil(w / 4))."""
@@ -372,31 +404,6 @@ class Predictor:
             for view in views
         ]
         return stack(logits)
-
-
-def _open(
-    model: SegFormer | str | Path | None, config: PredictConfig
-) -> tuple[SegFormer | ExportedModel, Runtime]:
-    """A model, loaded if it is not, and what runs it."""
-    if is_exported(model):
-        assert isinstance(model, (str, Path))
-        if config.compile:
-            raise ValueError("compile is an option of runtime torch; this model is exported")
-        exported = open_exported(model)
-        if exported.kind != "segmenter":
-            raise ValueError(f"{model}: is a classifier; open it with ClassPredictor")
-        return exported, open_graph_runtime(
-            exported, config.runtime, config.device, config.precision
-        )
-    from segformer.checkpoints.opening import SHIPPED
-    from segformer.model.segformer import SegFormer
-    from segformer.prediction.runtimes.choice import open_runtime
-
-    if not isinstance(model, SegFormer):
-        model = SegFormer.from_pretrained(SHIPPED if model is None else model)
-    return model, open_runtime(
-        model, config.runtime or "torch", config.device, config.precision, compile=config.compile
-    )
 
 
 def _files_of(source: ImageSource) -> ImageFiles | None:

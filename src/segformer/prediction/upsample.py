@@ -37,7 +37,11 @@ Cells with more than four columns of pixels count proportionally more.
 
 
 def logits_to_label_map(
-    tta_logits: Sequence[Tensor], size: tuple[int, int], *, confidence: bool = False
+    tta_logits: Sequence[Tensor],
+    size: tuple[int, int],
+    *,
+    confidence: bool = False,
+    threshold: float = 0.5,
 ) -> tuple[NDArray[np.integer], NDArray[np.float32] | None]:
     """Return the most probable class of each pixel.
 
@@ -46,10 +50,11 @@ def logits_to_label_map(
 
     Args:
         tta_logits: Logits (K, h, w) of each view; h and w can differ. K = 1 is a binary model:
-            foreground is where its probability exceeds 0.5.
+            foreground is where its probability exceeds ``threshold``.
         size: (height, width) of the image in pixels.
         confidence: Also return the probability of the chosen class. This needs the logits of all
             classes at all pixels, computed in chunks, and is about ten times slower.
+        threshold: Of a binary model.
 
     Returns:
         Class ids (H, W), uint8, or uint16 for more than 256 classes; probabilities (H, W) float32,
@@ -59,11 +64,11 @@ def logits_to_label_map(
     if on_cpu and len(tta_logits) == 1 and tta_logits[0].shape[0] > 1 and not confidence:
         return upsample_numpy.upsampled_argmax(tta_logits[0].numpy(), size), None  # is faster
     with idle_cpus_only() if on_cpu else nullcontext():
-        return _label_map(tta_logits, size, confidence)
+        return _label_map(tta_logits, size, confidence, threshold)
 
 
 def _label_map(
-    tta_logits: Sequence[Tensor], size: tuple[int, int], confidence: bool
+    tta_logits: Sequence[Tensor], size: tuple[int, int], confidence: bool, threshold: float
 ) -> tuple[NDArray[np.integer], NDArray[np.float32] | None]:
     classes = tta_logits[0].shape[0]
     dtype = np.uint8 if classes <= 256 else np.uint16
@@ -80,11 +85,15 @@ def _label_map(
         chunks = [
             interpolate_rows(logits, size, top, bottom).permute(0, 3, 1, 2) for logits in tokens
         ]  # (1, K, rows, W)
-        if len(chunks) == 1 and not confidence:
+        if len(chunks) == 1 and not confidence and threshold == 0.5:
             winner = chunks[0][0, 0] > 0
         else:
             probs = torch.stack([probabilities(chunk)[0] for chunk in chunks])
             best, winner = probs.mean(0).max(0)
+            if classes == 1 and threshold != 0.5:
+                background, foreground = probs.mean(0)
+                winner = foreground > threshold
+                best = foreground.where(winner, background)
             if confidence_map is not None:
                 confidence_map[top:bottom] = best.cpu().numpy()
         label_map[top:bottom] = winner.cpu().numpy()

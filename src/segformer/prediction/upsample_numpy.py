@@ -27,7 +27,11 @@ _CELL_VALUES = 1 << 19
 
 
 def logits_to_label_map(
-    tta_logits: Sequence[Floats], size: tuple[int, int], *, confidence: bool = False
+    tta_logits: Sequence[Floats],
+    size: tuple[int, int],
+    *,
+    confidence: bool = False,
+    threshold: float = 0.5,
 ) -> tuple[Ids, Floats | None]:
     """Return the most probable class of each pixel; see the function of this name for PyTorch.
 
@@ -35,6 +39,7 @@ def logits_to_label_map(
         tta_logits: Logits (K, h, w) of each view.
         size: (height, width) of the image in pixels.
         confidence: Also return the probability of the chosen class.
+        threshold: Of a binary model, K = 1.
 
     Returns:
         Class ids (H, W), uint8, or uint16 for more than 256 classes; probabilities (H, W) float32,
@@ -51,15 +56,18 @@ def logits_to_label_map(
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         chunks = [_interpolate_rows(logits, size, top, bottom) for logits in tokens]
-        if len(chunks) == 1 and not confidence:
+        if len(chunks) == 1 and not confidence and threshold == 0.5:
             label_map[top:bottom] = chunks[0][..., 0] > 0
             continue
         probs = probabilities(chunks[0])
         for chunk in chunks[1:]:
             probs += probabilities(chunk)
-        label_map[top:bottom] = probs.argmax(-1)
+        probs /= len(chunks)
+        winner = probs[..., 1] > threshold if classes == 1 else probs.argmax(-1)
+        label_map[top:bottom] = winner
         if confidence_map is not None:
-            confidence_map[top:bottom] = probs.max(-1) / len(chunks)
+            chosen = winner[..., None].astype(np.intp)
+            confidence_map[top:bottom] = np.take_along_axis(probs, chosen, -1)[..., 0]
     return label_map, confidence_map
 
 

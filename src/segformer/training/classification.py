@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from segformer.data.loader import ClassCrops
 from segformer.evaluation.classify import (
     ClassScores,
     class_table,
-    evaluate_classes,
     write_class_report,
 )
 from segformer.evaluation.plots import class_sheet
@@ -28,9 +28,11 @@ from segformer.image import Preprocessing
 from segformer.model import pretrained
 from segformer.model.segformer import SegFormerClassifier
 from segformer.prediction.classifier import ClassPredictor
-from segformer.progress import ProgressBar
 from segformer.training.config import ClassificationTrainConfig
+from segformer.training.folder import RunFolder
+from segformer.training.measuring import evaluate_classes_together
 from segformer.training.preparation import start_from, with_defaults
+from segformer.training.processes import Processes
 from segformer.training.samples import Files
 from segformer.training.task import Model, Outcome, Task
 
@@ -119,7 +121,7 @@ class Classification(Task):
         """Without reading the pretrained model, which may no longer exist."""
         return SegFormerClassifier(config, self.training.classes, self._preprocessing())
 
-    def crops(self, model: Model) -> ClassCrops:
+    def crops(self, model: Model, processes: int) -> ClassCrops:
         """Random crops of images."""
         names = ClassAugmentation.__dataclass_fields__
         chosen = ClassAugmentation(**{name: getattr(self.config, name) for name in names})
@@ -135,27 +137,35 @@ class Classification(Task):
         smoothing = self.config.label_smoothing
         return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 
-    def validate(self, model: Model, device: str) -> Outcome:
+    def validate(self, model: Model, processes: Processes) -> Outcome:
         """Top-1 and top-5 over the validation images."""
         assert isinstance(model, SegFormerClassifier)
-        return _outcome(self._evaluate(ClassPredictor(model, device=device)))
+        device = str(processes.device)
+        return _outcome(self._evaluate(lambda: ClassPredictor(model, device=device), processes))
 
-    def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
-        """``report.json``, ``confusion.png`` and ``val_examples.jpg``."""
-        assert self.validation is not None
-        predictor = ClassPredictor(best, device=device)
-        scores = self._evaluate(predictor)
-        write_class_report(scores, folder, self.validation, notes)
-        samples = self.validation.samples
-        class_sheet(
-            predictor, samples[:: max(1, len(samples) // 24)][:24], folder / "val_examples.jpg"
-        )
+    def report(
+        self, best: Path, folder: Path, processes: Processes, notes: dict[str, Any]
+    ) -> Outcome:
+        """The files of `write_class_report`, and ``val_examples.jpg``."""
+        open_best = cache(partial(ClassPredictor, best, device=str(processes.device)))
+        scores = self._evaluate(open_best, processes)
+
+        def write() -> None:
+            assert self.validation is not None
+            curves = RunFolder(folder).curves("val_top1")
+            write_class_report(scores, folder, self.validation, notes, curves)
+            samples = self.validation.samples
+            shown = samples[:: max(1, len(samples) // 24)][:24]
+            class_sheet(open_best(), shown, folder / "val_examples.jpg")
+
+        processes.run_in_first(write)
         return _outcome(scores)
 
-    def _evaluate(self, predictor: ClassPredictor) -> ClassScores:
+    def _evaluate(
+        self, predictor: Callable[[], ClassPredictor], processes: Processes
+    ) -> ClassScores:
         assert self.validation is not None
-        with ProgressBar("validating", len(self.validation), "images") as bar:
-            scores = evaluate_classes(self.validation, predictor, on_image=bar.advance)
+        scores = evaluate_classes_together(self.validation, predictor, processes)
         for sentence in scores.failed[:5]:
             logger.warning("skipped: %s", sentence)
         return scores
@@ -178,6 +188,6 @@ def _names_and_files(dataset: ClassFolders) -> Iterator[tuple[str, tuple[Path, .
 
 
 def _outcome(scores: ClassScores) -> Outcome:
-    row = {"val_top1": scores.top1, "val_top5": scores.top5}
+    row = {"val_top1": scores.top1, "val_top5": scores.top5, "val_loss": scores.loss}
     words = f"top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}"
     return Outcome(row, words, class_table(scores))

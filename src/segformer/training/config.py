@@ -1,7 +1,8 @@
 """The configuration of a training: what the command line, a recipe and the run folder hold.
 
 A recipe is a YAML file of options. Its keys are the fields of `SegmentationTrainConfig` or
-`ClassificationTrainConfig`, and ``task``, ``dataset`` and ``out``.
+`ClassificationTrainConfig`, and ``task``, ``dataset``, ``out`` and ``variants``: for each variant
+of the model, the options in which its training differs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from segformer.training.options.data import (
     SegmentationDataOptions,
     SplitOptions,
 )
+from segformer.training.options.distillation import DistillationOptions
 from segformer.training.options.loss import ClassificationLossOptions, SegmentationLossOptions
 from segformer.training.options.model import ModelOptions, SegmentationModelOptions
 from segformer.training.options.optimization import (
@@ -51,6 +53,17 @@ class TrainConfig(
 
     task: ClassVar[str]
     groups: ClassVar[dict[str, type[Options]]]
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that make one optimizer step, in all processes."""
+        assert isinstance(self.batch_size, int)
+        processes = self.devices * self.num_nodes
+        return self.batch_size * self.accumulate_grad_batches * processes
+
+    def steps_per_validation(self, images: int) -> float:
+        """Optimizer steps from one validation to the next, of a number of training images."""
+        return self.val_every_steps or self.val_every * images / self.images_per_step
 
     @staticmethod
     def from_yaml(path: str | Path) -> TrainConfig:
@@ -90,6 +103,7 @@ class SegmentationTrainConfig(
     SegmentationModelOptions,
     SegmentationDataOptions,
     SegmentationLossOptions,
+    DistillationOptions,
     SegmentationHardwareOptions,
     TrainConfig,
 ):
@@ -108,6 +122,7 @@ class SegmentationTrainConfig(
         "data and augmentation": SegmentationDataOptions,
         "optimization": OptimizationOptions,
         "loss": SegmentationLossOptions,
+        "distillation": DistillationOptions,
         "validation and checkpoint": CheckpointOptions,
         "hardware": SegmentationHardwareOptions,
     }
@@ -172,13 +187,14 @@ class Recipe:
     given: frozenset[str] = field(default=frozenset())
 
     @classmethod
-    def read(cls, source: str | Path) -> Recipe:
+    def read(cls, source: str | Path, variant: str | None = None) -> Recipe:
         """Read a recipe.
 
         Args:
             source: A YAML file, the ``config.yaml`` of a run included, or the name of a recipe
                 that is part of the package, such as "camvid-b0". Relative paths in it are
                 relative to the current folder.
+            variant: Variant of the model, instead of the ``variant`` of the recipe.
 
         Raises:
             ValueError: The file, a key or a value is wrong; the message names it.
@@ -191,6 +207,7 @@ class Recipe:
         if not isinstance(entries, dict):
             raise ValueError(f"{path}: a recipe is keys and values, such as epochs: 50")
         try:
+            entries = _of_variant(entries, variant)
             places = {key: _path(key, entries.pop(key, None)) for key in ("dataset", "out")}
             config = TrainConfig.from_dict(entries)
         except ValueError as error:
@@ -212,6 +229,20 @@ def find_recipe(source: str | Path) -> Path:
         return packaged
     names = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
     raise ValueError(f"{source}: no such recipe; give a YAML file, or one of {names}")
+
+
+def _of_variant(entries: dict[str, Any], variant: str | None) -> dict[str, Any]:
+    """Keys and values of a recipe for one variant of the model."""
+    entries = dict(entries)
+    variants = entries.pop("variants", {})
+    if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
+        raise ValueError("variants must hold keys and values for each variant, such as b5: {...}")
+    if variant is not None:
+        entries["variant"] = variant
+    variant = entries.get("variant")
+    if variants and variant not in variants:
+        raise ValueError(f"variant must be one of {', '.join(map(str, variants))}, not {variant}")
+    return entries | variants.get(variant, {})
 
 
 def _path(key: str, value: Any) -> Path | None:

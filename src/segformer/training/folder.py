@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
+import shutil
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,17 @@ import yaml
 
 from segformer.data.division import write_lists
 from segformer.evaluation.plots import curves_plot
+from segformer.evaluation.report.curves import Curves
 from segformer.files import OutputExists, check_writable, whole_file, write_text
 from segformer.training.config import Recipe, TrainConfig
+from segformer.training.full_disk import append_line
+from segformer.training.keeping import model_folders
+from segformer.training.loggers import TRACKING_FILE
 from segformer.training.samples import Files
 
 SCORES = {
-    "segment": ("val_miou", "val_mean_accuracy", "val_pixel_accuracy"),
-    "classify": ("val_top1", "val_top5"),
+    "segment": ("val_miou", "val_mean_accuracy", "val_pixel_accuracy", "val_loss"),
+    "classify": ("val_top1", "val_top5", "val_loss"),
 }
 """Columns of the validation's scores, by task; the first decides which model is the best."""
 
@@ -31,14 +39,20 @@ FILES = (
     "confusion.png",
     "val_examples.jpg",
     "report.json",
+    "report.html",
+    "per_image.csv",
     "train.txt",
     "val.txt",
+    TRACKING_FILE,
 )
 """Files that a run writes."""
 
+_MODEL = ("*.json", "*.safetensors", "README.md")
+
 FOLDERS = {
-    "best": ("*.json", "*.safetensors", "README.md"),
-    "last": ("*.json", "*.safetensors", "README.md"),
+    "best": _MODEL,
+    "last": _MODEL,
+    "checkpoints": tuple(f"step-*/{pattern}" for pattern in _MODEL),
     "tensorboard": ("events.out.tfevents.*",),
 }
 """Folders that a run writes, and patterns of the files in them."""
@@ -57,8 +71,7 @@ class RunFolder:
         self.path = Path(path)
         self.best, self.last = self.path / "best", self.path / "last"
         self.recipe, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
-        self.checkpoint = self.path / "resume.ckpt"
-        self._tensorboard: Any = None
+        self.checkpoint, self.kept = self.path / "resume.ckpt", self.path / "checkpoints"
         self.scores = SCORES["segment"]
 
     @property
@@ -94,28 +107,34 @@ class RunFolder:
                 f"{self.path}, choose another --out, or replace it with --overwrite"
             )
 
-    def create(self, dataset: Path, config: TrainConfig, samples: Files) -> None:
+    def create(self, dataset: Path | None, config: TrainConfig, samples: Files) -> None:
         """Make the folder, remove what `check` allows to be replaced, write the configuration.
 
         The names of the samples are written to ``train.txt`` and ``val.txt``.
         """
         for file in self._own_files():
             file.unlink()
-        for name in FOLDERS:
-            folder = self.path / name
+        folders = [*model_folders(self.kept), *(self.path / name for name in FOLDERS)]
+        for folder in folders:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         self.write_recipe(dataset, config)
         write_lists(self.path, {split: (name for name, _ in of) for split, of in samples.items()})
 
-    def write_recipe(self, dataset: Path, config: TrainConfig) -> None:
-        """Write ``config.yaml``."""
+    def write_recipe(self, dataset: Path | None, config: TrainConfig) -> None:
+        """Write ``config.yaml``; the data set is None if it is an object of Python's."""
         self.scores = SCORES[config.task]
-        entries = {"dataset": str(dataset.resolve()), **config.as_dict()}
+        source = None if dataset is None else str(dataset.resolve())
+        entries = {"dataset": source, **config.as_dict()}
         write_text(self.recipe, yaml.safe_dump(entries, sort_keys=False))
 
-    def read_recipe(self) -> tuple[Path, TrainConfig]:
-        """The data set and the configuration of the run.
+    def record_steps(self, max_steps: int) -> None:
+        """Write another number of steps into ``config.yaml``."""
+        dataset, config = self.read_recipe()
+        self.write_recipe(dataset, replace(config, max_steps=max_steps))
+
+    def read_recipe(self) -> tuple[Path | None, TrainConfig]:
+        """The data set, or None if it is an object of Python's, and the configuration of the run.
 
         Raises:
             ValueError: There is no run here.
@@ -127,7 +146,7 @@ class RunFolder:
         except ValueError as error:
             reason = str(error).removeprefix(f"{self.recipe}: ")
             raise ValueError(f"{self.recipe}: not the configuration of a run: {reason}") from None
-        if recipe.dataset is None:
+        if not self._holds_run():
             raise ValueError(f"{self.recipe}: not the configuration of a run: it has no dataset")
         self.scores = SCORES[recipe.config.task]
         return recipe.dataset, recipe.config
@@ -138,6 +157,17 @@ class RunFolder:
             for pattern in patterns:
                 files += sorted((self.path / name).glob(pattern))
         return [file for file in files if file.is_symlink() or file.exists()]
+
+    def remove_partial_files(self) -> None:
+        """Delete what a killed process had not finished writing."""
+        folders = [self.path, *(self.path / name for name in FOLDERS), *model_folders(self.kept)]
+        for folder in folders:
+            for path in folder.glob(".*"):
+                if re.fullmatch(r"\.(partial|former)-[0-9a-f]{32}(\.\w+)?", path.name):
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
 
     def _holds_run(self) -> bool:
         """Whether ``config.yaml`` was written by a training."""
@@ -166,25 +196,13 @@ class RunFolder:
         return state
 
     def append_metrics(self, **values: float | int) -> None:
-        """Add a row to ``metrics.csv``, and to TensorBoard's logs if they are open."""
-        fresh = not self.metrics.exists()
-        with self.metrics.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns)
-            if fresh:
-                writer.writeheader()
-            writer.writerow(values)
-        if self._tensorboard is not None:
-            for name in values.keys() - {"step"}:
-                self._tensorboard.add_scalar(name, values[name], values["step"])
-            self._tensorboard.flush()
-
-    def open_tensorboard(self, step: int) -> None:
-        """Also write TensorBoard logs from now on, in ``tensorboard/``."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        # Hides what was logged of the steps that a resumed run does again
-        purge_step = step + 1 if step else None
-        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge_step)
+        """Add a row to ``metrics.csv``."""
+        text = StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        if not self.metrics.exists():
+            writer.writeheader()
+        writer.writerow(values)
+        append_line(self.metrics, text.getvalue().encode())
 
     def read_metrics(self) -> list[dict[str, str]]:
         """The rows so far, without a last one that was not written completely."""
@@ -209,11 +227,16 @@ class RunFolder:
 
     def draw_curves(self) -> None:
         """Write ``curves.png`` from the metrics."""
+        curves = self.curves(self.scores[0])
+        path = self.path / "curves.png"
+        curves_plot(curves.training, curves.validation, path, curves.score)
+
+    def curves(self, score: str) -> Curves:
+        """Loss, learning rate and a score, which is a column of ``metrics.csv``, by step."""
         rows = self.read_metrics()
         training = [
             (int(row["step"]), float(row["loss"]), float(row["lr"])) for row in rows if row["loss"]
         ]
-        score = self.scores[0]
         validation = [(int(row["step"]), float(row[score])) for row in rows if row[score]]
         name = {"val_miou": "mIoU", "val_top1": "top-1 accuracy"}[score]
-        curves_plot(training, validation, self.path / "curves.png", name)
+        return Curves(training, validation, name)

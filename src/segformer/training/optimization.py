@@ -18,6 +18,7 @@ def parameter_groups(
     head_lr_factor: float,
     *,
     decay_norm_and_bias: bool = True,
+    layer_lr_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Parameters by learning rate and weight decay, as in the paper.
 
@@ -28,34 +29,75 @@ def parameter_groups(
         model: With an ``encoder``; everything else is the head. Frozen parameters are omitted.
         lr: Learning rate of the encoder.
         weight_decay: Of all but the norms of the encoder.
-        head_lr_factor: Learning rate of the head, relative to the encoder's.
+        head_lr_factor: Learning rate of the head, relative to ``lr``.
         decay_norm_and_bias: If false, no parameter of one dimension decays: norms and biases of
             the whole model.
+        layer_lr_decay: Layer-wise decay of the learning rate, as in the fine-tuning of BEiT (Bao
+            et al. 2022): encoder layer l of n (`encoder_layer`) has ``lr`` times
+            ``layer_lr_decay ** (n + 1 - l)``. 1 gives all layers the same rate.
+
+    Returns:
+        Groups for an optimizer: those of the encoder first, its last layer before the others.
     """
+    encoder = model.get_submodule("encoder")
     norms = {
         id(parameter)
-        for module in model.get_submodule("encoder").modules()
+        for module in encoder.modules()
         if isinstance(module, nn.LayerNorm)
         for parameter in module.parameters()
     }
-    groups: dict[str, dict[str, Any]] = {
-        "encoder": {"lr": lr, "weight_decay": weight_decay},
-        "encoder without decay": {"lr": lr, "weight_decay": 0.0},
-        "head": {"lr": lr * head_lr_factor, "weight_decay": weight_decay},
-        "head without decay": {"lr": lr * head_lr_factor, "weight_decay": 0.0},
-    }
-    for group in groups.values():
-        group["params"] = []
+    depths = [
+        len(list(stage.get_submodule("blocks").children()))
+        for stage in encoder.get_submodule("stages").children()
+    ]
+    groups: dict[tuple[bool, int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             exempt = id(parameter) in norms or (not decay_norm_and_bias and parameter.ndim == 1)
-            part = "encoder" if name.startswith("encoder.") else "head"
-            groups[part + " without decay" * exempt]["params"].append(parameter)
-    return [{"name": name, **group} for name, group in groups.items() if group["params"]]
+            head, _, inner = name.partition(".")
+            above = 0  # layers of the encoder from this one to the head
+            if head == "encoder" and layer_lr_decay != 1:
+                above = sum(depths) + 1 - encoder_layer(inner, depths)
+            groups.setdefault((head != "encoder", above, exempt), []).append(parameter)
+    return [
+        {
+            "name": _group_name(in_head, sum(depths) + 1 - above if above else None, exempt),
+            "lr": lr * (head_lr_factor if in_head else layer_lr_decay**above),
+            "weight_decay": 0.0 if exempt else weight_decay,
+            "params": parameters,
+        }
+        for (in_head, above, exempt), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def _group_name(in_head: bool, layer: int | None, exempt: bool) -> str:
+    part = "head" if in_head else "encoder" if layer is None else f"encoder layer {layer}"
+    return part + " without decay" * exempt
+
+
+def encoder_layer(name: str, depths: Sequence[int]) -> int:
+    """Number of the layer that a parameter of the encoder belongs to.
+
+    The patch merging of the first stage is layer 0, and each block is a layer, numbered from 1
+    through all stages. The patch merging of a later stage belongs to the first block of its stage,
+    the norm at the end of a stage to its last block.
+
+    Args:
+        name: Name of the parameter in the encoder, such as "stages.1.blocks.0.ffn.expand.weight".
+        depths: Number of blocks of each stage.
+    """
+    _, stage, part, *rest = name.split(".")
+    before = sum(depths[: int(stage)])
+    if part == "blocks":
+        return before + int(rest[0]) + 1
+    if part == "norm":
+        return before + depths[int(stage)]
+    assert part == "merging"
+    return before + (int(stage) > 0)
 
 
 def lr_factor(
-    step: int,
+    step: float,
     total: int,
     warmup: int,
     schedule: str,

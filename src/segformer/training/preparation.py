@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segformer.checkpoints.opening import open_checkpoint
@@ -16,16 +17,22 @@ from segformer.classes import ClassSet
 from segformer.config import SegFormerConfig
 from segformer.data.check import SplitReport
 from segformer.data.dataset import Dataset, DatasetError
+from segformer.data.paper_transforms import PaperAugmentation
 from segformer.data.recolor import ClassColorJitter
+from segformer.data.sampling import repeat_factors
 from segformer.data.transforms import Augmentation
 from segformer.image import Preprocessing
 from segformer.machine import available_cpus
 from segformer.model import pretrained
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.training.config import SegmentationTrainConfig, TrainConfig
+from segformer.training.distillation import check_teacher
 
 AnyModel = TypeVar("AnyModel", SegFormer, SegFormerClassifier)
 AnyConfig = TypeVar("AnyConfig", bound=TrainConfig)
+
+LARGEST_WEIGHT = 10.0
+"""Of a class of very few pixels, whose gradients would drown all others."""
 
 
 def resolve(config: SegmentationTrainConfig, report: SplitReport) -> SegmentationTrainConfig:
@@ -40,6 +47,10 @@ def resolve(config: SegmentationTrainConfig, report: SplitReport) -> Segmentatio
             f"background_class is {config.background_class}, but the data set has only "
             f"{len(training.classes)} classes"
         )
+    if config.teacher is not None:
+        check_teacher(config.teacher, training.classes, training.channels)
+        if Path(config.teacher).exists():
+            config = replace(config, teacher=str(Path(config.teacher).resolve()))
     source = open_checkpoint(config.pretrained) if config.pretrained is not None else None
     all_8_bit = report.dtypes == {"uint8"}
     if (
@@ -64,6 +75,24 @@ def resolve(config: SegmentationTrainConfig, report: SplitReport) -> Segmentatio
     )
 
 
+def check_overlap(config: SegmentationTrainConfig, training: Dataset) -> None:
+    """Raise a ValueError if an option does not apply to classes that may overlap."""
+    if not training.multilabel:
+        return
+    for option in (
+        "binary",
+        "ohem_threshold",
+        "background_replace_prob",
+        "class_color_jitter_prob",
+        "teacher",
+    ):
+        if getattr(config, option):
+            raise ValueError(
+                f"{option} is for one class per pixel, but the classes of {training.root} may "
+                "overlap"
+            )
+
+
 def with_defaults(
     config: AnyConfig,
     images: int,
@@ -81,9 +110,7 @@ def with_defaults(
     Raises:
         ValueError: An option contradicts another or the pretrained model.
     """
-    effective = config.batch_size * config.accumulate_grad_batches * config.devices
-    steps = config.max_steps or math.ceil(config.epochs * images / effective)
-    started = config.pretrained is not None
+    whole = config.pretrained is not None and not config.lora_rank  # all weights are fine-tuned
     if config.pretrained is not None and Path(config.pretrained).exists():
         config = replace(config, pretrained=str(Path(config.pretrained).resolve()))
     defaults = {
@@ -91,10 +118,8 @@ def with_defaults(
         "mean": normalization.mean,
         "std": normalization.std,
         "rescale": normalization.rescale,
-        "max_steps": steps,
-        "warmup_steps": min(1500, steps // 20),
-        "lr": 6e-5 if started else 6e-4,
-        "head_lr_factor": 10.0 if started else 1.0,
+        "lr": 6e-5 if whole else 6e-4,
+        "head_lr_factor": 10.0 if whole else 1.0,
         "num_workers": min(available_cpus(), 8),
     }
     missing = {name: v for name, v in defaults.items() if getattr(config, name) is None}
@@ -102,7 +127,25 @@ def with_defaults(
     assert config.lr is not None
     if config.min_lr > config.lr:
         raise ValueError(f"min_lr is {config.min_lr:g}, more than lr, {config.lr:g}")
-    return config
+    return with_schedule(config, images)
+
+
+def with_schedule(config: AnyConfig, images: int) -> AnyConfig:
+    """Fill in the number of steps and the warm-up.
+
+    Nothing is filled in before an automatic batch size, or the number of steps that fits a time
+    limit, has been measured.
+
+    Args:
+        config: The configuration.
+        images: Number of training images.
+    """
+    if config.batch_size == "auto" or (config.max_time is not None and config.max_steps is None):
+        return config
+    per_step = config.batch_size * config.accumulate_grad_batches * config.devices
+    steps = config.max_steps or math.ceil(config.epochs * images / per_step)
+    warmup = min(1500, steps // 20) if config.warmup_steps is None else config.warmup_steps
+    return replace(config, max_steps=steps, warmup_steps=warmup)
 
 
 def _variant(config: TrainConfig, pretrained: SegFormerConfig | None) -> str | None:
@@ -121,17 +164,50 @@ def _variant(config: TrainConfig, pretrained: SegFormerConfig | None) -> str | N
 
 
 def class_weights(config: SegmentationTrainConfig, report: SplitReport) -> Tensor | None:
-    """Weights of the classes in the loss, (K,): frequency ** -power, 1 for the mean pixel.
+    """Weights of the classes in the cross-entropy, (K,), or None if all are equal.
 
-    Classes that do not occur have weight 1. No weight exceeds 10.
+    "auto" weights a class by its inverse frequency to ``class_weight_power``, relative to the mean
+    pixel, which has weight 1 (inverse class frequency: King and Zeng 2001, as ``balanced`` in
+    scikit-learn). Of classes that may overlap, only the pixels where a class is present are
+    weighted: by the ratio of absent to present pixels, to that power. Classes that do not occur
+    have weight 1. No weight exceeds `LARGEST_WEIGHT`.
+
+    Raises:
+        ValueError: A class with an explicit weight does not exist.
     """
-    if config.class_weight_power == 0:
+    names = report.dataset.classes.names
+    explicit = config.explicit_class_weights()
+    if explicit:
+        for name in explicit.keys() - set(names):
+            raise ValueError(
+                f"class_weights: the data set has no class {name!r}; its classes are "
+                f"{', '.join(names)}"
+            )
+        return torch.tensor([explicit.get(name, 1.0) for name in names])
+    if config.class_weights != ("auto",):
         return None
     frequency = report.frequencies
-    powers = np.maximum(frequency, 1e-12) ** -config.class_weight_power
-    weights = np.where(frequency > 0, powers, 0)
+    if report.dataset.multilabel:
+        odds = (1 - frequency) / np.maximum(frequency, 1e-12)
+        weights = (odds**config.class_weight_power).clip(max=LARGEST_WEIGHT)
+        return torch.tensor(np.where(frequency > 0, weights, 1), dtype=torch.float32)
+    inverse = np.maximum(frequency, 1e-12) ** -config.class_weight_power
+    weights = np.where(frequency > 0, inverse, 0)
     weights /= (weights * frequency).sum()
-    return torch.tensor(np.where(frequency > 0, weights.clip(max=10), 1), dtype=torch.float32)
+    weights = np.where(frequency > 0, weights.clip(max=LARGEST_WEIGHT), 1)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def draw_factors(
+    config: SegmentationTrainConfig, report: SplitReport
+) -> NDArray[np.float64] | None:
+    """How often each training image is drawn, (N,), or None if all are drawn equally often."""
+    if config.oversample_threshold == 0:
+        return None
+    presence = np.zeros((len(report.presence), len(report.pixels)), bool)
+    for row, class_ids in zip(presence, report.presence, strict=True):
+        row[class_ids] = True
+    return repeat_factors(presence, config.oversample_threshold)
 
 
 def build_model(config: SegmentationTrainConfig, training: Dataset) -> SegFormer:
@@ -153,7 +229,16 @@ def build_model(config: SegmentationTrainConfig, training: Dataset) -> SegFormer
             **regularization,
         )
     else:
-        model = start_from(SegFormer, config, classes, outputs, training.channels, **regularization)
+        model = start_from(
+            SegFormer,
+            config,
+            classes,
+            outputs,
+            training.channels,
+            multilabel=training.multilabel,
+            **regularization,
+        )
+    model.config = replace(model.config, multilabel=training.multilabel, thresholds=())
     model.preprocessing = preprocessing(config, training)
     return model
 
@@ -164,6 +249,8 @@ def start_from(
     classes: ClassSet,
     outputs: int,
     channels: int,
+    *,
+    multilabel: bool = False,
     **regularization: float,
 ) -> AnyModel:
     """A model with all weights of the pretrained model that fit.
@@ -174,6 +261,7 @@ def start_from(
         classes: Classes of the data set.
         outputs: Channels of the logits.
         channels: Channels of the images.
+        multilabel: Classes may overlap.
         **regularization: Fields of the model's configuration to set.
     """
     assert config.pretrained is not None
@@ -182,6 +270,7 @@ def start_from(
     if config.pretrained_encoder_only:
         checkpoint = checkpoint.encoder_alone()
     same_classes = checkpoint.classes.names == classes.names
+    same_classes = same_classes and checkpoint.config.multilabel == multilabel
     return pretrained.assemble(
         kind, checkpoint, classes, outputs, channels, reinitialize_classifier=not same_classes
     )
@@ -212,7 +301,8 @@ def augmentation(config: SegmentationTrainConfig, classes: ClassSet) -> Augmenta
         exclude=_class_ids("class_color_jitter_exclude", config, classes),
         gentle=_class_ids("class_color_jitter_gentle", config, classes),
     )
-    return Augmentation(**fields, class_color_jitter=jitter, ignore_index=classes.ignore_index)
+    kind = PaperAugmentation if config.protocol == "paper" else Augmentation
+    return kind(**fields, class_color_jitter=jitter, ignore_index=classes.ignore_index)
 
 
 def _class_ids(option: str, config: SegmentationTrainConfig, classes: ClassSet) -> frozenset[int]:

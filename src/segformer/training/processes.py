@@ -1,12 +1,16 @@
-"""The processes of a training: one per device, launched and kept in step by Lightning's Fabric.
+"""The processes of a training: one per device, kept in step by Lightning's Fabric.
 
-Process 0 alone prints, logs and writes files. The processes agree on every decision that could
-separate them, such as stopping or failing, so that none waits for another that has ended.
+Fabric starts them, unless torchrun or srun have. Process 0 alone prints, logs and writes files. The
+processes agree on every decision that could separate them, such as stopping or failing, so that
+none waits for another that has ended.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,12 +19,17 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
-from torch import Tensor, distributed
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+from torch import Tensor, distributed, nn
 
 from segformer.prediction.runtimes.pytorch import best_device, fast_in_bfloat16
 from segformer.progress import console
+from segformer.training.batch_norm import synchronize_batch_norm
 from segformer.training.config import TrainConfig
+from segformer.training.launch import Launch, LaunchedEnvironment, find_launch, fit_launch
+from segformer.training.sharding import shard
 
 logger = logging.getLogger(__name__)
 
@@ -29,31 +38,41 @@ T = TypeVar("T")
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 TIMEOUT = timedelta(hours=12)
-"""How long processes wait for each other. Validation runs in process 0 while the others wait."""
+"""How long processes wait for each other. Process 0 checks the data set while the others wait."""
 
 _FAILURE = "segformer/failure"
+
+_PAUSE = 0.2
+"""Seconds in which gloo's thread frees its last tensors, before its group is destroyed."""
 
 
 class Processes:
     """The processes of a training, of which this is one.
 
     Args:
-        config: Its device, devices and precision are used.
+        config: Its device, devices, num_nodes, strategy and precision are used.
+        resuming: The run has begun; see `segformer.training.launch.fit_launch`.
+
+    Attributes:
+        config: The configuration, with the devices and machines that a launcher decides.
 
     Raises:
         ValueError: The devices are not there.
     """
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, *, resuming: bool = False):
         for name in ("lightning.fabric", "lightning.pytorch"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._agreed = False
-        self.fabric = _fabric(config)
+        launch = find_launch()
+        self.config = fit_launch(config, launch, resuming=resuming)
+        self.fabric = _fabric(self.config, launch)
         self.fabric.launch()
         self.rank, self.count = self.fabric.global_rank, self.fabric.world_size
-        if self.count != config.devices:
+        expected = self.config.devices * self.config.num_nodes
+        if self.count != expected:
             raise ValueError(
-                f"{self.count} processes were started for devices: {config.devices}; "
+                f"{self.count} processes were started for {expected} devices; "
                 "the numbers must be equal"
             )
         if self.rank > 0:
@@ -102,6 +121,38 @@ class Processes:
         errors: list[Exception | None] = [None] * self.count
         distributed.all_gather_object(errors, error)
         self.end(next(e for e in errors if e is not None))
+
+    def collect(self, work: Callable[[], T]) -> list[T]:
+        """Run a function in every process and give the results of all, by rank, to all.
+
+        The function must not communicate with the other processes.
+
+        Raises:
+            Exception: In all processes alike, what the function raised in the first that failed.
+        """
+        outcome = _attempt(work)
+        outcomes = [outcome]
+        if self.count > 1:
+            outcomes = [outcome] * self.count
+            distributed.all_gather_object(outcomes, outcome)
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+        return [result for result, _ in outcomes]  # type: ignore[misc]
+
+    def share(self, model: nn.Module) -> None:
+        """Move a model to the device, with the weights of process 0 and one BatchNorm for all."""
+        model.to(self.device)
+        if self.count == 1:
+            return
+        for tensor in (*model.parameters(), *model.buffers()):
+            distributed.broadcast(tensor.data, 0)
+        synchronize_batch_norm(model, self.device)
+
+    def shard(self, model: nn.Module) -> None:
+        """Shard another copy of the model like the model itself, if that is sharded."""
+        if isinstance(self.fabric.strategy, ModelParallelStrategy):
+            shard(model, self.fabric.strategy.device_mesh["data_parallel"])
 
     def run_in_first(self, work: Callable[[], T]) -> T:
         """Run a function in process 0 and give its result to all; if it fails, all of them end.
@@ -176,6 +227,7 @@ class Processes:
     def _leave(self) -> None:
         """Leave the group, so that the next training in this program can form its own."""
         if self.count > 1 and distributed.is_initialized():
+            time.sleep(_PAUSE)
             distributed.destroy_process_group()
 
     def _end_children(self) -> None:
@@ -184,6 +236,20 @@ class Processes:
         procs.clear()  # or Fabric's thread that watches them would kill this process too
         for child in children:
             child.kill()
+
+
+def end_program(code: object) -> NoReturn:
+    """End a program with a process group at once, without the destructors of PyTorch.
+
+    That of a process group holds Python's lock and may wait forever for a thread that needs it.
+
+    Args:
+        code: That of a `SystemExit`.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0)
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
@@ -200,7 +266,7 @@ def _failure_in(store: Any) -> bool:
         return True
 
 
-def _fabric(config: TrainConfig) -> Fabric:
+def _fabric(config: TrainConfig, launch: Launch | None) -> Fabric:
     kind, _, index = config.device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps"):
         raise ValueError(
@@ -208,7 +274,7 @@ def _fabric(config: TrainConfig) -> Fabric:
         )
     if kind == "auto":
         kind = best_device().type
-        if config.devices > 1 and kind != "cuda":
+        if config.devices * config.num_nodes > 1 and kind != "cuda":
             raise ValueError(
                 f"devices is {config.devices}, but there is no CUDA GPU; set devices to 1, or use "
                 f"device cpu to train with {config.devices} processes on the CPU"
@@ -231,11 +297,31 @@ def _fabric(config: TrainConfig) -> Fabric:
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if fast_in_bfloat16(torch.device(kind)) else "float32"
-    # Fabric's own "16-mixed" computes in bfloat16 on the CPU
-    numbers: dict[str, Any] = (
-        {"plugins": MixedPrecision("16-mixed", kind)}
-        if precision == "float16"
-        else {"precision": PRECISIONS[precision]}
+    # Without this Fabric would look for SLURM itself, and take a batch script for a job step
+    plugins: list[Any] = [LaunchedEnvironment(launch) if launch else LightningEnvironment()]
+    if precision == "float16":  # Fabric's own "16-mixed" computes in bfloat16 on the CPU
+        plugins.append(MixedPrecision("16-mixed", kind))
+    return Fabric(
+        accelerator=kind,
+        devices=devices,
+        num_nodes=config.num_nodes,
+        strategy=_strategy(config, precision),
+        precision=None if precision == "float16" else PRECISIONS[precision],
+        plugins=plugins,
     )
-    strategy: Any = DDPStrategy(timeout=TIMEOUT) if config.devices > 1 else "auto"
-    return Fabric(accelerator=kind, devices=devices, strategy=strategy, **numbers)
+
+
+def _strategy(config: TrainConfig, precision: str) -> Any:
+    count = config.devices * config.num_nodes
+    if count == 1:
+        return "auto"
+    if config.strategy == "ddp":
+        return DDPStrategy(timeout=TIMEOUT)
+    if precision == "float16":
+        raise ValueError("strategy fsdp does not work with precision float16; use bfloat16")
+    return ModelParallelStrategy(
+        lambda model, mesh: shard(model, mesh["data_parallel"]),
+        data_parallel_size=count,
+        tensor_parallel_size=1,
+        timeout=TIMEOUT,
+    )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -16,6 +19,7 @@ from segformer.config import SegFormerConfig
 from segformer.data.loader import ClassCrops, DrawSampler, TrainingCrops, crop_loader
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.training.config import TrainConfig
+from segformer.training.processes import Processes
 from segformer.training.samples import Files, describe_changes, pack_samples
 
 Model: TypeAlias = SegFormer | SegFormerClassifier
@@ -26,8 +30,8 @@ class Outcome:
     """Result of a validation.
 
     Attributes:
-        row: Scores from 0 to 1 by their columns in ``metrics.csv``; the first decides which model
-            is the best.
+        row: Scores from 0 to 1, and the loss, by their columns in ``metrics.csv``; the first
+            decides which model is the best.
         words: The main scores as text.
         table: All scores, for a terminal.
     """
@@ -50,11 +54,21 @@ class Task(ABC):
         config: The configuration, with all defaults filled in.
         images: Number of training images.
         validates: Whether there is a validation split.
+        factors: (N,) how often to draw each training image, relative to each other; None: all
+            equally often.
     """
 
     score: str
     images: int
     validates: bool
+    factors: NDArray[np.float64] | None = None
+    _config: Any
+
+    def with_config(self, config: TrainConfig) -> Self:
+        """The same data set with another configuration."""
+        other = copy(self)
+        other._config = config
+        return other
 
     @property
     @abstractmethod
@@ -70,8 +84,8 @@ class Task(ABC):
         """A model of an architecture, whose weights are loaded later."""
 
     @abstractmethod
-    def crops(self, model: Model) -> TrainingCrops | ClassCrops:
-        """The training images, augmented."""
+    def crops(self, model: Model, processes: int) -> TrainingCrops | ClassCrops:
+        """The training images, augmented, for one of this many processes."""
 
     @abstractmethod
     def prepare(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,12 +96,20 @@ class Task(ABC):
         """The loss of a batch, ()."""
 
     @abstractmethod
-    def validate(self, model: Model, device: str) -> Outcome:
-        """Score a model on the validation split."""
+    def validate(self, model: Model, processes: Processes) -> Outcome:
+        """Score a model on the validation split, divided among the processes.
+
+        All processes must call this together; the result, or the error, is the same in all.
+        """
 
     @abstractmethod
-    def report(self, best: Path, folder: Path, device: str, notes: dict[str, Any]) -> Outcome:
-        """Score the best model and write its report and images into the run folder."""
+    def report(
+        self, best: Path, folder: Path, processes: Processes, notes: dict[str, Any]
+    ) -> Outcome:
+        """Score the best model and write its report and images into the run folder.
+
+        As `validate`; process 0 writes.
+        """
 
     @property
     @abstractmethod
@@ -136,7 +158,8 @@ class Task(ABC):
         world: int,
     ) -> DataLoader[Any]:
         """Batches of the training from a step on, for one of ``world`` processes."""
-        crops = self.crops(model)
+        assert isinstance(self.config.batch_size, int)
+        crops = self.crops(model, world)
         sampler = DrawSampler(
             len(crops),
             self.config.batch_size,
@@ -146,5 +169,6 @@ class Task(ABC):
             self.config.seed,
             rank,
             world,
+            self.factors,
         )
         return crop_loader(crops, sampler, num_workers)

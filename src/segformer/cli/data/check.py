@@ -94,7 +94,7 @@ def _show_report(report: "SplitReport") -> None:
     for i, (name, frequency, images) in enumerate(rows):
         if images or len(dataset.classes) <= _ALL_SHOWN:
             table.add_row(str(i), name, f"{frequency:.2%}", str(images))
-    total = int(report.pixels.sum()) + report.ignored
+    total = report.labeled + report.ignored
     table.add_row(
         str(dataset.classes.ignore_index), "(ignored)", f"{report.ignored / max(total, 1):.2%}", ""
     )

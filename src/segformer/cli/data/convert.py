@@ -4,9 +4,7 @@ tyro reads the options from a dataclass inside the function, so annotations must
 not the strings of PEP 563.
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
+from dataclasses import dataclass
 
 from segformer.cli.data.stats import report_skipped
 from segformer.cli.terminal import parse
@@ -14,13 +12,11 @@ from segformer.cli.terminal import parse
 
 def run(words: list[str]) -> int:
     """Run the action; returns the exit code."""
-    import tyro
-
+    from segformer.cli.data.writing import Writing
     from segformer.data.conversion import Format
-    from segformer.data.options import SeededSourceOptions
 
     @dataclass
-    class Convert:
+    class Convert(Writing):
         """Write a data set of any layout as images/, masks/ and dataset.yaml, or as COCO JSON.
 
         Image files stay as they are. Masks are PNG files of class ids. The folder appears whole
@@ -34,34 +30,20 @@ def run(words: list[str]) -> int:
         were skipped.
 
         Attributes:
-            source: Folder with dataset.yaml, or with images/{train,val} and masks/{train,val}, or
-                in a known layout, or a zip of one of these.
-            destination: Folder to write, which must not exist.
             format: masks: masks of class ids and dataset.yaml; coco: COCO JSON with one run-length
                 encoded annotation for each class in an image.
             link: Make hard links to the image files instead of copies.
-            overwrite: Replace a folder that segformer data wrote.
         """
 
-        source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-        destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
         format: Format = "masks"
         link: bool = False
-        overwrite: bool = False
-        reading: Annotated[
-            tyro.conf.OmitArgPrefixes[SeededSourceOptions], tyro.conf.arg(name="data set")
-        ] = field(default_factory=SeededSourceOptions)
 
     options = parse(Convert, "data convert", words)
 
     from segformer.data.conversion import convert
-    from segformer.data.plain import check_destination
-    from segformer.data.source import open_parts
     from segformer.progress import ProgressBar
 
-    check_destination(options.destination, options.source, overwrite=options.overwrite)
-    parts = open_parts(options.source, options.reading, options.reading.seed)
-    print(f"read as {parts[0].taken_for}")
+    parts = options.open()
     with ProgressBar("converting", sum(map(len, parts)), "images") as bar:
         done = convert(
             parts,

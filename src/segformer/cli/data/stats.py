@@ -124,7 +124,7 @@ def _show(report: "SplitReport") -> None:
     show(table)
     if len(names) > _SHOWN:
         print(f"and {len(names) - _SHOWN} more classes")
-    total = int(report.pixels.sum()) + report.ignored
+    total = report.labeled + report.ignored
     print(f"not labeled: {report.ignored / max(total, 1):.2%} of the pixels")
 
 

@@ -4,9 +4,7 @@ tyro reads the options from a dataclass inside the function, so annotations must
 not the strings of PEP 563.
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
+from dataclasses import dataclass
 
 from segformer.cli.data.stats import report_skipped
 from segformer.cli.terminal import parse
@@ -14,12 +12,10 @@ from segformer.cli.terminal import parse
 
 def run(words: list[str]) -> int:
     """Run the action; returns the exit code."""
-    import tyro
-
-    from segformer.data.options import SeededSourceOptions
+    from segformer.cli.data.writing import Writing
 
     @dataclass
-    class Tile:
+    class Tile(Writing):
         """Cut large images and their masks into overlapping tiles that can be trained on.
 
         Writes images/, masks/ and dataset.yaml. A tile is named by its upper left corner:
@@ -32,33 +28,19 @@ def run(words: list[str]) -> int:
         were skipped.
 
         Attributes:
-            source: Folder with dataset.yaml, or with images/{train,val} and masks/{train,val}, or
-                in a known layout, or a zip of one of these.
-            destination: Folder to write, which must not exist.
             size: Side of the tiles in pixels.
             overlap: Overlap of neighboring tiles in pixels.
-            overwrite: Replace a folder that segformer data wrote.
         """
 
-        source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-        destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
         size: int = 512
         overlap: int = 64
-        overwrite: bool = False
-        reading: Annotated[
-            tyro.conf.OmitArgPrefixes[SeededSourceOptions], tyro.conf.arg(name="data set")
-        ] = field(default_factory=SeededSourceOptions)
 
     options = parse(Tile, "data tile", words)
 
-    from segformer.data.plain import check_destination
-    from segformer.data.source import open_parts
     from segformer.data.tiling import tile
     from segformer.progress import ProgressBar
 
-    check_destination(options.destination, options.source, overwrite=options.overwrite)
-    parts = open_parts(options.source, options.reading, options.reading.seed)
-    print(f"read as {parts[0].taken_for}")
+    parts = options.open()
     with ProgressBar("cutting", sum(map(len, parts)), "images") as bar:
         done = tile(
             parts,

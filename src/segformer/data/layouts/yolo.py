@@ -183,6 +183,17 @@ def _recognize(root: Path) -> str | None:
     return None
 
 
+def describes_polygons(root: Path) -> bool:
+    """Whether ``dataset.yaml`` is YOLO's description rather than one of images and masks."""
+    entries = _read_yaml(root / "dataset.yaml") if (root / "dataset.yaml").is_file() else None
+    return (
+        entries is not None
+        and not entries.keys() & {"masks_dir", "mask_suffix", "masks", "images"}
+        and not (root / "masks").is_dir()
+        and _recognize(root) is not None
+    )
+
+
 def _splits(root: Path) -> list[str]:
     file = _find(root)
     return [] if file is None else sort_splits(_places(root, file))

@@ -104,3 +104,10 @@ def as_kind(array: NDArray[np.float32], like: Any) -> Any:
     import torch
 
     return torch.from_numpy(array).to(like)
+
+
+def as_tensors(logits: list[Any]) -> list[Any]:
+    """Arrays as tensors; tensors are returned as they are. This needs PyTorch."""
+    import torch
+
+    return [torch.from_numpy(one) if isinstance(one, np.ndarray) else one for one in logits]

@@ -17,8 +17,6 @@ from segformer.prediction.runtimes.graphs import GraphFile, require
 class ONNXRuntime:
     """Runs a graph with ONNX Runtime, at any size.
 
-    Compiling for each size is not worth it here: a session for a fixed size is as fast.
-
     Args:
         graph: The graph.
         precision: "float32", the only one that ONNX Runtime has on a CPU.

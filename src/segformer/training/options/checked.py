@@ -28,6 +28,7 @@ class Range:
 
 POSITIVE = Range("positive", lambda value: value > 0)
 NOT_NEGATIVE = Range("zero or positive", lambda value: value >= 0)
+POSITIVE_FRACTION = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
 FRACTION = Range("a fraction from 0 to 1", lambda value: 0 <= value <= 1)
 BELOW_ONE = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
 
@@ -70,13 +71,16 @@ def _check_range(name: str, value: float, limits: Range | None) -> None:
 def _typed(name: str, value: Any, expected: Any) -> Any:
     """The value as the type of its field; a value of another type is an error that names it."""
     if get_origin(expected) is Literal:
+        if isinstance(value, bool):  # YAML reads true and false as this
+            value = str(value).lower()
         if value not in get_args(expected):
             choices = ", ".join(get_args(expected))
             raise ValueError(f"{name} must be one of {choices}, not {value!r}")
         return value
     kinds = get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
-    if value is None and NoneType in kinds:
-        return None
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if (value is None and NoneType in kinds) or (isinstance(value, str) and value in words):
+        return value
     if kinds[0] == tuple[str, ...]:
         if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
             return tuple(value)
@@ -92,7 +96,8 @@ def _typed(name: str, value: Any, expected: Any) -> Any:
             pass
     kind = kinds[0]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
+        also = "".join(f" or {word}" for word in words)
+        raise ValueError(f"{name} must be of type {kind.__name__}{also}, not {value!r}")
     return value
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from segformer.data.options import SourceOptions
 from segformer.options import depends
+from segformer.prediction.config import PredictConfig, Protocol
 from segformer.training.options.checked import FRACTION, NOT_NEGATIVE, POSITIVE, Names, Options
 
 
@@ -56,7 +57,11 @@ class SegmentationDataOptions(DataOptions):
     """What the model sees.
 
     Attributes:
+        protocol: "paper" resizes, crops and validates exactly as the original training code of
+            SegFormer: without antialiasing, and images are resized before they are cropped.
         eval_size: Short side at which the trained model sees images, in validation and later.
+        eval_window: Side of windows in which images are validated, a multiple of 4.
+        eval_stride: Pixels between these windows, a multiple of 4.
         short_side: Images are scaled to this short side before the random scale.
         long_side: Upper limit of the long side in that scaling.
         scale_min: Smallest random scale.
@@ -65,6 +70,9 @@ class SegmentationDataOptions(DataOptions):
         cat_max_ratio: Crops with more than this fraction of one class are drawn again.
         rare_class_crop_prob: Probability of centering a crop on a class drawn uniformly from those
             in the image, so that rare classes are seen more often.
+        oversample_threshold: Images with a class that is in fewer than this fraction of the
+            training images are drawn more often (repeat factor sampling); 0 draws all equally
+            often.
         photometric: Distort brightness, contrast, saturation and hue.
         background_replace_prob: Probability of replacing the background of an image.
         background_class: Class id that counts as background for that.
@@ -77,7 +85,14 @@ class SegmentationDataOptions(DataOptions):
         blur_prob: Probability of a slightly blurred crop.
     """
 
+    protocol: Protocol = "default"
     eval_size: Annotated[int | None, POSITIVE, depends("PIXELS", "short_side")] = None
+    eval_window: Annotated[int | None, POSITIVE, depends("PIXELS", "the whole image at once")] = (
+        None
+    )
+    eval_stride: Annotated[
+        int | None, POSITIVE, depends("PIXELS", "three quarters of a window")
+    ] = None
     short_side: Annotated[int, POSITIVE] = 512
     long_side: Annotated[int, POSITIVE] = 2048
     scale_min: Annotated[float, POSITIVE] = 0.5
@@ -85,6 +100,7 @@ class SegmentationDataOptions(DataOptions):
     log_scale: bool = False
     cat_max_ratio: Annotated[float, FRACTION] = 0.75
     rare_class_crop_prob: Annotated[float, FRACTION] = 0.0
+    oversample_threshold: Annotated[float, FRACTION] = 0.0
     photometric: bool = True
     background_replace_prob: Annotated[float, FRACTION] = 0.0
     background_class: Annotated[int, NOT_NEGATIVE] = 0
@@ -98,6 +114,10 @@ class SegmentationDataOptions(DataOptions):
         super().__post_init__()
         if self.scale_max < self.scale_min:
             raise ValueError(f"scale_max {self.scale_max} is below scale_min {self.scale_min}")
+        try:
+            PredictConfig(window=self.eval_window, stride=self.eval_stride)
+        except ValueError as error:
+            raise ValueError(f"eval_window and eval_stride: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Georeferenced scenes of any size: segmented window by window, within a memory limit."""

@@ -1,0 +1,1 @@
+"""Segmentation over HTTP, for programs and for annotation tools."""
