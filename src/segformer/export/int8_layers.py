@@ -19,7 +19,7 @@ _LAYERS = {
 }  # fmt: skip
 """Operations that multiply; all others take little arithmetic."""
 
-_PASSES_ON = {
+PASSES_ON = {
     "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity",
     "Convert", "Subtract", "Multiply",  # from 8-bit weights to their float values
 }  # fmt: skip
@@ -37,11 +37,13 @@ class Layer:
         weights: A hash of its weights; None if it multiplies activations with each other, or if
             its weights are quantized.
         int8: Whether it computes in 8-bit integers.
+        quantizers: Names of the quantizers that it reads.
     """
 
     name: str
     weights: str | None
     int8: bool
+    quantizers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,13 @@ def _layer(node: _Node) -> Layer:
     constants = [found for found in sources if found.value is not None]
     hashed = _hash(constants[0].value()) if constants and constants[0].value is not None else None
     quantized = len(weights) >= 2 and all(map(_is_quantized, weights[:2]))
-    return Layer(node.name, hashed, quantized)
+    quantizers = tuple(found.name for found in sources if found.kind in _QUANTIZERS)
+    return Layer(node.name, hashed, quantized, quantizers)
 
 
 def _source(node: _Node) -> _Node:
     """The quantizer, the constant or the operation that a value comes from."""
-    while node.kind in _PASSES_ON and node.inputs():
+    while node.kind in PASSES_ON and node.inputs():
         node = node.inputs()[0]
     return node
 

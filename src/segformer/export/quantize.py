@@ -1,19 +1,18 @@
 """A float32 graph -> one that computes in 8-bit integers and loses no more mIoU than is accepted.
 
-NNCF measures the ranges of values, quantizes the layers, and puts layers back into float32 until
-the loss of mIoU is within the bound. The mIoU is that of `segformer.evaluation`; the loss is
-measured on the written file, as `Predictor` runs it and as other programs do; the lower counts.
+NNCF measures the ranges of values and quantizes the layers. If that loses too much, the layers that
+change the logits most go back to float32, as few as are needed. The mIoU is that of
+`segformer.evaluation`, measured on the written file as `Predictor` runs it.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -29,17 +28,16 @@ from segformer.data.dataset import Dataset, DatasetError, Sample
 from segformer.data.opening import open_dataset
 from segformer.evaluation.evaluate import evaluate
 from segformer.evaluation.matching import match_classes
-from segformer.evaluation.metrics import ConfusionMatrix
 from segformer.export.config import ExportConfig
 from segformer.export.int8_config import Int8Config
 from segformer.export.int8_layers import layers
 from segformer.export.int8_report import FloatLayer, Int8Report
+from segformer.export.int8_restore import restore
+from segformer.export.int8_search import fewest, rank
 from segformer.image import read_image, resize
 from segformer.prediction.predictor import Predictor
-from segformer.prediction.runtimes.base import Runtime
 from segformer.prediction.runtimes.exported import ExportedModel
 from segformer.prediction.runtimes.graphs import GRAPH_FILES, GraphFile, first_line, require
-from segformer.prediction.runtimes.onnxruntime import ONNXRuntime
 from segformer.prediction.runtimes.openvino import OpenVINORuntime
 from segformer.progress import ProgressBar
 
@@ -48,13 +46,15 @@ logger = logging.getLogger(__name__)
 QUANTIZED_FILE = "model_quantized.onnx"
 """Name under which transformers.js looks for a model in 8-bit integers."""
 
-_RANKED_IMAGES = 8
-"""Images on which layers are compared to find the one that costs the most accuracy, at most."""
+_RANKED_IMAGES = 4
+"""Images on which the changes of the logits are compared, at most."""
+
+_SEARCHED_IMAGES = 100
+"""Images on which the mIoU is measured during the search, at most; the result is on all."""
 
 _ROUNDS = 7
 """Measured runs of each precision, in turns; the fastest counts, as other processes only delay."""
 
-_BY_ACCURACY = "quantized, it costs too much mIoU"
 _NOT_SUPPORTED = "NNCF does not quantize it"
 
 
@@ -126,32 +126,33 @@ def quantize(
         OSError: A file cannot be written.
     """
     predictor = Predictor(folder)
-    logger.info(f"measuring the mIoU of float32 on {len(data.val)} images")
-    before, _ = _score(data.val, predictor)
+    before = _score(data.val, predictor, "float32")
     if np.isnan(before):
         raise DatasetError(f"{data.val.root}: split {data.val.split!r} has no labeled pixels")
     assert isinstance(predictor.model, ExportedModel)
     graph = predictor.model.graph
-    model = _read(graph.path, graph)
+    model = _read(graph)
     with TemporaryDirectory(prefix="segformer-") as temporary:
         written = shutil.copytree(folder, Path(temporary) / "int8")
-        found = first = _run_nncf(model, predictor, int8, data)
+        found = quantized = _run_nncf(model, predictor, data)
         _write(found, written, graph)
-        logger.info("measuring the mIoU of int8")
-        after = _lowest_score(data.val, written)
-        if not 100 * (before - after) <= int8.max_drop:
-            logger.info(f"int8 loses {100 * (before - after):.2f} points of mIoU; restoring layers")
-            found = _run_nncf(model, predictor, int8, data, Path(temporary))
-            _write(found, written, graph)
-            after = _lowest_score(data.val, written)
-        kept = _float_layers(model, first, found, graph, names)
+        after = _score(data.val, _open(written), "int8")
+        errors: dict[frozenset[str], float] = {}
+        if not _drop(before, after) <= int8.max_drop:
+            logger.info(f"int8 loses {_drop(before, after):.2f} points; restoring layers")
+            examples = [pixels(predictor, sample) for sample in _spread(data.train, _RANKED_IMAGES)]
+            errors = rank(quantized, model, graph.format, examples)
+            found, after = _restore(
+                quantized, model, errors, before, int8.max_drop, data.val, predictor, written
+            )
+        kept = _float_layers(model, found, graph, names, errors)
         report = Int8Report(
             dataset=str(data.val.root),
             calibration_images=len(data.train),
             validation_images=len(data.val),
             max_drop=int8.max_drop,
             miou={"float32": before, "int8": after},
-            drop=100 * (before - after),
+            drop=_drop(before, after),
             file_bytes={"float32": _size(folder), "int8": _size(written)},
             **_times(folder, written, pixels(predictor, data.val.samples[0])),
             int8_layers=len(layers(found, graph.format)) - len(kept),
@@ -178,19 +179,6 @@ def pixels(predictor: Predictor, sample: Sample) -> NDArray[np.float32]:
     return np.ascontiguousarray(preprocessing.normalize(view).transpose(2, 0, 1)[None])
 
 
-class _Compiled:
-    """Runs a model that NNCF compiled with OpenVINO."""
-
-    device = "cpu"
-
-    def __init__(self, compiled: Any):
-        self._compiled = compiled
-
-    def __call__(self, pixels: Any) -> Any:
-        """(1, C, H, W) float32 -> logits (1, K, h, w) float32."""
-        return self._compiled(np.ascontiguousarray(pixels))[0].copy()
-
-
 def _require_nncf() -> Any:
     os.environ.setdefault("NNCF_CI", "1")  # else it reports its use over the network
     nncf = require("nncf", "int8")
@@ -215,53 +203,32 @@ def _check_channels(dataset: Dataset, channels: int, as_8_bit: bool) -> None:
     read_image(dataset.samples[0].image, channels, as_8_bit=as_8_bit, nodata=dataset.nodata)
 
 
-def _run_nncf(
-    model: Any,
-    predictor: Predictor,
-    int8: Int8Config,
-    data: CalibrationData,
-    scratch: Path | None = None,
-) -> Any:
-    """Quantize all layers; with a folder for temporary files, only as many as the bound allows."""
+def _run_nncf(model: Any, predictor: Predictor, data: CalibrationData) -> Any:
+    """Quantize all layers."""
     nncf = _require_nncf()
     from nncf.quantization import advanced_parameters as advanced
-
-    assert isinstance(predictor.model, ExportedModel)
-    graph = predictor.model.graph
-    latest: list[Any] = [None, None]  # what NNCF asked for last, and its predictor
-
-    def score(candidate: Any, samples: Iterable[Sample]) -> tuple[float, list[float]]:
-        assert scratch is not None
-        if latest[0] is not candidate:
-            latest[:] = candidate, _with_runtime(predictor, _candidate(candidate, graph, scratch))
-        return _score(replace(data.val, samples=tuple(samples)), latest[1])
 
     images = nncf.Dataset(
         data.train.samples, lambda sample: {"pixel_values": pixels(predictor, sample)}
     )
-    # For each channel, NNCF takes the rows of a depthwise convolution's input for its channels, as
-    # it is transposed; the graph then takes one height only
-    per_tensor = advanced.AdvancedQuantizationParameters(
-        activations_quantization_params=advanced.QuantizationParameters(per_channel=False)
+    options = advanced.AdvancedQuantizationParameters(
+        # For each channel, NNCF takes the rows of a depthwise convolution's input for its channels,
+        # as it is transposed; the graph then takes one height only
+        activations_quantization_params=advanced.QuantizationParameters(per_channel=False),
+        # SmoothQuant multiplies each input in float32, and scales weights that are to be restored
+        smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
     )
-    options = {"subset_size": len(data.train), "model_type": nncf.ModelType.TRANSFORMER}
     logger.info(f"measuring ranges of values on {len(data.train)} images")
     try:
         with _quiet():
-            if scratch is None:
-                return nncf.quantize(model, images, advanced_parameters=per_tensor, **options)
-            return nncf.quantize_with_accuracy_control(
+            return nncf.quantize(
                 model,
                 images,
-                nncf.Dataset(data.val.samples),
-                score,
-                max_drop=int8.max_drop / 100,
-                drop_type=nncf.DropType.ABSOLUTE,
-                advanced_quantization_parameters=per_tensor,
-                advanced_accuracy_restorer_parameters=advanced.AdvancedAccuracyRestorerParameters(
-                    ranking_subset_size=min(len(data.val), _RANKED_IMAGES)
-                ),
-                **options,
+                # Symmetric ranges: zero points would be subtracted in float32
+                preset=nncf.QuantizationPreset.PERFORMANCE,
+                subset_size=len(data.train),
+                model_type=nncf.ModelType.TRANSFORMER,
+                advanced_parameters=options,
             )
     except (ValueError, OSError, MemoryError):
         raise
@@ -269,68 +236,76 @@ def _run_nncf(
         raise ValueError(f"NNCF cannot quantize the graph: {first_line(error)}") from error
 
 
-def _candidate(candidate: Any, graph: GraphFile, folder: Path) -> Runtime:
-    """What runs a model that NNCF wants to be scored."""
-    if graph.format == "openvino":
-        return _Compiled(candidate)
-    import onnx
+def _restore(
+    quantized: Any,
+    model: Any,
+    errors: Mapping[frozenset[str], float],
+    before: float,
+    max_drop: float,
+    val: Dataset,
+    predictor: Predictor,
+    written: Path,
+) -> tuple[Any, float]:
+    """The graph with the fewest layers in float32 with which the bound holds, and its mIoU.
 
-    path = folder / "candidate.onnx"
-    onnx.save(candidate, path)
-    return ONNXRuntime(replace(graph, path=path))
-
-
-def _with_runtime(predictor: Predictor, runtime: Runtime) -> Predictor:
-    """The same predictor with another runtime."""
-    other = copy.copy(predictor)
-    other.runtime = runtime
-    return other
-
-
-def _score(dataset: Dataset, predictor: Predictor) -> tuple[float, list[float]]:
-    """The mIoU of a data set, and those of its images, 0 where there is none."""
-    total: ConfusionMatrix | None = None
-    each = []
-    with ProgressBar("measuring the mIoU", len(dataset), "images") as bar:
-        for sample in dataset:
-            matrix = evaluate(replace(dataset, samples=(sample,)), predictor)
-            each.append(float(np.nan_to_num(matrix.scores().miou)))
-            if total is None:
-                total = matrix
-            else:
-                total.counts += matrix.counts
-            bar.advance()
-    assert total is not None
-    return total.scores().miou, each
-
-
-def _lowest_score(dataset: Dataset, folder: Path) -> float:
-    """The mIoU of a written file, as `Predictor` runs it and as other programs do.
-
-    OpenVINO fuses int8 layers in another way when the channels of the input come last, as in
-    `Predictor`; the results differ by more than rounding.
+    The written file is that graph. If the bound does not hold, no layer is int8.
     """
-    predictor = Predictor(folder)
-    miou, _ = _score(dataset, predictor)
-    if not isinstance(predictor.runtime, OpenVINORuntime):
-        return miou
-    import openvino
+    assert isinstance(predictor.model, ExportedModel)
+    graph = predictor.model.graph
+    ranked = list(errors)
 
-    path = folder / GRAPH_FILES["openvino"]
-    plain = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return min(miou, _score(dataset, _with_runtime(predictor, _Compiled(plain)))[0])
+    def restored(count: int) -> Any:
+        found = restore(quantized, model, frozenset().union(*ranked[:count]), graph.format)
+        _write(found, written, graph)
+        return found
+
+    some = _spread(val, _SEARCHED_IMAGES)
+    some_before = before if len(some) == len(val) else _score(some, predictor, "float32")
+
+    def holds(count: int) -> bool:
+        restored(count)
+        drop = _drop(some_before, _score(some, _open(written), "int8"))
+        logger.info(f"{count} of {len(ranked)} groups of layers in float32: {-drop:+.2f} points")
+        return drop <= max_drop
+
+    count = fewest(len(ranked), holds)
+    while True:
+        found = restored(count)
+        after = _score(val, _open(written), "int8")
+        if _drop(before, after) <= max_drop or count == len(ranked):
+            return found, after
+        count = min(2 * count, len(ranked))
+
+
+def _drop(before: float, after: float) -> float:
+    """Loss of mIoU in percentage points."""
+    return 100 * (before - after)
+
+
+def _score(dataset: Dataset, predictor: Predictor, name: str) -> float:
+    """The mIoU of a data set."""
+    with ProgressBar(f"measuring the mIoU of {name}", len(dataset), "images") as bar:
+        return evaluate(dataset, predictor, on_image=bar.advance).scores().miou
 
 
 def _float_layers(
-    model: Any, first: Any, found: Any, graph: GraphFile, names: dict[str, str]
+    model: Any,
+    found: Any,
+    graph: GraphFile,
+    names: dict[str, str],
+    errors: Mapping[frozenset[str], float],
 ) -> tuple[FloatLayer, ...]:
-    """Layers of the result that are not int8, and why: some were in the first attempt."""
-    tried = {layer.name for layer in layers(first, graph.format) if layer.int8}
+    """Layers of the result that are not int8, and why."""
+    reasons = {
+        name: f"int8 in it alone changes the logits by {error:.2%}"
+        for group, error in errors.items()
+        for name in group
+    }
     weights = {layer.name: layer.weights for layer in layers(model, graph.format)}
     return tuple(
         FloatLayer(
             names.get(weights.get(layer.name) or "", layer.name),
-            _BY_ACCURACY if layer.name in tried else _NOT_SUPPORTED,
+            reasons.get(layer.name, _NOT_SUPPORTED),
         )
         for layer in layers(found, graph.format)
         if not layer.int8
@@ -339,17 +314,10 @@ def _float_layers(
 
 def _judge(report: Int8Report) -> None:
     """Raise DropTooLarge if the bound does not hold, or only because nothing is int8."""
-    if not report.drop <= report.max_drop:
-        raise DropTooLarge(
-            f"int8 loses {report.drop:.2f} points of mIoU ({report.miou['float32']:.2%} -> "
-            f"{report.miou['int8']:.2%}) with {len(report.float_layers)} layers left in float32; "
-            f"at most {report.max_drop:g} are accepted: nothing was written. More images to "
-            "calibrate on may help, or a larger --max-drop"
-        )
-    if not report.int8_layers:
+    if not report.int8_layers or not report.drop <= report.max_drop:
         raise DropTooLarge(
             f"no layer can be int8 within a loss of {report.max_drop:g} points of mIoU: nothing "
-            "was written"
+            "was written. More images to calibrate on may help, or a larger --max-drop"
         )
 
 
@@ -372,14 +340,14 @@ def _times(before: Path, after: Path, example: NDArray[np.float32]) -> dict[str,
     return {"seconds": seconds, "timed_shape": example.shape}
 
 
-def _read(path: Path, graph: GraphFile) -> Any:
+def _read(graph: GraphFile) -> Any:
     if graph.format == "openvino":
         import openvino
 
-        return openvino.Core().read_model(path)
+        return openvino.Core().read_model(graph.path)
     import onnx
 
-    return onnx.load(path)
+    return onnx.load(graph.path)
 
 
 def _write(found: Any, folder: Path, graph: GraphFile) -> None:
@@ -389,11 +357,27 @@ def _write(found: Any, folder: Path, graph: GraphFile) -> None:
     if graph.format == "openvino":
         import openvino
 
-        openvino.save_model(found, folder / GRAPH_FILES["openvino"], compress_to_fp16=False)
+        try:
+            openvino.save_model(found, folder / GRAPH_FILES["openvino"], compress_to_fp16=False)
+        except RuntimeError as error:
+            raise OSError(
+                f"{folder}: the int8 graph cannot be written ({first_line(error)})"
+            ) from error
         return
     import onnx
 
     onnx.save(found, folder / "onnx" / QUANTIZED_FILE)
+
+
+def _open(folder: Path) -> Predictor:
+    """Open what was just written; OpenVINO does not notice all failed writes."""
+    try:
+        return Predictor(folder)
+    except ValueError as error:
+        raise OSError(
+            f"{folder}: the written int8 graph cannot be read; is the disk full? "
+            f"({first_line(error)})"
+        ) from error
 
 
 def graph_files(folder: Path) -> list[Path]:
