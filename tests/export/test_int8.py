@@ -6,7 +6,7 @@ import json
 import resource
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from segformer.export.int8_config import Int8Config
 from segformer.export.int8_layers import layers, parameter_names
 from segformer.export.quantize import DropTooLarge, pixels
 from segformer.model.tracing import Graph
-from segformer.prediction.runtimes.graphs import convert
+from segformer.prediction.runtimes.graphs import GRAPH_FILES, convert
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 openvino = pytest.importorskip("openvino", reason="openvino is not installed")
@@ -39,6 +39,8 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 pytest.importorskip("nncf", reason="nncf is not installed")
 
 FORMATS = ("onnx", "openvino")
+ONE_IS_SLOW = (pytest.param("onnx", marks=pytest.mark.slow), "openvino")
+"""Converting a model takes seconds, so the quick tests do it once."""
 NAMES = ("noise", "box", "disc")
 
 
@@ -78,22 +80,25 @@ def source(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def converted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The float32 graphs; converting takes seconds, so all tests use copies of these."""
+def converted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The float32 graph in a format; converting takes seconds, so all tests use copies of it."""
     root = tmp_path_factory.mktemp("float32")
-    names = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
-    graph = Graph(SegFormer.from_pretrained(source))
-    for format, name in names.items():
-        convert(graph, 3, root / name, format, None)
-    return {format: root / name for format, name in names.items()}
+
+    def path(format: str) -> Path:
+        found = root / GRAPH_FILES[format]
+        if not found.is_file():
+            convert(Graph(SegFormer.from_pretrained(source)), 3, found, format, None)
+        return found
+
+    return path
 
 
 @pytest.fixture(scope="module")
-def quick_convert(converted: dict[str, Path]) -> Iterator[None]:
+def quick_convert(converted: Callable[[str], Path]) -> Iterator[None]:
     def copy(_graph: Graph, _channels: int, path: Path, format: str, _size: object) -> None:
         for suffix in (path.suffix, ".bin"):
-            if converted[format].with_suffix(suffix).is_file():
-                shutil.copy(converted[format].with_suffix(suffix), path.with_suffix(suffix))
+            if converted(format).with_suffix(suffix).is_file():
+                shutil.copy(converted(format).with_suffix(suffix), path.with_suffix(suffix))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting, "convert", copy)
@@ -246,7 +251,7 @@ def no_nncf(quick_convert: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantizing, "_run_nncf", lambda model, *_: model)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ONE_IS_SLOW)
 def test_a_bound_that_cannot_hold(
     no_nncf: None, source: Path, dataset: Path, tmp_path: Path, format: str
 ) -> None:
@@ -257,7 +262,7 @@ def test_a_bound_that_cannot_hold(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ONE_IS_SLOW)
 def test_a_disk_that_fills(
     no_nncf: None,
     source: Path,
@@ -398,11 +403,11 @@ def test_calibration_sees_what_the_model_sees(source: Path, dataset: Path) -> No
     assert len({array.shape for array in given}) > 1
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ONE_IS_SLOW)
 def test_layers_have_the_names_of_modules(
-    source: Path, converted: dict[str, Path], format: str
+    source: Path, converted: Callable[[str], Path], format: str
 ) -> None:
-    path = converted[format]
+    path = converted(format)
     model = onnx.load(path) if format == "onnx" else openvino.Core().read_model(path)
     names = parameter_names(Graph(SegFormer.from_pretrained(source)).network)
     found = [layer for layer in layers(model, format) if layer.weights is not None]
