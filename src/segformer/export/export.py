@@ -18,9 +18,10 @@ from segformer.checkpoints.opening import Checkpoint, open_checkpoint
 from segformer.export.check import Check, Run, check
 from segformer.export.config import ExportConfig
 from segformer.export.int8_config import Int8Config
+from segformer.export.int8_files import graph_files
 from segformer.export.int8_layers import parameter_names
 from segformer.export.int8_report import Int8Report
-from segformer.export.quantize import graph_files, open_calibration, quantize
+from segformer.export.quantize import open_calibration, quantize
 from segformer.files import check_replaceable_folder, check_writable, whole_folder, write_json
 from segformer.image import Preprocessing
 from segformer.model.encoder import MixTransformer

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -30,6 +30,13 @@ from segformer.evaluation.evaluate import evaluate
 from segformer.evaluation.matching import match_classes
 from segformer.export.config import ExportConfig
 from segformer.export.int8_config import Int8Config
+from segformer.export.int8_files import (
+    graph_files,
+    graph_size,
+    open_written,
+    read_graph,
+    write_graph,
+)
 from segformer.export.int8_layers import layers
 from segformer.export.int8_report import FloatLayer, Int8Report
 from segformer.export.int8_restore import restore
@@ -37,14 +44,11 @@ from segformer.export.int8_search import fewest, rank
 from segformer.image import read_image, resize
 from segformer.prediction.predictor import Predictor
 from segformer.prediction.runtimes.exported import ExportedModel
-from segformer.prediction.runtimes.graphs import GRAPH_FILES, GraphFile, first_line, require
+from segformer.prediction.runtimes.graphs import GraphFile, first_line, require
 from segformer.prediction.runtimes.openvino import OpenVINORuntime
 from segformer.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
-
-QUANTIZED_FILE = "model_quantized.onnx"
-"""Name under which transformers.js looks for a model in 8-bit integers."""
 
 _RANKED_IMAGES = 4
 """Images on which the changes of the logits are compared, at most."""
@@ -126,24 +130,26 @@ def quantize(
         OSError: A file cannot be written.
     """
     predictor = Predictor(folder)
-    before = _score(data.val, predictor, "float32")
+    before = _score(data.val, predictor)
     if np.isnan(before):
         raise DatasetError(f"{data.val.root}: split {data.val.split!r} has no labeled pixels")
     assert isinstance(predictor.model, ExportedModel)
     graph = predictor.model.graph
-    model = _read(graph)
+    model = read_graph(graph)
+    quantized = _run_nncf(model, predictor, data)
     with TemporaryDirectory(prefix="segformer-") as temporary:
         written = shutil.copytree(folder, Path(temporary) / "int8")
-        found = quantized = _run_nncf(model, predictor, data)
-        _write(found, written, graph)
-        after = _score(data.val, _open(written), "int8")
+        candidates = _Candidates(quantized, model, graph, written)
+        found, after = candidates.write(()), candidates.score(data.val)
         errors: dict[frozenset[str], float] = {}
         if not _drop(before, after) <= int8.max_drop:
             logger.info(f"int8 loses {_drop(before, after):.2f} points; restoring layers")
             examples = [pixels(predictor, sample) for sample in _spread(data.train, _RANKED_IMAGES)]
             errors = rank(quantized, model, graph.format, examples)
-            found, after = _restore(
-                quantized, model, errors, before, int8.max_drop, data.val, predictor, written
+            some = _spread(data.val, _SEARCHED_IMAGES)
+            some_before = before if len(some) == len(data.val) else _score(some, predictor)
+            found, after = _search(
+                candidates, list(errors), (some, some_before), (data.val, before), int8.max_drop
             )
         kept = _float_layers(model, found, graph, names, errors)
         report = Int8Report(
@@ -153,7 +159,7 @@ def quantize(
             max_drop=int8.max_drop,
             miou={"float32": before, "int8": after},
             drop=_drop(before, after),
-            file_bytes={"float32": _size(folder), "int8": _size(written)},
+            file_bytes={"float32": graph_size(folder), "int8": graph_size(written)},
             **_times(folder, written, pixels(predictor, data.val.samples[0])),
             int8_layers=len(layers(found, graph.format)) - len(kept),
             float_layers=kept,
@@ -236,43 +242,67 @@ def _run_nncf(model: Any, predictor: Predictor, data: CalibrationData) -> Any:
         raise ValueError(f"NNCF cannot quantize the graph: {first_line(error)}") from error
 
 
-def _restore(
-    quantized: Any,
-    model: Any,
-    errors: Mapping[frozenset[str], float],
-    before: float,
-    max_drop: float,
-    val: Dataset,
-    predictor: Predictor,
-    written: Path,
-) -> tuple[Any, float]:
-    """The graph with the fewest layers in float32 with which the bound holds, and its mIoU.
+@dataclass(frozen=True)
+class _Candidates:
+    """Graphs between the quantized one and the float32 one, in turns in one folder.
 
-    The written file is that graph. If the bound does not hold, no layer is int8.
+    Attributes:
+        quantized: The graph with all layers in int8, as NNCF returned it.
+        model: The float32 graph.
+        graph: Its file.
+        folder: A copy of the exported folder.
     """
-    assert isinstance(predictor.model, ExportedModel)
-    graph = predictor.model.graph
-    ranked = list(errors)
 
-    def restored(count: int) -> Any:
-        found = restore(quantized, model, frozenset().union(*ranked[:count]), graph.format)
-        _write(found, written, graph)
+    quantized: Any
+    model: Any
+    graph: GraphFile
+    folder: Path
+
+    def write(self, restored: Sequence[frozenset[str]]) -> Any:
+        """Write the graph with these groups of layers in float32, and return it."""
+        names = frozenset().union(*restored)
+        format = self.graph.format
+        found = restore(self.quantized, self.model, names, format) if names else self.quantized
+        write_graph(found, self.folder, self.graph)
         return found
 
-    some = _spread(val, _SEARCHED_IMAGES)
-    some_before = before if len(some) == len(val) else _score(some, predictor, "float32")
+    def score(self, dataset: Dataset) -> float:
+        """The mIoU of the written file."""
+        return _score(dataset, open_written(self.folder))
+
+
+def _search(
+    candidates: _Candidates,
+    ranked: Sequence[frozenset[str]],
+    some: tuple[Dataset, float],
+    all_: tuple[Dataset, float],
+    max_drop: float,
+) -> tuple[Any, float]:
+    """Write the graph with the fewest layers in float32 with which a bound holds.
+
+    Args:
+        candidates: The graphs.
+        ranked: Groups of layers, those that go back to float32 first.
+        some: Images to search on, and the mIoU of float32 on them.
+        all_: Images on which the bound must hold, and the mIoU of float32 on them.
+        max_drop: The bound, in percentage points.
+
+    Returns:
+        The graph, and its mIoU on all images. If the bound holds with no int8 layer only, all are
+        in float32.
+    """
 
     def holds(count: int) -> bool:
-        restored(count)
-        drop = _drop(some_before, _score(some, _open(written), "int8"))
+        candidates.write(ranked[:count])
+        drop = _drop(some[1], candidates.score(some[0]))
         logger.info(f"{count} of {len(ranked)} groups of layers in float32: {-drop:+.2f} points")
         return drop <= max_drop
 
     count = fewest(len(ranked), holds)
     while True:
-        found = restored(count)
-        after = _score(val, _open(written), "int8")
-        if _drop(before, after) <= max_drop or count == len(ranked):
+        found = candidates.write(ranked[:count])
+        after = candidates.score(all_[0])
+        if _drop(all_[1], after) <= max_drop or count == len(ranked):
             return found, after
         count = min(2 * count, len(ranked))
 
@@ -282,9 +312,9 @@ def _drop(before: float, after: float) -> float:
     return 100 * (before - after)
 
 
-def _score(dataset: Dataset, predictor: Predictor, name: str) -> float:
+def _score(dataset: Dataset, predictor: Predictor) -> float:
     """The mIoU of a data set."""
-    with ProgressBar(f"measuring the mIoU of {name}", len(dataset), "images") as bar:
+    with ProgressBar("measuring the mIoU", len(dataset), "images") as bar:
         return evaluate(dataset, predictor, on_image=bar.advance).scores().miou
 
 
@@ -338,59 +368,6 @@ def _times(before: Path, after: Path, example: NDArray[np.float32]) -> dict[str,
             if measured >= 0:
                 seconds[name] = min(seconds[name], time.perf_counter() - began)
     return {"seconds": seconds, "timed_shape": example.shape}
-
-
-def _read(graph: GraphFile) -> Any:
-    if graph.format == "openvino":
-        import openvino
-
-        return openvino.Core().read_model(graph.path)
-    import onnx
-
-    return onnx.load(graph.path)
-
-
-def _write(found: Any, folder: Path, graph: GraphFile) -> None:
-    """Write a graph into a copy of the exported folder, in place of the float32 graph."""
-    for path in graph_files(folder):
-        path.unlink()
-    if graph.format == "openvino":
-        import openvino
-
-        try:
-            openvino.save_model(found, folder / GRAPH_FILES["openvino"], compress_to_fp16=False)
-        except RuntimeError as error:
-            raise OSError(
-                f"{folder}: the int8 graph cannot be written ({first_line(error)})"
-            ) from error
-        return
-    import onnx
-
-    onnx.save(found, folder / "onnx" / QUANTIZED_FILE)
-
-
-def _open(folder: Path) -> Predictor:
-    """Open what was just written; OpenVINO does not notice all failed writes."""
-    try:
-        return Predictor(folder)
-    except ValueError as error:
-        raise OSError(
-            f"{folder}: the written int8 graph cannot be read; is the disk full? "
-            f"({first_line(error)})"
-        ) from error
-
-
-def graph_files(folder: Path) -> list[Path]:
-    """The graph in a folder, and the file with its weights."""
-    return sorted(
-        (path for path in folder.rglob("*") if path.suffix in (".onnx", ".xml", ".bin")),
-        key=lambda path: path.suffix,
-        reverse=True,  # .xml before .bin
-    )
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in graph_files(folder))
 
 
 @contextmanager
