@@ -152,6 +152,12 @@ def quantize(
                 candidates, list(errors), (some, some_before), (data.val, before), int8.max_drop
             )
         kept = _float_layers(model, found, graph, names, errors)
+        int8_layers = len(layers(found, graph.format)) - len(kept)
+        if not int8_layers or not _drop(before, after) <= int8.max_drop:
+            raise DropTooLarge(
+                f"no layer can be int8 within a loss of {int8.max_drop:g} points of mIoU: nothing "
+                "was written. More images to calibrate on may help, or a larger --max-drop"
+            )
         report = Int8Report(
             dataset=str(data.val.root),
             calibration_images=len(data.train),
@@ -161,10 +167,9 @@ def quantize(
             drop=_drop(before, after),
             file_bytes={"float32": graph_size(folder), "int8": graph_size(written)},
             **_times(folder, written, pixels(predictor, data.val.samples[0])),
-            int8_layers=len(layers(found, graph.format)) - len(kept),
+            int8_layers=int8_layers,
             float_layers=kept,
         )
-        _judge(report)
         for path in graph_files(folder):
             path.unlink()
         for path in graph_files(written):
@@ -340,15 +345,6 @@ def _float_layers(
         for layer in layers(found, graph.format)
         if not layer.int8
     )
-
-
-def _judge(report: Int8Report) -> None:
-    """Raise DropTooLarge if the bound does not hold, or only because nothing is int8."""
-    if not report.int8_layers or not report.drop <= report.max_drop:
-        raise DropTooLarge(
-            f"no layer can be int8 within a loss of {report.max_drop:g} points of mIoU: nothing "
-            "was written. More images to calibrate on may help, or a larger --max-drop"
-        )
 
 
 def _times(before: Path, after: Path, example: NDArray[np.float32]) -> dict[str, Any]:
