@@ -349,6 +349,22 @@ def test_options_that_exclude_each_other(
         export_model(source, tmp_path / "out", ExportConfig("onnx", **options), int8=int8)
 
 
+def test_classes_that_overlap(dataset: Path, tmp_path: Path, no_work: None) -> None:
+    config = TINY.__class__(**{**TINY.__dict__, "num_classes": 3, "multilabel": True})
+    SegFormer(config, ClassSet(NAMES)).save_pretrained(tmp_path / "model")
+    int8 = Int8Config(int8=True, calibrate=dataset)
+    with pytest.raises(ValueError, match="one class per pixel"):
+        export_model(tmp_path / "model", tmp_path / "out", ExportConfig("openvino"), int8=int8)
+
+
+def test_a_web_page_is_not_quantized(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["export", "human-parsing-b0", "--format", "web", "--out", str(tmp_path / "out")]
+    assert main([*given, "--int8", "--calibrate", str(dataset)]) == 1
+    assert "--int8 is for --format onnx and openvino" in capsys.readouterr().err
+
+
 def test_values_that_are_not_possible(dataset: Path) -> None:
     with pytest.raises(ValueError, match="--calibrate DATASET"):
         Int8Config(int8=True)

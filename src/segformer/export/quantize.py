@@ -92,6 +92,8 @@ def open_calibration(
     _require_nncf()
     if description.kind != "segmenter":
         raise ValueError(f"int8 is for segmentation models only, not for a {description.kind}")
+    if description.config.multilabel:
+        raise ValueError("int8 is for models of one class per pixel: its bound is one on the mIoU")
     if config.half:
         raise ValueError("int8 and half exclude each other")
     if config.input != "float" or config.output != "logits":
@@ -102,6 +104,7 @@ def open_calibration(
         for split, most in (("train", int8.calibration_images), ("val", int8.validation_images))
     )
     preprocessing, channels = description.preprocessing, description.config.in_channels
+    val.require_single_labels("int8")
     match_classes(val.classes, description.classes, reduce_labels=preprocessing.reduce_labels)
     if not all(sample.mask is not None for sample in val):
         raise DatasetError(f"{val.root}: split {val.split!r} has images without masks")
