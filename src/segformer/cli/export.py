@@ -4,7 +4,7 @@ tyro reads the options from a dataclass inside the function, so annotations must
 not the strings of PEP 563.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ def run(words: list[str]) -> int:
     import tyro
 
     from segformer.export.config import ExportConfig
+    from segformer.export.int8_config import Int8Config
     from segformer.options import depends
 
     @dataclass
@@ -27,6 +28,8 @@ def run(words: list[str]) -> int:
         export.json.
 
         Example: segformer export runs/mine/best --format onnx --out mine-onnx
+
+        With --int8, layers are quantized as long as the mIoU on a data set stays within --max-drop.
 
         Attributes:
             model: Folder, file or Hub id of a segmentation model, a classifier or an encoder.
@@ -49,12 +52,17 @@ def run(words: list[str]) -> int:
             Path | None, depends("DIR", "downloaded at the first export, then kept")
         ] = None
         overwrite: bool = False
+        int8: Annotated[
+            Int8Config, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="8-bit integers")
+        ] = field(default_factory=Int8Config)
 
     options = parse(Export, "export", words)
 
     if options.config.format == "web":
         from segformer.export.web import export_web
 
+        if options.int8.int8:
+            raise ValueError("--int8 is for --format onnx and openvino")
         checks = export_web(
             options.model,
             options.out,
@@ -64,18 +72,21 @@ def run(words: list[str]) -> int:
             images=options.images,
             overwrite=options.overwrite,
         )
+        report = None
     else:
         from segformer.export.export import export_model
 
         if options.title is not None or options.runtime_files is not None:
             raise ValueError("--title and --runtime-files are for --format web")
-        checks = export_model(
+        exported = export_model(
             options.model,
             options.out,
             options.config,
+            int8=options.int8,
             images=options.images,
             overwrite=options.overwrite,
         )
+        checks, report = exported.checks, exported.int8
     for found in checks:
         parts = [f"{found.image}, {' x '.join(map(str, found.shape))}"]
         if found.largest_difference is not None:
@@ -83,5 +94,7 @@ def run(words: list[str]) -> int:
         if found.same_class is not None:
             parts.append(f"same class {found.same_class:.4%}")
         print("checked: " + ", ".join(parts))
+    for line in report.lines() if report is not None else ():
+        print(line)
     print(f"written: {options.out}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ from segformer.checkpoints.layout import Description
 from segformer.checkpoints.opening import Checkpoint, open_checkpoint
 from segformer.export.check import Check, Run, check
 from segformer.export.config import ExportConfig
+from segformer.export.int8_config import Int8Config
+from segformer.export.int8_files import graph_files
+from segformer.export.int8_layers import parameter_names
+from segformer.export.int8_report import Int8Report
+from segformer.export.quantize import open_calibration, quantize
 from segformer.files import check_replaceable_folder, check_writable, whole_folder, write_json
 from segformer.image import Preprocessing
 from segformer.model.encoder import MixTransformer
@@ -36,30 +41,46 @@ _EXTRA = {"onnx": "onnxruntime", "openvino": "openvino"}
 """The runtime with which a format is checked, and the pip extra that brings it."""
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What an export found.
+
+    Attributes:
+        checks: Comparisons of the float32 or float16 graph with the model.
+        int8: What quantization gained and cost, if it was asked for.
+    """
+
+    checks: list[Check]
+    int8: Int8Report | None
+
+
 def export_model(
     source: str | Path,
     out: str | Path,
     config: ExportConfig,
     *,
+    int8: Int8Config | None = None,
     images: Sequence[Path] = (),
     overwrite: bool = False,
-) -> list[Check]:
+) -> Exported:
     """Write a model as a graph with all that other programs need, and check it on images.
 
     Args:
         source: Folder, file or Hub id of a model of any kind.
         out: Folder to write; it appears whole or not at all.
         config: What is inside the graph.
+        int8: Whether and how the graph is quantized, after the check. Default: it is not.
         images: Files to check the graph with. Default: a photograph that ships with the package.
         overwrite: Replace the folder if this function wrote it.
 
     Returns:
-        What was checked; it is also in ``export.json`` in the folder.
+        What was found; it is also in ``export.json`` in the folder.
 
     Raises:
         ValueError: The model cannot be loaded or exported with these options, a package is
-            missing, the folder exists, or the graph does not compute what the model does
-            (`segformer.export.check.ExportMismatch`).
+            missing, the folder exists, the graph does not compute what the model does
+            (`segformer.export.check.ExportMismatch`), or int8 loses too much accuracy
+            (`segformer.export.quantize.DropTooLarge`).
         OSError: The folder cannot be written.
     """
     if config.format == "web":
@@ -71,6 +92,7 @@ def export_model(
     check_writable(out)
     runtime = require(_EXTRA[config.format], _EXTRA[config.format])
     checkpoint = open_checkpoint(source)
+    data = open_calibration(config, int8, checkpoint.description) if int8 and int8.int8 else None
     model = _load(checkpoint, source)
     preprocessing = _preprocessing(checkpoint.preprocessing, config)
     graph = Graph(model, preprocessing, input=config.input, output=config.output, half=config.half)
@@ -92,6 +114,11 @@ def export_model(
                 f"({first_line(error)})"
             ) from error
         checks = check(run, model, preprocessing, config, images)
+        report, versions = None, {}
+        if int8 is not None and data is not None:
+            report = quantize(folder, int8, data, parameter_names(graph.network))
+            (path, *_) = graph_files(folder)
+            versions = {"nncf": require("nncf", "int8").__version__}
         record = {
             "written_by": f"segformer {__version__}",
             "model": str(source),
@@ -99,12 +126,17 @@ def export_model(
             **asdict(config),
             "file": path.relative_to(folder).as_posix(),
             "opset": OPSET if config.format == "onnx" else None,
-            "versions": {"torch": torch.__version__, runtime.__name__: runtime.__version__},
+            "versions": {
+                "torch": torch.__version__,
+                runtime.__name__: runtime.__version__,
+                **versions,
+            },
             "checked_with": runtime.__name__,
             "checks": [asdict(found) for found in checks],
+            "int8": None if report is None else asdict(report),
         }
         write_json(folder / RECORD_FILE, record)
-    return checks
+    return Exported(checks, report)
 
 
 def _load(checkpoint: Checkpoint, source: str | Path) -> AnyModel:

@@ -88,7 +88,7 @@ def export_web(
         shutil.copytree(_PAGE, folder, dirs_exist_ok=True)
         for name in RUNTIME_FILES:
             shutil.copyfile(runtime / name, folder / "runtime" / name)
-        checks = export_model(source, folder / _MODEL, graph, images=images)
+        checks = export_model(source, folder / _MODEL, graph, images=images).checks
         _write_settings(folder, checkpoint, title or _name_of(source))
         _write_version(folder)
     return checks

@@ -25,7 +25,10 @@ RECORD_FILE = "export.json"
 
 _PLACES: dict[GraphFormat, tuple[Path, ...]] = {
     "openvino": (Path(GRAPH_FILES["openvino"]),),
-    "onnx": tuple(map(Path, ("onnx/model.onnx", "onnx/model_fp16.onnx", "model.onnx"))),
+    "onnx": (
+        *(Path("onnx", name) for name in ("model.onnx", "model_fp16.onnx", "model_quantized.onnx")),
+        Path("model.onnx"),
+    ),
 }
 """Where a graph lies in its folder, by format."""
 
