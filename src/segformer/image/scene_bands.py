@@ -9,6 +9,7 @@ import importlib
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ RETRY_DELAYS_S = (1.0, 4.0, 10.0)
 """Waits before a request over a network is repeated."""
 
 _REMOTE = ("http", "https", "s3", "gs", "az")
+
+_NO_RANGES = "Range downloading not supported"
+"""In GDAL's message about servers that cannot send parts of files."""
 
 _RASTERS = (".tif", ".tiff", ".jp2", ".vrt")
 
@@ -86,18 +90,40 @@ def gdal_settings(*, fresh: bool = False) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def open_raster(file: str | Path, *, fresh: bool = False) -> Iterator[Any]:
+    """A file as rasterio reads it, which may have no place on the earth.
+
+    Args:
+        file: Path or URL.
+        fresh: See `gdal_settings`.
+    """
+    with gdal_settings(fresh=fresh):
+        with no_place_is_fine():
+            dataset = rasterio().open(file)
+        with dataset:
+            yield dataset
+
+
+@contextmanager
+def no_place_is_fine() -> Iterator[None]:
+    """Without rasterio's warning about files that have no place on the earth."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio().errors.NotGeoreferencedWarning)
+        yield
+
+
 def is_remote(file: str) -> bool:
     """Whether a file is read over a network."""
     return urlsplit(file).scheme in _REMOTE or file.startswith(("/vsicurl/", "/vsis3/", "/vsigs/"))
 
 
-def retried(action: Callable[[], T], file: str, advice: str = "") -> T:
+def retried(action: Callable[[], T], file: str) -> T:
     """The result of reading; over a network, errors are retried.
 
     Args:
         action: Reads; called again after an error.
         file: Path or URL, for the message.
-        advice: Appended to the message of a network that stays broken.
 
     Raises:
         UnreadableImage: It fails, also at the last attempt.
@@ -109,12 +135,14 @@ def retried(action: Callable[[], T], file: str, advice: str = "") -> T:
             return action()
         except (errors.RasterioIOError, errors.WarpOperationError, OSError) as error:
             reason = _first_line(error)
+            if _NO_RANGES in reason:
+                raise UnreadableImage(
+                    f"{file}: the server sends whole files only; download the file first"
+                ) from None
             delay = next(delays, None)
             if delay is None:
                 attempts = f" after {len(RETRY_DELAYS_S) + 1} attempts" if is_remote(file) else ""
-                raise UnreadableImage(
-                    f"{file}: cannot be read{attempts} ({reason}){advice}"
-                ) from None
+                raise UnreadableImage(f"{file}: cannot be read{attempts} ({reason})") from None
             logger.warning(f"{file}: {reason}; trying again in {delay:g} s")
             time.sleep(delay)
 
@@ -184,7 +212,7 @@ def _bands_of(file: str, name: str | None = None) -> list[Band]:
             raise UnreadableImage(f"{file}: a folder, not a scene")
 
     def describe() -> list[Band]:
-        with gdal_settings(), rasterio().open(file) as dataset:
+        with open_raster(file) as dataset:
             kept = [
                 (index, title)
                 for index, title, color in zip(
