@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
+from segformer.image import ImageSource
 from segformer.prediction.prediction import Prediction
 from segformer.prediction.staged import PreparedImage
 from segformer.serving.metrics import Metrics
@@ -82,7 +83,7 @@ class Job:
 
     Args:
         model: What segments it.
-        data: The encoded image.
+        data: The image, encoded or as an array.
         confidence: Whether probabilities are wanted.
 
     Attributes:
@@ -92,7 +93,7 @@ class Job:
         seconds: Duration of each stage that is over.
     """
 
-    def __init__(self, model: ServedModel, data: bytes, *, confidence: bool):
+    def __init__(self, model: ServedModel, data: ImageSource, *, confidence: bool):
         self.model, self.data, self.confidence = model, data, confidence
         self.future: Future[Prediction] = Future()
         self.prepared: PreparedImage | None = None

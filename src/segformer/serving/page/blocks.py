@@ -21,6 +21,7 @@ from segformer.serving.access_log import Record
 from segformer.serving.models import ServedModel
 from segformer.serving.options import ImageFormat
 from segformer.serving.page import results
+from segformer.serving.page.video import can_segment_videos, segment_video
 from segformer.serving.problems import Problem
 from segformer.serving.service import Service
 
@@ -67,6 +68,8 @@ def build_blocks(service: Service, folder: Path) -> gr.Blocks:
                         height=240,
                         buttons=[],
                     )
+                with gr.Tab("Video", visible=can_segment_videos()):
+                    clip = gr.File(label="Video", file_types=["video"], height=150)
                 model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
                 with gr.Row():
                     example = gr.Button("Example", size="md", min_width=120)
@@ -79,6 +82,7 @@ def build_blocks(service: Service, folder: Path) -> gr.Blocks:
                     js_on_load=_asset("viewer.js"),
                     apply_default_css=False,
                 )
+                video = gr.Video(label="Segmented video", visible=False, autoplay=True)
         outputs = [viewer, shown, chosen, photo, clear]
 
         async def segment_files(
@@ -99,8 +103,18 @@ def build_blocks(service: Service, folder: Path) -> gr.Blocks:
             async for values in segment_files([str(_EXAMPLE)], name, before):
                 yield values
 
+        async def segment_clip(path: str, name: str) -> AsyncIterator[Any]:
+            yield gr.Video(None, visible=True)
+            out = folder / secrets.token_urlsafe(16) / f"{Path(path).stem}_overlay.mp4"
+            out.parent.mkdir()
+            try:
+                await segment_video(service, Path(path), service.model(name), out)
+            except Problem as problem:
+                raise gr.Error(_sentence(problem), print_exception=False) from None
+            yield gr.Video(str(out), visible=True)
+
         def remove_all() -> list[Any]:
-            return [[], [], None, None, gr.Button(visible=False)]
+            return [[], [], None, None, gr.Button(visible=False), gr.Video(None, visible=False)]
 
         # The service limits how much is done at once, not Gradio
         listen = {
@@ -112,7 +126,10 @@ def build_blocks(service: Service, folder: Path) -> gr.Blocks:
         chosen.upload(segment_files, [chosen, model, shown], **listen)
         photo.input(segment_photo, [photo, model, shown], **listen)
         example.click(segment_example, [model, shown], **listen)
-        clear.click(remove_all, None, **listen)
+        clear.click(remove_all, None, **{**listen, "outputs": [*outputs, video]})
+        clip.upload(
+            segment_clip, [clip, model], video, api_visibility="private", concurrency_limit=1
+        )
     return blocks
 
 
