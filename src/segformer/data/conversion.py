@@ -25,7 +25,7 @@ from segformer.data.plain import (
 )
 from segformer.data.tiling import write_tile
 from segformer.files import whole_folder
-from segformer.image import ImageFiles, read_image
+from segformer.image import ImageFiles, SceneTile, read_image
 
 Format: TypeAlias = Literal["masks", "coco"]
 """What is written: masks of class ids with dataset.yaml, or COCO JSON."""
@@ -125,7 +125,8 @@ def _write_masks(
         try:
             _, class_ids = read_pair(dataset, sample, has_masks=has_masks)
             if class_ids is not None:
-                writer.write_mask(split, name, class_ids)
+                tile = sample.image if isinstance(sample.image, SceneTile) else None
+                writer.write_mask(split, name, class_ids, tile)
         except ValueError as error:
             return str(error)
         _place(sample.image, images / name, link, dataset.channels)
@@ -188,6 +189,9 @@ def _write_coco(
 
 def _place(image: ImageFiles, target: Path, link: bool, channels: int) -> None:
     """Copy or link an image file; channels in files of their own are written as one TIFF."""
+    if isinstance(image, SceneTile):
+        image.save(target)
+        return
     if not isinstance(image, Path):
         write_tile(target, read_image(image, channels, as_8_bit=False))
         return

@@ -21,7 +21,7 @@ from segformer.data.dataset import SPLITS, Dataset, DatasetError
 from segformer.data.layouts.base import WHOLE
 from segformer.data.pairing import Sample
 from segformer.files import OutputExists, write_json
-from segformer.image import ImageArray, read_image
+from segformer.image import ImageArray, SceneTile, read_image
 
 RECORD = "conversion.json"
 """File by which a folder is known that `segformer data` wrote."""
@@ -150,11 +150,20 @@ class PlainWriter:
         """Where the mask of an image is written."""
         return self.folder / "masks" / split / name.with_suffix(".png")
 
-    def write_mask(self, split: str, name: PurePosixPath, class_ids: NDArray[np.integer]) -> None:
-        """Write the mask of an image; may be called by several threads."""
+    def write_mask(
+        self,
+        split: str,
+        name: PurePosixPath,
+        class_ids: NDArray[np.integer],
+        tile: SceneTile | None = None,
+    ) -> None:
+        """Write the mask of an image, of a tile as GeoTIFF; may be called by several threads."""
         path = self.mask_path(split, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = np.where(class_ids == self.classes.ignore_index, self.ignore_index, class_ids)
+        if tile is not None:
+            tile.write(path.with_suffix(".tif"), stored.astype(self._dtype))
+            return
         Image.fromarray(stored.astype(self._dtype)).save(path, compress_type=_RUN_LENGTHS)
 
     def describe(self, splits: Mapping[str, Dataset]) -> None:
