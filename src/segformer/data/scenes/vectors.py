@@ -9,6 +9,7 @@ Legend: N polygons, H W pixels.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ _MANY_VERTICES = 200
 
 _POLYGON_TYPES = (3, 6)
 """Shapely's numbers of polygons and multipolygons."""
+
+_RASTERIZING = threading.Lock()
+"""rasterio changes the filters of warnings while it rasterizes, which all threads share."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +162,7 @@ class VectorLayer:
 
 @dataclass(frozen=True, eq=False)
 class Polygons:
-    """Polygons in pixels of a scene: x and y are 1 at its upper left corner, y grows downwards.
-
-    They are not 0 there because rasterio warns of a transform that is the identity.
+    """Polygons in pixels of a scene: x is the column and y the row, 0 at the upper left corner.
 
     Attributes:
         bounds: (N, 4) smallest x, smallest y, largest x, largest y.
@@ -189,7 +191,7 @@ class Polygons:
 
     def touching(self, tile: Window) -> NDArray[np.int64]:
         """Positions of the polygons whose bounds touch a tile."""
-        left, top, right, bottom = (self.bounds - 1).T
+        left, top, right, bottom = self.bounds.T
         touches = (left <= tile.right) & (right >= tile.left)
         touches &= (top <= tile.bottom) & (bottom >= tile.top)
         return np.flatnonzero(touches)
@@ -216,14 +218,15 @@ class Polygons:
         is_left = ~shapely.is_empty(geometries)
         if not is_left.any():
             return np.full((tile.height, tile.width), fill, np.int32)
-        burned: NDArray[np.int32] = rasterize(
-            zip(geometries[is_left], self.class_ids[found[is_left]].tolist(), strict=True),
-            (tile.height, tile.width),
-            fill=fill,
-            transform=Affine.translation(tile.left + 1, tile.top + 1),
-            all_touched=all_touched,
-            dtype="int32",
-        )
+        with _RASTERIZING:
+            burned: NDArray[np.int32] = rasterize(
+                zip(geometries[is_left], self.class_ids[found[is_left]].tolist(), strict=True),
+                (tile.height, tile.width),
+                fill=fill,
+                transform=Affine.translation(tile.left, tile.top),
+                all_touched=all_touched,
+                dtype="int32",
+            )
         return burned
 
 
@@ -263,8 +266,8 @@ def _to_pixels(geometries: NDArray[np.object_], crs: Any, grid: Grid) -> NDArray
             x, y = points[part, 0], points[part, 1]
             if crs != grid.crs:
                 x, y = (np.asarray(axis) for axis in transform(crs, grid.crs, x, y))
-            converted[part, 0] = inverse.a * x + inverse.b * y + inverse.c + 1
-            converted[part, 1] = inverse.d * x + inverse.e * y + inverse.f + 1
+            converted[part, 0] = inverse.a * x + inverse.b * y + inverse.c
+            converted[part, 1] = inverse.d * x + inverse.e * y + inverse.f
         return converted
 
     return np.asarray(shapely.transform(geometries, convert))
