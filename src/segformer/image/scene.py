@@ -37,6 +37,9 @@ _ANY_CRS = "EPSG:3857"
 _TOLERANCE = 0.001
 """Error in pixels that GDAL may make in the place of resampled pixels."""
 
+_SAMPLE_SIDE = 256
+"""Side in pixels of the windows of a sample."""
+
 
 @dataclass(frozen=True)
 class BandFacts:
@@ -48,6 +51,8 @@ class BandFacts:
         scale: Factor from stored values to the quantity they stand for.
         offset: Added after it.
         highest: Stored value that means white, for integers of fewer bits than their type has.
+        mean: Of the stored values, where the file says so.
+        std: Standard deviation of the stored values, where the file says so.
     """
 
     dtype: np.dtype[Any]
@@ -55,6 +60,8 @@ class BandFacts:
     scale: float
     offset: float
     highest: float | None
+    mean: float | None
+    std: float | None
 
 
 class Scene:
@@ -155,6 +162,41 @@ class Scene:
         if self.area is not None and not surroundings:
             valid &= self.area.covers(there)
         return pixels, valid
+
+    def sample(self) -> ImageArray:
+        """(N, C) pixels with data, from windows on a regular grid over the scene.
+
+        At most 64 windows of 256 x 256 pixels are read, always the same ones.
+        """
+        found = []
+        for top in _spread(self.height):
+            for left in _spread(self.width):
+                height, width = (
+                    min(_SAMPLE_SIDE, side) for side in (self.height - top, self.width - left)
+                )
+                pixels, valid = self.read(Window(top, left, height, width))
+                found.append(pixels[valid])
+        return np.concatenate(found)
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each band over pixels with data.
+
+        As the files declare them, else of `sample`. They are never written into the files.
+
+        Raises:
+            UnreadableImage: No pixel of the sample has data.
+        """
+        declared = [(fact.mean, fact.std) for fact in self.facts]
+        if all(mean is not None and std for mean, std in declared):
+            scales = [(fact.scale, fact.offset) if self.scaled else (1, 0) for fact in self.facts]
+            pairs = list(zip(declared, scales, strict=True))
+            means = tuple((mean or 0) * scale + offset for (mean, _), (scale, offset) in pairs)
+            return means, tuple((std or 1) * abs(scale) for (_, std), (scale, _) in pairs)
+        sample = self.sample().astype(np.float64)
+        if not len(sample):
+            raise UnreadableImage(f"{self.name}: has no data in a sample of its pixels")
+        stds = np.nanstd(sample, axis=0)
+        return tuple(np.nanmean(sample, axis=0)), tuple(np.where(stds > 0, stds, 1))
 
     def wanted(self, window: Window) -> NDArray[np.bool_]:
         """(H, W) whether each pixel of a window belongs to the scene, with or without data."""
@@ -338,6 +380,7 @@ def _describe(file: str) -> tuple[Grid, list[BandFacts]]:
                     dataset.scales[i],
                     dataset.offsets[i],
                     _highest(dataset, i),
+                    *_declared_statistics(dataset, i),
                 )
                 for i in range(dataset.count)
             ]
@@ -357,6 +400,15 @@ def _highest(dataset: Any, i: int) -> float | None:
     """The largest value of integers that use fewer bits than their type has (GDAL's NBITS)."""
     bits = dataset.tags(i + 1, ns="IMAGE_STRUCTURE").get("NBITS")
     return 2.0 ** int(bits) - 1 if bits and int(bits) > 8 else None
+
+
+def _declared_statistics(dataset: Any, i: int) -> tuple[float | None, float | None]:
+    """Mean and standard deviation of the stored values of a band, where the file has both."""
+    tags = dataset.tags(i + 1)
+    try:
+        return float(tags["STATISTICS_MEAN"]), float(tags["STATISTICS_STDDEV"])
+    except (KeyError, ValueError):
+        return None, None
 
 
 def _common_grid(grids: dict[str, Grid]) -> Grid:
@@ -402,6 +454,13 @@ def _warped(dataset: Any, grid: Grid, nodata: float | None) -> Any:
         tolerance=_TOLERANCE,
         warp_mem_limit=64,
     )
+
+
+def _spread(length: int) -> list[int]:
+    """First pixels of at most eight samples, spread over a side."""
+    count = min(8, -(-length // _SAMPLE_SIDE))
+    last = max(0, length - _SAMPLE_SIDE)
+    return [round(i * last / max(1, count - 1)) for i in range(count)]
 
 
 def _has_data(plane: ImageArray, nodata: float | None) -> NDArray[np.bool_] | None:
