@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, TypeVar
@@ -32,6 +33,9 @@ _REMOTE = ("http", "https", "s3", "gs", "az")
 _RASTERS = (".tif", ".tiff", ".jp2", ".vrt")
 
 T = TypeVar("T")
+
+decoding_threads: ContextVar[int] = ContextVar("decoding_threads", default=0)
+"""Threads that GDAL decodes with; 0: one for each CPU."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def gdal_settings(*, fresh: bool = False) -> Iterator[None]:
         fresh: Forget what earlier, failed requests to servers gave.
     """
     settings: dict[str, Any] = {
-        "GDAL_NUM_THREADS": str(available_cpus()),
+        "GDAL_NUM_THREADS": str(decoding_threads.get() or available_cpus()),
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no requests for files that may lie beside
         "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
         "GDAL_HTTP_CONNECTTIMEOUT": "20",

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from segformer.image.preprocessing import ImageArray
 from segformer.image.scene import Scene, open_scene
-from segformer.image.scene_bands import rasterio
+from segformer.image.scene_bands import decoding_threads, rasterio
 from segformer.image.scene_grid import Window
 from segformer.image.stored import StoredPixels
 
@@ -52,8 +54,8 @@ class SceneTile:
         Raises:
             UnreadableImage: The scene cannot be read.
         """
-        scene = self._scene()
-        pixels, valid = scene.read(self.window)
+        with self._scene() as scene:
+            pixels, valid = scene.read(self.window)
         highest = [fact.highest for fact in scene.facts if fact.highest is not None]
         if scene.nodata is None and pixels.dtype != np.uint8 and not valid.all():
             pixels = pixels.astype(np.float64 if pixels.dtype == np.float64 else np.float32)
@@ -68,7 +70,8 @@ class SceneTile:
         Raises:
             UnreadableImage: The scene cannot be read.
         """
-        return self._scene().read(self.window)[1]
+        with self._scene() as scene:
+            return scene.read(self.window)[1]
 
     def save(self, path: Path) -> None:
         """Write the pixels as a GeoTIFF, as the scene holds them.
@@ -87,8 +90,8 @@ class SceneTile:
             values: (H, W, C) with the bands of the scene, or (H, W); of the size of the tile.
             nodata: Value that means that there is no data.
         """
-        scene = self._scene()
-        grid = scene.grid.part(self.window)
+        with self._scene() as scene:
+            grid, bands = scene.grid.part(self.window), scene.bands
         channels = values.reshape(*values.shape[:2], -1).transpose(2, 0, 1)
         is_rgb = values.dtype == np.uint8 and len(channels) == 3
         with rasterio().open(
@@ -108,21 +111,30 @@ class SceneTile:
         ) as file:
             file.write(channels)
             if values.ndim == 3:
-                file.descriptions = scene.bands
+                file.descriptions = bands
 
-    def _scene(self) -> Scene:
-        """The scene, as this thread has opened it."""
+    @contextmanager
+    def _scene(self) -> Iterator[Scene]:
+        """The scene, as this thread has opened it.
+
+        GDAL decodes in one thread here: in a process that is forked, the threads of its parent do
+        not exist, and it would wait for them for ever.
+        """
         # Processes that are forked must not use the file positions of their parent
         if getattr(_local, "process", None) != os.getpid():
             _local.process, _local.scenes = os.getpid(), OrderedDict()
         scenes: OrderedDict[Any, Scene] = _local.scenes
         key = (self.file, self.bands, self.resolution, _stamp(self.file))
-        if key not in scenes:
-            scenes[key] = open_scene(self.file, bands=self.bands, resolution=self.resolution)
-            if len(scenes) > _OPEN_SCENES:
-                scenes.popitem(last=False)[1].close()
-        scenes.move_to_end(key)
-        return scenes[key]
+        before = decoding_threads.set(1)
+        try:
+            if key not in scenes:
+                scenes[key] = open_scene(self.file, bands=self.bands, resolution=self.resolution)
+                if len(scenes) > _OPEN_SCENES:
+                    scenes.popitem(last=False)[1].close()
+            scenes.move_to_end(key)
+            yield scenes[key]
+        finally:
+            decoding_threads.reset(before)
 
 
 _local = threading.local()
