@@ -77,7 +77,6 @@ def test_every_command_and_example_runs(
         float(re.search(rf"^{word}: (\d+\.\d+) square kilometers$", printed, re.MULTILINE)[1])
         for word in ("predicted", "labeled")
     )
-    assert 15 < labeled < 25 * 0.5  or 0 < labeled
     assert abs(predicted - labeled) < 0.5 * labeled
 
 

@@ -38,7 +38,11 @@ def placed(x: float, y: float, pixel: float = PIXEL) -> Affine:
 
 
 PLACE = placed(*ORIGIN)
-pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Dataset has no geotransform"),
+    pytest.mark.filterwarnings("ignore:'crs' was not provided"),
+]
 
 
 def draw_scene(
@@ -358,7 +362,8 @@ def test_splits_of_whole_scenes_and_a_test_scene_without_labels(tmp_path: Path) 
     far = [placed(ORIGIN[0] + 1e5 * i, ORIGIN[1]) for i in range(3)]
     for name, place in zip("abc", far, strict=True):
         draw_scene(tmp_path / f"scenes/{name}.tif", place=place)
-        shapes = shapely.transform(blobs(8), lambda p, x=place.c: p + (x - ORIGIN[0], 0))
+        moved = (place.c - ORIGIN[0], 0)
+        shapes = shapely.transform(blobs(8), lambda points, by=moved: points + by)
         write(tmp_path / f"labels/{name}.gpkg", list(shapes))
     scenes = [
         {"image": "scenes/a.tif", "labels": "labels/{stem}.gpkg", "split": "train"},
@@ -566,7 +571,8 @@ def test_what_the_user_is_told_about_bands_values_and_blocks(tmp_path: Path) -> 
     assert "keys that need scenes: tile_size" in errors_of(
         describe(tmp_path, scenes=None, background=None, block_size=None, block_gap=None)
     )
-    assert "no such file" in errors_of(describe(tmp_path, scenes=[{"image": "x.tif"}]))
+    gone = [{"image": "x.tif", "labels": "labels.gpkg"}]
+    assert "x.tif: no such file" in errors_of(describe(tmp_path, scenes=gone))
     assert "labels are missing" in errors_of(describe(tmp_path, scenes=[{"image": "scene.tif"}]))
     lost = [{"image": "scene.tif", "labels": "labels.gpkg", "split": "validation"}]
     assert "split must be train, val or test" in errors_of(describe(tmp_path, scenes=lost))

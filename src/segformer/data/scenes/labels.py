@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,10 @@ from segformer.data.scenes.vectors import Polygons, VectorLayer
 from segformer.image import SceneTile
 from segformer.image.scene_bands import rasterio
 from segformer.image.scene_grid import Grid, Window
+
+
+_TOLERANCE = 0.01
+"""Pixels by which a label raster may be displaced when it is resampled."""
 
 
 class SceneLabels(Protocol):
@@ -117,7 +122,10 @@ class RasterLabels:
         try:
             with self._opened() as labels:
                 values = labels.read(1, window=place)
-                known = labels.read_masks(1, window=place) > 0
+                # Not the mask: of signed values, that leaves out the alpha band
+                has_alpha = labels.count == 2
+                read = partial(labels.read, 2) if has_alpha else partial(labels.read_masks, 1)
+                known = read(window=place) > 0
         except rasterio().errors.RasterioIOError as error:
             raise DatasetError(f"{self.file}: cannot be read ({error})") from None
         ignore_index = self.classes.ignore_index
@@ -160,7 +168,7 @@ class RasterLabels:
                         transform=self.grid.transform,
                         height=self.grid.height,
                         width=self.grid.width,
-                        tolerance=0.0,
+                        tolerance=_TOLERANCE,
                         add_alpha=raster.nodata is None,
                     )
                 )
