@@ -20,7 +20,6 @@ from rasterio.warp import transform  # noqa: E402
 from segformer import SegmentationTrainConfig, resume, train  # noqa: E402
 from segformer.cli import main  # noqa: E402
 from segformer.data.dataset import Dataset  # noqa: E402
-from segformer.data.errors import DatasetError  # noqa: E402
 from segformer.data.loader import DrawSampler, TrainingCrops, crop_loader  # noqa: E402
 from segformer.data.opening import open_dataset, splits  # noqa: E402
 from segformer.data.transforms import Augmentation  # noqa: E402
@@ -340,9 +339,8 @@ def test_scenes_of_the_same_place_hold_out_the_same_blocks(tmp_path: Path) -> No
     def places(dataset: Dataset, gap: float = 0) -> list[object]:
         found = []
         for sample in dataset:
-            top, left, bottom, right = sample.image.window[:2] + (
-                sample.image.window.bottom, sample.image.window.right,
-            )  # fmt: skip
+            window = sample.image.window
+            top, left, bottom, right = window.top, window.left, window.bottom, window.right
             at = moved if sample.image.file.name == "moved.tif" else PLACE
             (west, north), (east, south) = at * (left, top), at * (right, bottom)
             found.append(shapely.box(west - gap, south - gap, east + gap, north + gap))
@@ -406,14 +404,10 @@ def test_workers_give_the_same_crops_as_one_process(tmp_path: Path) -> None:
     for workers, cache in ((0, "false"), (2, "false"), (2, "true")):
         sampler = DrawSampler(len(dataset), 4, 1, 0, 6, seed=3)
         found.append(list(crop_loader(crops_of(dataset, cache=cache), sampler, workers)))
-    for pixels, ids in zip(*found[:2], strict=True):
-        assert (pixels[0] == pixels[1]).all()
-        assert (ids[0] == ids[1]).all()
-    assert all(
-        (a[0] == b[0]).all() and (a[1] == b[1]).all()
-        for other in found[1:]
-        for a, b in zip(found[0], other, strict=True)
-    )
+    for other in found[1:]:
+        for (pixels, ids), (their_pixels, their_ids) in zip(found[0], other, strict=True):
+            assert (pixels == their_pixels).all()
+            assert (ids == their_ids).all()
 
 
 def test_spawned_workers_can_read_the_tiles(tmp_path: Path) -> None:

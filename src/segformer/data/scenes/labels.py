@@ -24,7 +24,6 @@ from segformer.image import SceneTile
 from segformer.image.scene_bands import rasterio
 from segformer.image.scene_grid import Grid, Window
 
-
 _TOLERANCE = 0.01
 """Pixels by which a label raster may be displaced when it is resampled."""
 
