@@ -87,7 +87,7 @@ def test_label_rasters_as_the_guide_writes_them(
     monkeypatch.chdir(tmp_path)
     draw_scene(Path("flood"))
     (polygons,) = (text for language, text in BLOCKS if language == "yaml")
-    (raster,) = (text for language, text in BLOCKS if text.startswith("scenes:") and not language)
+    (raster,) = (text for language, text in BLOCKS if (language, text[:7]) == ("text", "scenes:"))
     exec(compile(BLOCKS[1][1], GUIDE.name, "exec"), {})
     sizes = "".join(line for line in polygons.splitlines(True) if "_" in line.split(":")[0])
     found = []
