@@ -24,7 +24,7 @@ from segformer.data.plain import (
 )
 from segformer.data.tiling import write_tile
 from segformer.files import whole_folder
-from segformer.image import ImageArray, ImageFiles, read_image
+from segformer.image import ImageArray, ImageFiles, SceneTile, read_image
 
 Format: TypeAlias = Literal["masks", "coco"]
 """What is written: masks of class ids with dataset.yaml, or COCO JSON."""
@@ -119,7 +119,8 @@ def _write_masks(
         sample: Sample, path: Path, image: ImageArray, class_ids: NDArray[np.integer] | None
     ) -> None:
         if class_ids is not None:
-            writer.write_mask(path, class_ids)
+            tile = sample.image if isinstance(sample.image, SceneTile) else None
+            writer.write_mask(path, class_ids, tile)
         _place(sample.image, path, link, dataset.channels)
 
     images = writer.folder / "images" / split
@@ -161,6 +162,9 @@ def _write_coco(
 
 def _place(image: ImageFiles, target: Path, link: bool, channels: int) -> None:
     """Copy or link an image file; channels in files of their own are written as one TIFF."""
+    if isinstance(image, SceneTile):
+        image.save(target)
+        return
     if not isinstance(image, Path):
         write_tile(target, read_image(image, channels, as_8_bit=False))
         return

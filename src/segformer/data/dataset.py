@@ -163,7 +163,7 @@ class Dataset:
     def _reducible_size(self, sample: Sample) -> tuple[int, int] | None:
         """Height and width of an image that can be decoded at reduced size, else None."""
         # At reduced size, pixels without data would be mixed with others
-        if isinstance(sample.image, list | tuple) or self.nodata is not None:
+        if not isinstance(sample.image, Path) or self.nodata is not None:
             return None
         return jpeg_size(sample.image)
 

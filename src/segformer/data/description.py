@@ -17,6 +17,7 @@ from segformer.data.errors import Color, DatasetError
 from segformer.data.layouts.base import WHOLE
 from segformer.data.multilabel import MOST_CLASSES
 from segformer.data.pairing import MaskNames, check_pattern
+from segformer.data.scenes.description import SCENE_KEYS, SceneSet, raster_mapping, scene_set
 
 SPLITS = ("train", "val", "test")
 
@@ -43,6 +44,7 @@ class Description:
         channel_files: Where the channels are, if each has its own file.
         nodata: Value in the images that means that there is no data.
         multilabel: Classes may overlap; see `segformer.data.class_masks`.
+        scenes: Scenes that are read tile by tile, instead of folders of images.
     """
 
     classes: ClassSet
@@ -56,6 +58,7 @@ class Description:
     channel_files: ChannelFiles | None = None
     nodata: float | None = None
     multilabel: bool = False
+    scenes: SceneSet | None = None
 
 
 def read_description(file: Path) -> Description:
@@ -65,11 +68,16 @@ def read_description(file: Path) -> Description:
         DatasetError: It cannot be read, or an entry is wrong.
     """
     entries = _read_yaml(file)
-    unknown = sorted(printable(str(key)) for key in set(entries) - _KEYS)
+    unknown = sorted(printable(str(key)) for key in set(entries) - _KEYS - SCENE_KEYS)
     if unknown:
         raise DatasetError(f"{file}: unknown keys: {', '.join(unknown)}")
     if "names" not in entries:
         raise DatasetError(f"{file}: there are no class names; add names: {{0: background, ...}}")
+    if entries.get("scenes") is not None:
+        return _of_scenes(file, entries)
+    without = sorted(SCENE_KEYS & set(entries))
+    if without:
+        raise DatasetError(f"{file}: keys that need scenes: {', '.join(without)}")
     try:
         classes, colors = _classes(entries)
         files = None
@@ -98,6 +106,26 @@ def read_description(file: Path) -> Description:
         nodata,
         multilabel,
     )
+
+
+def _of_scenes(file: Path, entries: dict[str, Any]) -> Description:
+    """A description of scenes; their number of channels is in ``channels`` only if given."""
+    try:
+        classes, _ = _classes({**entries, "label_mapping": None})
+        channels, channel_names = _channels(entries, None)
+        scenes = scene_set(entries, _root(file, entries), classes)
+        return Description(
+            replace(classes, mapping=raster_mapping(entries, scenes)),
+            {},
+            {},
+            channels=channels if entries.get("channels") is not None else 0,
+            allow_missing_classes=_typed(entries, "allow_missing_classes", bool, False),
+            channel_names=channel_names,
+            nodata=_nodata(entries),
+            scenes=scenes,
+        )
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise DatasetError(f"{file}: {error}") from None
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

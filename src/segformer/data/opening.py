@@ -17,6 +17,7 @@ from segformer.data.layouts.yolo import describes_polygons
 from segformer.data.masks import WHITE, values_of
 from segformer.data.multilabel import IGNORED
 from segformer.data.pairing import MaskNames, Sample, find_samples
+from segformer.data.scenes.opening import open_scenes
 from segformer.image import LOSSY_SUFFIXES
 
 _LEVELS = 3
@@ -41,6 +42,8 @@ def open_dataset(source: str | Path, split: str = "train", *, layout: str | None
     if recognized is not None:
         return _from_layout(recognized, split)
     file = path / "dataset.yaml" if path.is_dir() else path
+    if file.is_file() and read_description(file).scenes is not None:
+        return open_scenes(file, split)
     return _from_description(file, split) if file.is_file() else _from_folders(path, split)
 
 
@@ -59,7 +62,10 @@ def splits(source: str | Path, *, layout: str | None = None) -> list[str]:
         return recognized.layout.splits(recognized.root)
     file = path / "dataset.yaml" if path.is_dir() else path
     if file.is_file():
-        folders = read_description(file).folders
+        description = read_description(file)
+        if description.scenes is not None:
+            return description.scenes.splits
+        folders = description.folders
         return [split for split in (*SPLITS, WHOLE) if split in folders]
     found = [split for split in SPLITS if (path / "images" / split).is_dir()]
     return found or [WHOLE]

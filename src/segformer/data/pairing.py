@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segformer.data.annotation import Annotation
 from segformer.data.errors import DatasetError
-from segformer.image import IMAGE_SUFFIXES, MASK_SUFFIXES, ImageFiles
+from segformer.image import IMAGE_SUFFIXES, MASK_SUFFIXES, ImageFiles, source_files
 
 PLACEHOLDERS = ("stem", "split", "parent")
 """What a pattern of mask names may hold in braces."""
@@ -25,7 +25,7 @@ class Sample:
 
     Attributes:
         name: Path of the image inside its split's folder, for messages and reports.
-        image: File, or the files of the channels.
+        image: File, the files of the channels, or a tile of a scene.
         mask: File, an annotation to rasterize, or None where there is no mask.
     """
 
@@ -36,7 +36,7 @@ class Sample:
     @property
     def image_files(self) -> tuple[Path, ...]:
         """Files of the image: one, or one for each channel."""
-        return (self.image,) if isinstance(self.image, Path) else self.image
+        return source_files(self.image)
 
     @property
     def mask_file(self) -> Path | None:

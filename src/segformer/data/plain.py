@@ -22,7 +22,7 @@ from segformer.data.layouts.base import WHOLE
 from segformer.data.pairing import Sample
 from segformer.data.parallel import map_ordered
 from segformer.files import OutputExists, write_json
-from segformer.image import ImageArray, read_image
+from segformer.image import ImageArray, SceneTile, read_image
 
 _Result = TypeVar("_Result")
 
@@ -178,12 +178,23 @@ class PlainWriter:
             highest = max(len(classes) - 1, self.ignore_index)
         self._dtype: type[np.unsignedinteger[Any]] = np.uint8 if highest < 256 else np.uint16
 
-    def write_mask(self, image: Path, class_ids: NDArray[np.integer]) -> None:
-        """Write the mask of an image below ``images/``; may be called by several threads."""
+    def write_mask(
+        self, image: Path, class_ids: NDArray[np.integer], tile: SceneTile | None = None
+    ) -> None:
+        """Write the mask of an image below ``images/``; may be called by several threads.
+
+        Args:
+            image: Path of the image.
+            class_ids: (H, W).
+            tile: Where the image is a part of a scene, the part; its mask is a GeoTIFF.
+        """
         name = image.relative_to(self.folder / "images")
         path = (self.folder / "masks" / name).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = np.where(class_ids == self.classes.ignore_index, self.ignore_index, class_ids)
+        if tile is not None:
+            tile.write(path.with_suffix(".tif"), stored.astype(self._dtype))
+            return
         Image.fromarray(stored.astype(self._dtype)).save(path, compress_type=_RUN_LENGTHS)
 
     def describe(self, splits: Mapping[str, Dataset]) -> None:

@@ -24,7 +24,7 @@ from segformer.data.plain import (
     written_splits,
 )
 from segformer.files import whole_folder
-from segformer.image import LOSSY_SUFFIXES, ImageArray
+from segformer.image import LOSSY_SUFFIXES, ImageArray, SceneTile
 
 
 @dataclass
@@ -61,8 +61,8 @@ def tile(
     parts: Sequence[Dataset],
     folder: str | Path,
     *,
-    size: int = 512,
-    overlap: int = 64,
+    size: int | None = None,
+    overlap: int | None = None,
     overwrite: bool = False,
     on_sample: Callable[[], None] | None = None,
 ) -> Tiling:
@@ -79,8 +79,9 @@ def tile(
     Args:
         parts: Splits of one source, as `segformer.data.conversion.convert` takes them.
         folder: Where to.
-        size: Side of the tiles, in pixels.
-        overlap: Of neighboring tiles, in pixels. The last ones may overlap more.
+        size: Side of the tiles, in pixels. Default: 512. The tiles of scenes are written as
+            ``dataset.yaml`` describes them, as GeoTIFF.
+        overlap: Of neighboring tiles, in pixels; the last ones may overlap more. Default: 64.
         overwrite: A folder that an earlier conversion wrote may be replaced.
         on_sample: Called after each image.
 
@@ -89,6 +90,12 @@ def tile(
         OutputExists: The folder holds something.
         ValueError: Size or overlap cannot be used.
     """
+    one = next((sample.image for part in parts for sample in part), None)
+    if isinstance(one, SceneTile) and (size is not None or overlap is not None):
+        raise ValueError(
+            "size and overlap of the tiles of scenes are tile_size and tile_overlap in dataset.yaml"
+        )
+    size, overlap = 512 if size is None else size, 64 if overlap is None else overlap
     if size < 1 or not 0 <= overlap < size:
         raise ValueError(f"overlap must be from 0 to below size; size {size}, overlap {overlap}")
     folder = Path(folder)
@@ -129,6 +136,11 @@ def _tile_split(
     def write(
         sample: Sample, path: Path, image: ImageArray, class_ids: NDArray[np.integer] | None
     ) -> tuple[int, int]:
+        if isinstance(sample.image, SceneTile):  # cut already
+            if class_ids is not None:
+                writer.write_mask(path, class_ids, sample.image)
+            sample.image.save(path)
+            return 1, 0
         written = unlabeled = 0
         suffix = tile_suffix(image, sample.image_files[0])
         for top in tile_starts(image.shape[0], size, overlap):

@@ -23,7 +23,9 @@ from segformer.image.reading import (
     read_mask,
     read_mask_channels,
     read_mask_or_colors,
+    source_files,
 )
+from segformer.image.scene_tile import SceneTile
 from segformer.image.stored import UnreadableImage, WrongChannels
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "ImageFiles",
     "ImageSource",
     "Preprocessing",
+    "SceneTile",
     "UnreadableImage",
     "WrongChannels",
     "center_crop",
@@ -51,5 +54,6 @@ __all__ = [
     "read_mask_channels",
     "read_mask_or_colors",
     "resize",
+    "source_files",
     "turn_upright",
 ]

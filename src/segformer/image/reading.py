@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from segformer.image.channels import mark_missing, stack_channels
 from segformer.image.orientation import exif_orientation, turn_upright
 from segformer.image.preprocessing import ImageArray
+from segformer.image.scene_tile import SceneTile
 from segformer.image.stored import (
     StoredPixels,
     UnreadableImage,
@@ -36,10 +37,10 @@ from segformer.image.stored import (
 # handler, Python would print it
 logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())
 
-ImageFiles: TypeAlias = Path | tuple[Path, ...]
-"""The file of an image, or the files of its channels, in order."""
+ImageFiles: TypeAlias = Path | tuple[Path, ...] | SceneTile
+"""The file of an image, the files of its channels, in order, or a tile of a scene."""
 
-OneSource: TypeAlias = str | Path | bytes | Image.Image | ImageArray
+OneSource: TypeAlias = str | Path | bytes | Image.Image | ImageArray | SceneTile
 
 ImageSource: TypeAlias = OneSource | list[str] | list[Path] | tuple[str, ...] | tuple[Path, ...]
 """An image; a list or tuple of paths is one image with a file per channel."""
@@ -78,8 +79,8 @@ def read_image(
     size of the largest, which must be a multiple of theirs.
 
     Args:
-        source: Path, encoded bytes, PIL image, array (H, W) or (H, W, C), or a list or tuple of
-            paths, one for each channel.
+        source: Path, encoded bytes, PIL image, array (H, W) or (H, W, C), a list or tuple of
+            paths, one for each channel, or a tile of a scene.
         channels: Number of channels that the model takes.
         as_8_bit: Scale gray and color of more than 8 bits to 0..255, for models that expect
             8-bit values (`Preprocessing.expects_8_bit`). The range is ``value_range``, else what
@@ -187,13 +188,20 @@ def read_mask_channels(source: OneSource, channels: int) -> NDArray[np.integer]:
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
+def source_files(source: ImageFiles) -> tuple[Path, ...]:
+    """The files that an image is read from: one, or one for each channel."""
+    if isinstance(source, SceneTile):
+        return (source.file,)
+    return (source,) if isinstance(source, Path) else source
+
+
 def image_name(source: object) -> str:
     """What to call a source in a message.
 
     Raises:
         TypeError: It cannot be an image.
     """
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, Path, SceneTile)):
         return str(source)
     if (
         isinstance(source, (list, tuple))
@@ -241,6 +249,8 @@ def _decode(source: OneSource, channels: int | None, name: str, reduction: int =
     """The pixels of an image, or of a mask where ``channels`` is None; values as stored."""
     if isinstance(source, np.ndarray):
         return StoredPixels(source)
+    if isinstance(source, SceneTile):
+        return source.read()
     if isinstance(source, Image.Image):
         return StoredPixels(_pillow_values(source, channels, name))
     data = source if isinstance(source, bytes) else Path(source)

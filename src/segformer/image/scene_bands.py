@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, TypeVar
@@ -36,6 +37,9 @@ _NO_RANGES = "Range downloading not supported"
 _RASTERS = (".tif", ".tiff", ".jp2", ".vrt")
 
 T = TypeVar("T")
+
+decoding_threads: ContextVar[int] = ContextVar("decoding_threads", default=0)
+"""Threads that GDAL decodes with; 0: one for each CPU."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def gdal_settings(*, fresh: bool = False) -> Iterator[None]:
         fresh: Forget what earlier, failed requests to servers gave.
     """
     settings: dict[str, Any] = {
-        "GDAL_NUM_THREADS": str(available_cpus()),
+        "GDAL_NUM_THREADS": str(decoding_threads.get() or available_cpus()),
         "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no requests for files that may lie beside
         "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
         "GDAL_HTTP_CONNECTTIMEOUT": "20",

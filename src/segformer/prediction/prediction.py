@@ -18,7 +18,7 @@ from PIL import Image
 
 from segformer.classes import ClassSet
 from segformer.files import check_replaceable, whole_file
-from segformer.image import ImageArray, ImageFiles
+from segformer.image import ImageArray, ImageFiles, source_files
 from segformer.image.drawing import color_channels, overlay, shrink, stack
 from segformer.image.drawing import legend as draw_legend
 
@@ -155,7 +155,7 @@ class Prediction:
             ValueError: A file would replace the image, or exists and ``overwrite`` is False
                 (`segformer.files.OutputExists`); nothing is written.
         """
-        sources = (self.source,) if isinstance(self.source, Path) else self.source or ()
+        sources = () if self.source is None else source_files(self.source)
         name = name or (sources[0].stem if sources else "prediction")
         confidence = self.confidence is not None
         paths = output_paths(

@@ -23,6 +23,7 @@ from segformer.image import (
     ImageFiles,
     ImageSource,
     Preprocessing,
+    SceneTile,
     image_name,
     read_image,
     resize,
@@ -428,6 +429,8 @@ class Predictor:
 
 def _files_of(source: ImageSource) -> ImageFiles | None:
     """The file of an image, or the files of its channels; None for an image in memory."""
+    if isinstance(source, SceneTile):
+        return source
     if isinstance(source, (str, Path)):
         return Path(source)
     return tuple(map(Path, source)) if isinstance(source, (list, tuple)) else None

@@ -5,6 +5,7 @@ not the strings of PEP 563.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from segformer.cli.data.stats import report_skipped
 from segformer.cli.terminal import parse
@@ -12,6 +13,8 @@ from segformer.cli.terminal import parse
 
 def run(words: list[str]) -> int:
     """Run the action; returns the exit code."""
+    import tyro
+
     from segformer.cli.data.writing import Writing
 
     @dataclass
@@ -20,7 +23,8 @@ def run(words: list[str]) -> int:
 
         Writes images/, masks/ and dataset.yaml. A tile is named by its upper left corner:
         scene_y00448_x00000.png. Tiles without a labeled pixel are dropped. Images of other than
-        one or three 8-bit channels become TIFF or .npy tiles with all their channels.
+        one or three 8-bit channels become TIFF or .npy tiles with all their channels. Tiles of
+        scenes, as dataset.yaml describes them, become GeoTIFF.
 
         Example: segformer data tile scenes tiles --size 512 --overlap 64
 
@@ -32,8 +36,12 @@ def run(words: list[str]) -> int:
             overlap: Overlap of neighboring tiles in pixels.
         """
 
-        size: int = 512
-        overlap: int = 64
+        size: Annotated[
+            int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 512)")
+        ] = None
+        overlap: Annotated[
+            int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 64)")
+        ] = None
 
     options = parse(Tile, "data tile", words)
 
