@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of Ray and what it brings
 ]
 
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # read at the import
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
 from segformer.cluster import storage
@@ -52,7 +53,6 @@ def environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent.parent / "src"))
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_raylet_start_wait_time_s", "300")
         yield
 
 
