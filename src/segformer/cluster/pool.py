@@ -138,6 +138,7 @@ class Pool:
             result = ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, CannotContinue):
+                self._idle.append(worker)
                 raise type(error.cause)(str(error.cause)) from None
             if isinstance(error.cause, Unreachable):
                 self._idle.append(worker)
