@@ -26,6 +26,7 @@ def run(words: list[str]) -> int:
 
     from segformer.options import depends
     from segformer.prediction.config import PredictConfig
+    from segformer.raster.config import SceneConfig
 
     @dataclass
     class Predict:
@@ -37,6 +38,9 @@ def run(words: list[str]) -> int:
         NAME_confidence.png (8-bit: 255 is a probability of 1); summary.json lists the files and
         the class fractions. With a classifier there is classes.json: the five most probable
         classes of each image. Unreadable images are skipped and listed.
+
+        A georeferenced scene (a GeoTIFF, a VRT, a URL, a STAC item) is predicted window by window
+        whatever its size, into NAME.tif; see the scene options below.
 
         Attributes:
             images: Files, folders, or patterns such as 'photos/*.jpg'.
@@ -67,14 +71,21 @@ def run(words: list[str]) -> int:
         config: Annotated[
             PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="prediction")
         ] = field(default_factory=PredictConfig)
+        scenes: Annotated[SceneConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="scene")] = (
+            field(default_factory=SceneConfig)
+        )
 
     options = parse(Predict, "predict", words)
     if not options.images:
         raise ValueError("no images given; name files, folders or patterns")
 
     from segformer.cli.models import open_model
+    from segformer.cli.predict_scene import find_scenes, predict_scenes
     from segformer.prediction.batch import find_channel_files, find_images
 
+    scenes = find_scenes(options, words)
+    if scenes:
+        return predict_scenes(options, scenes)
     if options.channel_files:
         jobs = find_channel_files(options.images, options.channel_files)
     else:

@@ -357,7 +357,7 @@ def _to_8_bit(
     name: str,
 ) -> NDArray[np.uint8]:
     """Scale values of any type to 0..255, NaN and infinity to 0."""
-    low, high = value_range or _range_of(values, pixels.highest, name)
+    low, high = value_range or stored_range(values, pixels.highest, name)
     if not low < high:
         raise UnreadableImage(f"{name}: value_range must be (low, high), not {value_range}")
     if pixels.inverted:
@@ -367,7 +367,7 @@ def _to_8_bit(
     return np.rint(finite.clip(0, 255)).astype(np.uint8)
 
 
-def _range_of(values: ImageArray, declared: float | None, name: str) -> tuple[float, float]:
+def stored_range(values: ImageArray, declared: float | None, name: str) -> tuple[float, float]:
     """The stored values that mean 0 and 255, as the file or its type says.
 
     Raises:

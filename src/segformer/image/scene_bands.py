@@ -1,0 +1,252 @@
+"""Where the bands of a scene are: in a raster, in one file each, or in the assets of a STAC item.
+
+Needs the extra ``geo``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from segformer.image.stored import UnreadableImage
+from segformer.machine import available_cpus
+
+logger = logging.getLogger(__name__)
+
+SceneSource: TypeAlias = str | Path | Sequence[str] | Sequence[Path]
+"""A raster file, VRT, URL or STAC item, or a file for each band."""
+
+RETRY_DELAYS_S = (1.0, 4.0, 10.0)
+"""Waits before a request over a network is repeated."""
+
+_REMOTE = ("http", "https", "s3", "gs", "az")
+
+_RASTERS = (".tif", ".tiff", ".jp2", ".vrt")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Band:
+    """One band of one file.
+
+    Attributes:
+        file: Path or URL.
+        index: Number of the band in the file, from 1.
+        name: What the file or item calls it, else its number in the scene.
+    """
+
+    file: str
+    index: int
+    name: str
+
+
+def rasterio() -> Any:
+    """The module.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module("rasterio")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "georeferenced scenes need rasterio: pip install 'segformer[geo]'", name=error.name
+        ) from None
+
+
+@contextmanager
+def gdal_settings(*, fresh: bool = False) -> Iterator[None]:
+    """GDAL's settings for reading scenes, in this thread.
+
+    Args:
+        fresh: Forget what earlier, failed requests to servers gave.
+    """
+    settings: dict[str, Any] = {
+        "GDAL_NUM_THREADS": str(available_cpus()),
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no requests for files that may lie beside
+        "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+        "GDAL_HTTP_CONNECTTIMEOUT": "20",
+        "GDAL_HTTP_LOW_SPEED_TIME": "60",
+        "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
+        "CPL_VSIL_CURL_USE_HEAD": "NO",
+        "VSI_CACHE": "TRUE",
+    }
+    if fresh:
+        settings["CPL_VSIL_CURL_NON_CACHED"] = "/vsicurl/"
+    with rasterio().Env(**settings):
+        yield
+
+
+def is_remote(file: str) -> bool:
+    """Whether a file is read over a network."""
+    return urlsplit(file).scheme in _REMOTE or file.startswith(("/vsicurl/", "/vsis3/", "/vsigs/"))
+
+
+def retried(action: Callable[[], T], file: str, advice: str = "") -> T:
+    """The result of reading; over a network, errors are retried.
+
+    Args:
+        action: Reads; called again after an error.
+        file: Path or URL, for the message.
+        advice: Appended to the message of a network that stays broken.
+
+    Raises:
+        UnreadableImage: It fails, also at the last attempt.
+    """
+    errors = rasterio().errors
+    delays = iter(RETRY_DELAYS_S if is_remote(file) else ())
+    while True:
+        try:
+            return action()
+        except (errors.RasterioIOError, errors.WarpOperationError, OSError) as error:
+            reason = _first_line(error)
+            delay = next(delays, None)
+            if delay is None:
+                attempts = f" after {len(RETRY_DELAYS_S) + 1} attempts" if is_remote(file) else ""
+                raise UnreadableImage(
+                    f"{file}: cannot be read{attempts} ({reason}){advice}"
+                ) from None
+            logger.warning(f"{file}: {reason}; trying again in {delay:g} s")
+            time.sleep(delay)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error of GDAL says; where there is a cause, it says more."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def find_bands(source: SceneSource) -> list[Band]:
+    """All bands of a source, in order; those of transparency are left out.
+
+    Raises:
+        UnreadableImage: A file cannot be read, or one of several files has several bands.
+    """
+    if not isinstance(source, (str, Path)):
+        found = [_bands_of(str(file)) for file in source]
+        for bands in found:
+            if len(bands) != 1:
+                raise UnreadableImage(
+                    f"{bands[0].file}: has {len(bands)} bands; a file that is one of several for a "
+                    "scene must have one band"
+                )
+        if not found:
+            raise UnreadableImage("a scene of several files needs at least one file")
+        names = [Path(bands[0].file).stem for bands in found]
+        return [
+            Band(bands[0].file, bands[0].index, name)
+            for bands, name in zip(found, names, strict=True)
+        ]
+    text = str(source)
+    if urlsplit(text).path.lower().endswith((".json", ".geojson")):
+        return _bands_of_item(text)
+    return _bands_of(text)
+
+
+def choose_bands(found: Sequence[Band], wanted: Sequence[int | str], name: str) -> list[Band]:
+    """Bands by number, from 1, or by name.
+
+    Raises:
+        ValueError: There is no such band; the message lists those that there are.
+    """
+    by_name = {band.name.lower(): band for band in reversed(found)}
+    chosen = []
+    for word in wanted:
+        text = str(word)
+        if text.isdecimal() and 1 <= int(text) <= len(found):
+            chosen.append(found[int(text) - 1])
+        elif text.lower() in by_name:
+            chosen.append(by_name[text.lower()])
+        else:
+            known = ", ".join(band.name for band in found)
+            raise ValueError(f"{name}: there is no band {text}; bands 1 to {len(found)}: {known}")
+    return chosen
+
+
+def _bands_of(file: str, name: str | None = None) -> list[Band]:
+    from rasterio.enums import ColorInterp
+
+    if not is_remote(file) and not file.startswith("/vsi") and ":" not in file:
+        path = Path(file)
+        if not path.exists():
+            raise UnreadableImage(f"{file}: no such file")
+        if path.is_dir():
+            raise UnreadableImage(f"{file}: a folder, not a scene")
+
+    def describe() -> list[Band]:
+        with gdal_settings(), rasterio().open(file) as dataset:
+            kept = [
+                (index, title)
+                for index, title, color in zip(
+                    dataset.indexes, dataset.descriptions, dataset.colorinterp, strict=True
+                )
+                if color != ColorInterp.alpha
+            ]
+        if name is not None and len(kept) == 1:
+            return [Band(file, kept[0][0], name)]
+        prefix = "" if name is None else f"{name}-"
+        return [Band(file, index, f"{prefix}{title or index}") for index, title in kept]
+
+    return retried(describe, file)
+
+
+def _bands_of_item(source: str) -> list[Band]:
+    """Bands of the rasters of a STAC item; assets of one band are called as in the item."""
+    try:
+        item = json.loads(_text(source))
+        assets = item["assets"]
+        rasters = {key: asset for key, asset in assets.items() if _is_raster(asset)}
+        hrefs = {key: _resolved(source, asset["href"]) for key, asset in rasters.items()}
+    except UnreadableImage:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UnreadableImage(f"{source}: not a STAC item, which lists its assets") from None
+    if not hrefs:
+        raise UnreadableImage(f"{source}: the STAC item has no assets that are rasters")
+    return [band for key, href in hrefs.items() for band in _bands_of(href, key)]
+
+
+def _is_raster(asset: dict[str, Any]) -> bool:
+    """Whether an asset has data; thumbnails and previews are left out."""
+    roles = asset.get("roles") or ["data"]
+    if not {"data", "visual", "reflectance"}.intersection(roles):
+        return False
+    kind, suffix = str(asset.get("type", "")), PurePosixPath(urlsplit(asset["href"]).path).suffix
+    return kind.startswith(("image/tiff", "image/jp2", "image/vnd.stac.geotiff")) or (
+        not kind and suffix.lower() in _RASTERS
+    )
+
+
+def _resolved(item: str, href: str) -> str:
+    """The address of an asset, which may be relative to that of its item."""
+    if urlsplit(href).scheme in (*_REMOTE, "file") or href.startswith("/"):
+        return href.removeprefix("file://")
+    if is_remote(item):
+        return urljoin(item, href)
+    return str(Path(item).parent / href)
+
+
+def _text(source: str) -> str:
+    """The text of a file or URL."""
+    if not is_remote(source):
+        try:
+            return Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnreadableImage(f"{source}: cannot be read ({error})") from None
+    from urllib.request import urlopen
+
+    def download() -> str:
+        with urlopen(source, timeout=60) as response:
+            return str(response.read().decode())
+
+    return retried(download, source)

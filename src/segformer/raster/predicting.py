@@ -1,0 +1,289 @@
+"""A scene of any size to a Cloud-Optimized GeoTIFF. Reading, computing and writing overlap."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segformer.files import check_replaceable, check_writable
+from segformer.image import UnreadableImage
+from segformer.image.scene import Scene
+from segformer.image.scene_bands import rasterio
+from segformer.prediction.predictor import Predictor
+from segformer.raster.blocks import BlockPredictor, BlockResult, ReadStrip
+from segformer.raster.config import default_memory
+from segformer.raster.geotiff import RasterLayer, class_tags, count_classes, write_cog
+from segformer.raster.job import check_predictor, describe_job, scene_tiling
+from segformer.raster.journal import Journal, is_done
+from segformer.raster.memory import plan_memory
+from segformer.raster.pixels import ScenePixels
+from segformer.raster.tiling import Block, Strip, plan_blocks
+
+logger = logging.getLogger(__name__)
+
+_WAITING_WRITES = 1
+"""Blocks that may wait to be written, so that memory stays bounded."""
+
+
+@dataclass(frozen=True)
+class ScenePrediction:
+    """The files of a predicted scene.
+
+    Attributes:
+        label_map: Cloud-Optimized GeoTIFF of class ids.
+        confidence: That of confidences, or None.
+        height: Pixels.
+        width: Pixels.
+        crs: Name or definition of the CRS, or None.
+        class_fractions: Fraction of the predicted pixels of each class that occurs, largest first.
+        nodata_fraction: Fraction of the pixels at which nothing is predicted.
+    """
+
+    label_map: Path
+    confidence: Path | None
+    height: int
+    width: int
+    crs: str | None
+    class_fractions: dict[str, float]
+    nodata_fraction: float
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that was written."""
+        sidecar = self.label_map.with_name(self.label_map.name + ".aux.xml")
+        return [self.label_map, sidecar, *([self.confidence] if self.confidence else [])]
+
+
+def predict_scene(
+    predictor: Predictor,
+    scene: Scene,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    max_memory: int | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    own_statistics: bool = False,
+    overwrite: bool = False,
+    on_pixels: Callable[[int, int], None] | None = None,
+) -> ScenePrediction:
+    """Segment a scene of any size, in bounded memory, and write ``NAME.tif``.
+
+    While it is unfinished there is a folder ``NAME.unfinished``, from which the next call with the
+    same scene, model and options continues. ``NAME.tif`` appears when it is complete.
+
+    Args:
+        predictor: Model and options; of its options ``window``, ``stride``, ``flip``,
+            ``confidence``, ``value_range`` and those of the arithmetic count.
+        scene: From `segformer.image.scene.open_scene`.
+        out: Output folder; created if it does not exist.
+        name: Name of the results without suffix. Default: that of the file.
+        max_memory: Bytes that the process may take in all; the result does not depend on them.
+            Default: a quarter of the machine's memory.
+        window: Side in pixels of windows. Default: that of the predictor's options, else the size
+            at which the model was trained.
+        overlap: Pixels by which windows overlap. Default: a quarter of a window.
+        own_statistics: Normalize bands by their own mean and standard deviation.
+        overwrite: Replace existing files, and unfinished work with other options.
+        on_pixels: Called after each block with the number of pixels done and of all.
+
+    Raises:
+        ValueError: Options that are not possible, a model that cannot be used, or a scene that
+            does not fit the model.
+        OutputExists: A file would be replaced; nothing is written.
+        UnreadableImage: The scene cannot be read; what is done is kept.
+        OSError: A result cannot be written, as when the disk is full; what is done is kept.
+    """
+    check_predictor(predictor)
+    out, name = Path(out), name or Path(scene.name).stem
+    tiling = scene_tiling(predictor, scene, window, overlap)
+    channels = predictor.model.config.in_channels
+    pixels = ScenePixels(
+        scene,
+        predictor.model.preprocessing,
+        channels,
+        value_range=predictor.config.value_range,
+        own_statistics=own_statistics,
+    )
+    predict = BlockPredictor(predictor, pixels)
+    job = describe_job(predictor, scene, tiling, own_statistics=own_statistics)
+    journal = Journal(out / f"{name}.unfinished", job, scene.full_grid, predict.nodata)
+    targets = {"label_map": out / f"{name}.tif"}
+    if predictor.config.confidence:
+        targets["confidence"] = out / f"{name}_confidence.tif"
+    if not journal.is_begun:  # else the run was killed while it put its results in place
+        check_replaceable(targets.values(), overwrite=overwrite)
+    check_writable(out)
+    journal.begin(overwrite=overwrite)
+    plan = plan_memory(predictor, pixels, tiling, max_memory or default_memory())
+    blocks = list(plan_blocks(tiling, scene.window, cells=plan.cells))
+    cells = journal.done(tiling)
+    progress = _Progress(blocks, on_pixels)
+    remaining = []
+    for block in blocks:
+        if is_done(block, cells):
+            progress.count(block)
+        else:
+            remaining.append(block)
+    if len(remaining) < len(blocks):
+        logger.info(f"{scene.name}: {len(blocks) - len(remaining)} of {len(blocks)} blocks exist")
+    again = f"; what is done is kept in {journal.folder}: run the same command again to continue"
+    try:
+        with rasterio().Env(GDAL_CACHEMAX=plan.cache):
+            _run(predict, remaining, journal, progress)
+            predict.forget()
+            _finish(journal, targets, scene, predict, cache=plan.cache)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{error}{again}") from None
+    except OSError as error:
+        raise OSError(f"{out}: {error.strerror or error}{again}") from None
+    result = _describe(targets, scene, predict)
+    journal.remove()
+    return result
+
+
+class _Progress:
+    """Counts pixels of blocks."""
+
+    def __init__(self, blocks: Sequence[Block], on_pixels: Callable[[int, int], None] | None):
+        self.total = sum(block.pixels.height * block.pixels.width for block in blocks)
+        self.done, self.on_pixels = 0, on_pixels
+
+    def count(self, block: Block) -> None:
+        self.done += block.pixels.height * block.pixels.width
+        if self.on_pixels is not None:
+            self.on_pixels(self.done, self.total)
+
+
+class _Ahead:
+    """Reads strips in order, one ahead of the model.
+
+    Args:
+        read: Reads one.
+        strips: In the order in which they are asked for.
+        pool: Runs ``read``.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Strip], ReadStrip | None],
+        strips: Iterator[Strip],
+        pool: ThreadPoolExecutor,
+    ):
+        self._read, self._strips, self._pool = read, strips, pool
+        self._next: tuple[Strip, Future[ReadStrip | None]] | None = None
+        self._submit()
+
+    def _submit(self) -> None:
+        strip = next(self._strips, None)
+        self._next = None if strip is None else (strip, self._pool.submit(self._read, strip))
+
+    def __call__(self, strip: Strip) -> ReadStrip | None:
+        assert self._next is not None and self._next[0] == strip
+        content = self._next[1].result()
+        self._submit()
+        return content
+
+
+def _strips(blocks: Sequence[Block]) -> Iterator[Strip]:
+    """The strips that a `BlockPredictor` asks for: it keeps the last of each block."""
+    kept = None
+    for block in blocks:
+        yield from (strip for strip in block.strips if strip != kept)
+        kept = block.strips[-1]
+
+
+def _run(
+    predict: BlockPredictor, blocks: Sequence[Block], journal: Journal, progress: _Progress
+) -> None:
+    """Predict blocks and keep them."""
+    writing: deque[tuple[Block, Future[None]]] = deque()
+
+    def finish_first() -> None:
+        block, written = writing.popleft()
+        written.result()
+        progress.count(block)
+
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="reader") as reader,
+        ThreadPoolExecutor(1, thread_name_prefix="writer") as writer,
+    ):
+        read = _Ahead(predict.read_strip, _strips(blocks), reader)
+        for block in blocks:
+            result: BlockResult = predict(block, read)
+            writing.append((block, writer.submit(journal.add, result)))
+            del result
+            while len(writing) > _WAITING_WRITES:
+                finish_first()
+        while writing:
+            finish_first()
+
+
+def _finish(
+    journal: Journal,
+    targets: dict[str, Path],
+    scene: Scene,
+    predict: BlockPredictor,
+    *,
+    cache: int,
+) -> None:
+    """Join the blocks, and put the results in place, the label map last."""
+    for unfinished in journal.folder.glob("result*"):
+        unfinished.unlink()
+    classes = predict.predictor.model.classes
+    about = {key: str(journal.job[key]) for key in ("model", "window", "overlap")}
+    layers = {
+        "label_map": RasterLayer(
+            "class",
+            predict.dtype.__name__,
+            predict.nodata,
+            "MODE",
+            classes,
+            tags={**class_tags(classes), **_tags(about)},
+        ),
+        "confidence": RasterLayer(
+            "confidence", "uint8", 0, "AVERAGE", scale=1 / 255, tags=_tags(about)
+        ),
+    }
+    for output, target in sorted(targets.items()):
+        path = journal.folder / f"result_{output}.tif"
+        files = journal.files(confidence=output == "confidence")
+        write_cog(path, files, scene.full_grid, scene.window, layers[output], cache=cache)
+        sidecar = path.with_name(path.name + ".aux.xml")
+        if sidecar.exists():
+            _put(sidecar, target.with_name(target.name + ".aux.xml"))
+        _put(path, target)
+
+
+def _tags(about: dict[str, str]) -> dict[str, str]:
+    return {f"SEGFORMER_{key.upper()}": value for key, value in about.items()}
+
+
+def _put(source: Path, target: Path) -> None:
+    """Rename a file that is whole, after it is on the disk."""
+    with source.open("r+b") as written:
+        os.fsync(written.fileno())
+    os.replace(source, target)
+
+
+def _describe(targets: dict[str, Path], scene: Scene, predict: BlockPredictor) -> ScenePrediction:
+    classes = predict.predictor.model.classes
+    counts = count_classes(targets["label_map"], len(classes))
+    total = int(counts.sum())
+    order = (int(i) for i in (-counts).argsort(kind="stable") if counts[i])
+    crs: Any = scene.crs
+    return ScenePrediction(
+        targets["label_map"],
+        targets.get("confidence"),
+        scene.height,
+        scene.width,
+        None if crs is None else crs.to_string(),
+        {classes.names[i]: float(counts[i] / total) for i in order},
+        1 - total / (scene.height * scene.width),
+    )
