@@ -40,6 +40,9 @@ _TOLERANCE = 0.001
 _SAMPLE_SIDE = 256
 """Side in pixels of the windows of a sample."""
 
+_SAMPLES = 8
+"""Windows of a sample along each side."""
+
 
 @dataclass(frozen=True)
 class BandFacts:
@@ -196,7 +199,8 @@ class Scene:
         if not len(sample):
             raise UnreadableImage(f"{self.name}: has no data in a sample of its pixels")
         stds = np.nanstd(sample, axis=0)
-        return tuple(np.nanmean(sample, axis=0)), tuple(np.where(stds > 0, stds, 1))
+        means = np.nanmean(sample, axis=0).tolist()
+        return tuple(means), tuple(np.where(stds > 0, stds, 1).tolist())
 
     def wanted(self, window: Window) -> NDArray[np.bool_]:
         """(H, W) whether each pixel of a window belongs to the scene, with or without data."""
@@ -457,10 +461,11 @@ def _warped(dataset: Any, grid: Grid, nodata: float | None) -> Any:
 
 
 def _spread(length: int) -> list[int]:
-    """First pixels of at most eight samples, spread over a side."""
-    count = min(8, -(-length // _SAMPLE_SIDE))
-    last = max(0, length - _SAMPLE_SIDE)
-    return [round(i * last / max(1, count - 1)) for i in range(count)]
+    """First pixels of the samples along a side."""
+    if length <= _SAMPLES * _SAMPLE_SIDE:
+        return list(range(0, length, _SAMPLE_SIDE))
+    last = length - _SAMPLE_SIDE
+    return [round(i * last / (_SAMPLES - 1)) for i in range(_SAMPLES)]
 
 
 def _has_data(plane: ImageArray, nodata: float | None) -> NDArray[np.bool_] | None:

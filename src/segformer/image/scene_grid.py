@@ -91,7 +91,7 @@ class Grid:
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, bottom, right, top in the units of the CRS."""
         corners = [
-            self.transform * corner
+            place(self.transform, *corner)
             for corner in ((0, 0), (self.width, 0), (0, self.height), (self.width, self.height))
         ]
         xs, ys = zip(*corners, strict=True)
@@ -101,8 +101,9 @@ class Grid:
         """The pixels of a window."""
         from rasterio.transform import Affine
 
-        moved = self.transform * Affine.translation(window.left, window.top)
-        return Grid(window.height, window.width, moved, self.crs)
+        a, b, _, d, e, _ = self.transform[:6]
+        x, y = place(self.transform, window.left, window.top)
+        return Grid(window.height, window.width, Affine(a, b, x, d, e, y), self.crs)
 
     def resampled(self, resolution: float) -> Grid:
         """The same area in square pixels of another size, north up.
@@ -132,9 +133,15 @@ class Grid:
             return False
         pixel = math.sqrt(abs(self.transform.determinant))
         return all(
-            math.dist(self.transform * corner, other.transform * corner) < pixel / 100
+            math.dist(place(self.transform, *corner), place(other.transform, *corner)) < pixel / 100
             for corner in ((0, 0), (self.width, 0), (0, self.height))
         )
+
+
+def place(transform: Any, column: float, row: float) -> tuple[float, float]:
+    """x and y of a column and row; with the inverse transform, column and row of x and y."""
+    a, b, c, d, e, f = transform[:6]
+    return a * column + b * row + c, d * column + e * row + f
 
 
 class Area:
@@ -154,7 +161,7 @@ class Area:
         self.geometry = _polygons(path, grid)
         left, bottom, right, top = self.geometry.bounds
         inverse = ~grid.transform
-        corners = [inverse * (x, y) for x in (left, right) for y in (bottom, top)]
+        corners = [place(inverse, x, y) for x in (left, right) for y in (bottom, top)]
         columns, rows = zip(*corners, strict=True)
         first_row, first_column = math.floor(min(rows)), math.floor(min(columns))
         self.window = Window(

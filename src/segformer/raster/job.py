@@ -30,8 +30,8 @@ def check_predictor(predictor: Predictor) -> None:
     config = predictor.config
     if predictor.model.config.multilabel:
         raise ValueError(
-            "the model's classes may overlap, which a label map of a scene cannot show; scenes need "
-            "a model of exclusive classes"
+            "the model's classes may overlap, which the label map of a scene cannot show; scenes "
+            "need a model of exclusive classes"
         )
     if config.size is not None or config.short_side is not None:
         raise ValueError(

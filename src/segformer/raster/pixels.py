@@ -55,9 +55,10 @@ class ScenePixels:
         self._as_8_bit = preprocessing.expects_8_bit and not own_statistics
         if own_statistics:
             means, stds = scene.statistics()
-            if found != channels:
-                means, stds = (np.resize(values, channels) for values in (means, stds))
-            preprocessing = replace(preprocessing, mean=tuple(means), std=tuple(stds), rescale=1.0)
+            if found != channels:  # gray as color, or color as gray
+                means = (sum(means) / found,) * channels
+                stds = (sum(stds) / found,) * channels
+            preprocessing = replace(preprocessing, mean=means, std=stds, rescale=1.0)
         self.value_range = value_range
         if self._as_8_bit and scene.dtype != np.uint8:
             if channels not in (1, 3):

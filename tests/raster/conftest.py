@@ -1,0 +1,35 @@
+"""Scenes and a model for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import TINY, randomize
+from scene_samples import draw_pixels, write_scene
+from segformer import SegFormer
+from segformer.image import Preprocessing
+
+
+@pytest.fixture
+def draw_scene(tmp_path: Path) -> Callable[..., Path]:
+    """Draws a scene into a file, of a height and width."""
+
+    def draw(height: int, width: int, name: str = "scene.tif", **profile: Any) -> Path:
+        return write_scene(tmp_path / name, draw_pixels(height, width), **profile)
+
+    return draw
+
+
+@pytest.fixture
+def scene_model() -> SegFormer:
+    """A tiny model of three 8-bit channels whose classes all occur."""
+    torch.manual_seed(0)
+    model = randomize(SegFormer(TINY)).eval()
+    model.preprocessing = replace(Preprocessing(), size=(64, 64))
+    return model
