@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from raster.label_maps import CLASSES, DEGREES, FEET, TRANSFORMS, UTM, WEB, blobs, write_raster
 
+from raster.label_maps import CLASSES, DEGREES, FEET, TRANSFORMS, UTM, WEB, blobs, write_raster
 from segformer.raster.areas import GroundPlane, NoGroundArea, class_areas
 
 rasterio = pytest.importorskip("rasterio", reason='needs the extra "geo"')

@@ -3,8 +3,8 @@ import json
 import cv2
 import numpy as np
 import pytest
-from raster.label_maps import CLASSES, DEGREES, FEET, TRANSFORMS, UTM, WEB, blobs, write_raster
 
+from raster.label_maps import CLASSES, DEGREES, FEET, TRANSFORMS, UTM, WEB, blobs, write_raster
 from segformer.classes import ClassSet
 from segformer.files import OutputExists
 from segformer.raster.areas import NoGroundArea, class_areas
@@ -251,7 +251,7 @@ def test_genuine_labels(tmp_path, shared_data):
     # Pixels of Sentinel-2 are 10 m wide
     assert areas["water"].area_m2 / areas["water"].pixels == pytest.approx(80, rel=0.3)
     write_polygons(path, tmp_path / "s.gpkg", classes=classes, simplify=15, min_area=2000)
-    simple, simple_fields, _ = read_back(tmp_path / "s.gpkg")
+    simple, _, _ = read_back(tmp_path / "s.gpkg")
     assert shapely.coverage_is_valid(simple) and len(simple) < count
 
 
