@@ -38,9 +38,7 @@ def blobs(height: int, width: int, *, seed: int = 0, classes: int = 4, sigma: fl
 def write_raster(
     path: Path, values: NDArray, crs: str | None = UTM, *, nodata: float | None = 255, **options
 ) -> Path:
-    transform = options.pop("transform", None) or (
-        TRANSFORMS.get(crs or UTM, TRANSFORMS[UTM])
-    )
+    transform = options.pop("transform", None) or (TRANSFORMS.get(crs or UTM, TRANSFORMS[UTM]))
     with rasterio.open(
         path,
         "w",

@@ -36,6 +36,15 @@ _VECTOR_TYPES = {
     ".parquet": "application/vnd.apache.parquet",
 }
 
+_ARTIFACTS = {
+    ".safetensors": "safetensors",
+    ".bin": "torch.save",
+    ".pth": "torch.save",
+    ".onnx": "onnx",
+    ".xml": "openvino",
+    ".h5": "h5",
+}
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -240,20 +249,22 @@ def _model_name(source: str) -> str:
 
 
 def _model_asset(source: str, folder: Path) -> dict[str, Any]:
-    path = Path(source)
-    if path.is_dir() and (path / "model.safetensors").is_file():
-        path = path / "model.safetensors"
+    path, kind = Path(source), _ARTIFACTS.get(Path(source).suffix.lower(), "safetensors")
+    for name in ("model.safetensors", "pytorch_model.bin", "onnx/model.onnx", "openvino_model.xml"):
+        if (path / name).is_file():
+            path = path / name
+            kind = _ARTIFACTS[path.suffix]
+            break
     if path.exists():
         href = _href(path, folder)
     else:
         href = source if "://" in source else f"https://huggingface.co/{source}"
-    kinds = {".safetensors": "safetensors.torch.save_file", ".onnx": "onnx", ".pth": "torch.save"}
     return {
         "href": href,
         "type": "application/octet-stream" if path.is_file() else "text/html",
         "title": "Model",
         "roles": ["mlm:model", "mlm:weights"],
-        "mlm:artifact_type": kinds.get(path.suffix.lower(), "safetensors.torch.save_file"),
+        "mlm:artifact_type": kind,
     }
 
 

@@ -70,6 +70,6 @@ def _within_180_degrees(shape: Any) -> Any:
         return shape
     parts = []
     for turn in (-360, 0, 360):
-        moved = shapely.transform(shape, lambda xy, turn=turn: xy + (turn, 0))
+        moved = shapely.transform(shape, lambda xy, turn=turn: xy + np.array([turn, 0]))
         parts.append(shapely.intersection(moved, shapely.box(-180, -90, 180, 90)))
     return shapely.union_all(parts)
