@@ -25,6 +25,8 @@ from segformer.image.scene_bands import (
     find_bands,
     gdal_settings,
     is_remote,
+    no_place_is_fine,
+    open_raster,
     rasterio,
     retried,
 )
@@ -299,7 +301,8 @@ class Scene:
         opened: dict[str, Any] = self._local.__dict__.setdefault("opened", {})
         if file not in opened:
             stack = ExitStack()
-            dataset = stack.enter_context(rasterio().open(file))
+            with no_place_is_fine():
+                dataset = stack.enter_context(rasterio().open(file))
             if not _grid_of(dataset).matches(self.full_grid):
                 dataset = stack.enter_context(
                     _warped(dataset, self.full_grid, self._nodata[numbers[0]])
@@ -376,7 +379,7 @@ def open_scene(
 
 def _describe(file: str) -> tuple[Grid, list[BandFacts]]:
     def describe() -> tuple[Grid, list[BandFacts]]:
-        with gdal_settings(), rasterio().open(file) as dataset:
+        with open_raster(file) as dataset:
             facts = [
                 BandFacts(
                     np.dtype(dataset.dtypes[i]),

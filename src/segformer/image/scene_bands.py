@@ -9,6 +9,7 @@ import importlib
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,29 @@ def gdal_settings(*, fresh: bool = False) -> Iterator[None]:
     if fresh:
         settings["CPL_VSIL_CURL_NON_CACHED"] = "/vsicurl/"
     with rasterio().Env(**settings):
+        yield
+
+
+@contextmanager
+def open_raster(file: str | Path, *, fresh: bool = False) -> Iterator[Any]:
+    """A file as rasterio reads it, which may have no place on the earth.
+
+    Args:
+        file: Path or URL.
+        fresh: See `gdal_settings`.
+    """
+    with gdal_settings(fresh=fresh):
+        with no_place_is_fine():
+            dataset = rasterio().open(file)
+        with dataset:
+            yield dataset
+
+
+@contextmanager
+def no_place_is_fine() -> Iterator[None]:
+    """Without rasterio's warning about files that have no place on the earth."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio().errors.NotGeoreferencedWarning)
         yield
 
 
@@ -184,7 +208,7 @@ def _bands_of(file: str, name: str | None = None) -> list[Band]:
             raise UnreadableImage(f"{file}: a folder, not a scene")
 
     def describe() -> list[Band]:
-        with gdal_settings(), rasterio().open(file) as dataset:
+        with open_raster(file) as dataset:
             kept = [
                 (index, title)
                 for index, title, color in zip(

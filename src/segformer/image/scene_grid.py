@@ -139,7 +139,7 @@ class Grid:
 
 
 def place(transform: Any, column: float, row: float) -> tuple[float, float]:
-    """x and y of a column and row; with the inverse transform, column and row of x and y."""
+    """Coordinates of a column and row; with the inverse transform, column and row of x and y."""
     a, b, c, d, e, f = transform[:6]
     return a * column + b * row + c, d * column + e * row + f
 

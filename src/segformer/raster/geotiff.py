@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer.classes import ClassSet
-from segformer.image.scene_bands import gdal_settings, rasterio
+from segformer.image.scene_bands import gdal_settings, no_place_is_fine, open_raster, rasterio
 from segformer.image.scene_grid import Grid, Window
 
 _BLOCK_SIDE = 512
@@ -50,10 +50,7 @@ class RasterLayer:
 
 def encode_block(values: NDArray[np.integer], grid: Grid, nodata: int) -> bytes:
     """The content of a GeoTIFF of (H, W) values."""
-    with (
-        rasterio().Env(GDAL_NUM_THREADS="1"),
-        rasterio().io.MemoryFile() as memory,
-    ):
+    with no_place_is_fine(), rasterio().io.MemoryFile() as memory:
         with memory.open(
             driver="GTiff",
             height=grid.height,
@@ -100,7 +97,7 @@ def write_cog(
     vrt = path.with_suffix(".vrt")
     vrt.write_text(_mosaic(blocks, grid, window, layer), encoding="utf-8")
     try:
-        with gdal_settings(), rasterio().Env(GDAL_CACHEMAX=cache):
+        with no_place_is_fine(), gdal_settings(), rasterio().Env(GDAL_CACHEMAX=cache):
             rasterio_shutil.copy(
                 str(vrt),
                 str(path),
@@ -124,7 +121,7 @@ def write_cog(
 def count_classes(path: Path, num_classes: int) -> NDArray[np.int64]:
     """(K,) pixels of each class in a finished result, read tile by tile."""
     counts = np.zeros(num_classes, np.int64)
-    with gdal_settings(), rasterio().open(path) as dataset:
+    with open_raster(path) as dataset:
         for _, tile in dataset.block_windows(1):
             values = dataset.read(1, window=tile)
             counts += np.bincount(values.ravel(), minlength=num_classes)[:num_classes]
