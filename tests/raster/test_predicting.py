@@ -450,6 +450,7 @@ with open_scene(sys.argv[1]) as scene:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_continued(
     scene_model: SegFormer, draw_scene: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,14 +489,21 @@ print(peak_memory())
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_below_the_bound(scene_model: SegFormer, tmp_path: Path) -> None:
-    """Of 200 megapixels, whose logits alone would take 250 MB and whose pixels 600 MB."""
+    """Of a scene of 200 megapixels, whose pixels alone would take 600 MB."""
     path = tmp_path / "scene.tif"
     profile = {"driver": "GTiff", "height": 8000, "width": 25_000, "count": 3, "dtype": "uint8"}
     profile |= {"crs": UTM, "transform": from_origin(500_000, 5_300_000, 10, 10)}
-    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+    tiles = {
+        "tiled": True,
+        "blockxsize": 256,
+        "blockysize": 256,
+        "compress": "deflate",
+        "nodata": 0,
+    }
     with rasterio.open(path, "w", **profile, **tiles, SPARSE_OK=True) as dataset:
-        dataset.write(draw_pixels(700, 25_000).transpose(2, 0, 1), window=((0, 700), (0, 25_000)))
+        dataset.write(draw_pixels(100, 25_000).transpose(2, 0, 1), window=((0, 100), (0, 25_000)))
     scene_model.save_pretrained(tmp_path / "model")
     base = predict_alone(BOUNDED, path, tmp_path, 10**12)
     limit = 700_000_000
