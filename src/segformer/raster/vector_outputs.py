@@ -86,7 +86,11 @@ class SceneWriter:
             ImportError: A package is missing.
         """
         self.polygons.check_classes(model.classes)
-        targets = [self.folder / f"{name}.stac.json"] if self.stac.stac and crs else []
+        # The label map first, unless a killed run was putting its results in place
+        unfinished = (self.folder / f"{name}.unfinished").exists()
+        targets = [] if unfinished else [self.folder / f"{name}.tif"]
+        if self.stac.stac and crs:
+            targets.append(self.folder / f"{name}.stac.json")
         file = self.polygon_file(name)
         if file is not None:
             check_suffix(file)
