@@ -112,7 +112,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def result_path(options: argparse.Namespace, name: str, moved: int) -> Path:
     folder: Path = options.folder
-    return folder / f"{name.split()[0]}_{moved}.tif"
+    return folder / f"{name.partition(' ')[0]}_{moved}.tif"
 
 
 def run_ours(options: argparse.Namespace, model: SegFormer) -> None:

@@ -29,6 +29,7 @@ def write_scene(path: Path, pixels: np.ndarray, **profile: Any) -> Path:
         "crs": UTM,
         "transform": from_origin(500_000, 5_300_000, 10, 10),
         "dtype": pixels.dtype,
+        "photometric": "MINISBLACK",  # else GDAL takes the fourth of four bands for transparency
         **profile,
     }
     options = {"driver": "GTiff", "height": height, "width": width, "count": bands, **profile}

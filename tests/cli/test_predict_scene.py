@@ -43,7 +43,7 @@ def test_a_georeferenced_file_gives_a_georeferenced_label_map(
     assert sum(row["class_fractions"].values()) == pytest.approx(1, abs=1e-4)
     capsys.readouterr()
     assert main(words) == 1
-    assert "scene.tif already exists" in capsys.readouterr().err
+    assert "scene.stac.json already exist" in capsys.readouterr().err
     assert main([*words, "--skip-existing"]) == 0
     assert "1 of them earlier" in capsys.readouterr().out
     assert main([*words, "--overwrite"]) == 0

@@ -30,6 +30,9 @@ RETRY_DELAYS_S = (1.0, 4.0, 10.0)
 
 _REMOTE = ("http", "https", "s3", "gs", "az")
 
+_NO_RANGES = "Range downloading not supported"
+"""In GDAL's message about servers that cannot send parts of files."""
+
 _RASTERS = (".tif", ".tiff", ".jp2", ".vrt")
 
 T = TypeVar("T")
@@ -115,13 +118,12 @@ def is_remote(file: str) -> bool:
     return urlsplit(file).scheme in _REMOTE or file.startswith(("/vsicurl/", "/vsis3/", "/vsigs/"))
 
 
-def retried(action: Callable[[], T], file: str, advice: str = "") -> T:
+def retried(action: Callable[[], T], file: str) -> T:
     """The result of reading; over a network, errors are retried.
 
     Args:
         action: Reads; called again after an error.
         file: Path or URL, for the message.
-        advice: Appended to the message of a network that stays broken.
 
     Raises:
         UnreadableImage: It fails, also at the last attempt.
@@ -133,12 +135,14 @@ def retried(action: Callable[[], T], file: str, advice: str = "") -> T:
             return action()
         except (errors.RasterioIOError, errors.WarpOperationError, OSError) as error:
             reason = _first_line(error)
+            if _NO_RANGES in reason:
+                raise UnreadableImage(
+                    f"{file}: the server sends whole files only; download the file first"
+                ) from None
             delay = next(delays, None)
             if delay is None:
                 attempts = f" after {len(RETRY_DELAYS_S) + 1} attempts" if is_remote(file) else ""
-                raise UnreadableImage(
-                    f"{file}: cannot be read{attempts} ({reason}){advice}"
-                ) from None
+                raise UnreadableImage(f"{file}: cannot be read{attempts} ({reason})") from None
             logger.warning(f"{file}: {reason}; trying again in {delay:g} s")
             time.sleep(delay)
 
