@@ -299,7 +299,7 @@ def test_too_many_polygons(tmp_path):
     source = write_raster(tmp_path / "a.tif", noise((50, 50)))
     with pytest.raises(TooManyPolygons, match=r"a.tif: the outlines of its .*larger --min-area"):
         write_polygons(source, tmp_path / "a.gpkg", classes=CLASSES, max_memory=10000)
-    write_polygons(source, tmp_path / "a.gpkg", classes=CLASSES, max_memory=100000, min_area=50000)
+    write_polygons(source, tmp_path / "a.gpkg", classes=CLASSES, max_memory=400000, min_area=50000)
 
 
 @pytest.mark.parametrize("make", [blobs, lambda h, w: noise((h, w))])

@@ -22,8 +22,9 @@ from segformer.raster.areas import GroundPlane, read_labels, row_blocks
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
-_BYTES_PER_EDGE = 160
-"""Memory that an edge of a pixel in an outline can take, measured with outlines of noise."""
+_BYTES_PER_EDGE = 250
+"""Memory that an edge of a pixel in an outline can take, measured with noise of five classes, in which
+most regions have a few pixels and most of the memory is that of small objects."""
 
 
 class TooManyPolygons(ValueError):
