@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 _BYTES_PER_EDGE = 250
-"""Memory that an edge of a pixel in an outline can take, measured with noise of five classes, in which
-most regions have a few pixels and most of the memory is that of small objects."""
+"""Memory that an edge of a pixel in an outline can take, measured with noise of five classes, whose
+regions have few pixels, so that most of the memory is that of small objects."""
 
 
 class TooManyPolygons(ValueError):
