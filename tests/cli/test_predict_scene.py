@@ -39,11 +39,11 @@ def test_a_georeferenced_file_gives_a_georeferenced_label_map(
     summary = json.loads((out / "summary.json").read_text())
     assert summary["finished"]
     (row,) = summary["images"]
-    assert row["files"] == ["scene.tif", "scene.tif.aux.xml"]
+    assert row["files"] == ["scene.tif", "scene.tif.aux.xml", "scene.stac.json"]
     assert sum(row["class_fractions"].values()) == pytest.approx(1, abs=1e-4)
     capsys.readouterr()
     assert main(words) == 1
-    assert "scene.tif already exists" in capsys.readouterr().err
+    assert "scene.stac.json already exist" in capsys.readouterr().err
     assert main([*words, "--skip-existing"]) == 0
     assert "1 of them earlier" in capsys.readouterr().out
     assert main([*words, "--overwrite"]) == 0

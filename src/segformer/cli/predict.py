@@ -35,6 +35,8 @@ def run(words: list[str]) -> int:
     from segformer.prediction.config import PredictConfig
     from segformer.prediction.video.options import VideoOptions
     from segformer.raster.config import SceneConfig
+    from segformer.raster.polygons_config import PolygonConfig
+    from segformer.raster.stac_config import StacConfig
 
     @dataclass
     class Predict:
@@ -98,6 +100,12 @@ def run(words: list[str]) -> int:
         )
         scenes: Annotated[SceneConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="scene")] = (
             field(default_factory=SceneConfig)
+        )
+        scene_polygons: Annotated[
+            PolygonConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="polygon")
+        ] = field(default_factory=PolygonConfig)
+        scene_item: Annotated[StacConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="item")] = (
+            field(default_factory=StacConfig)
         )
         machines: Annotated[
             ClusterOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="many machines")

@@ -16,8 +16,12 @@ from urllib.parse import urlsplit
 from segformer.cli.terminal import FAILED, PARTIAL, printable
 
 if TYPE_CHECKING:
+    from segformer.image.scene import Scene
     from segformer.image.scene_bands import SceneSource
+    from segformer.prediction.predictor import Predictor
     from segformer.raster.predicting import ScenePrediction
+    from segformer.raster.stac import ModelFacts
+    from segformer.raster.vector_outputs import SceneOutputs, SceneWriter
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +59,8 @@ def find_scenes(options: Any, words: Sequence[str]) -> list[SceneJob]:
     """
     if options.scenes.scene is False:
         return []
-    asked = options.scenes.scene is True or _is_any_given(options.scenes, words)
+    own = (options.scenes, options.scene_polygons, options.scene_item)
+    asked = options.scenes.scene is True or any(_is_any_given(config, words) for config in own)
     listed = _named_files(options)
     sources = list(islice(listed, _LOOKED_AT))
     if not asked and not any(map(_is_scene, sources)):
@@ -89,6 +94,7 @@ def predict_scenes(options: Any, jobs: Sequence[SceneJob]) -> int:
     from segformer.cli.models import open_model
     from segformer.files import check_writable
     from segformer.prediction.predictor import Predictor
+    from segformer.raster.vector_outputs import SceneWriter
 
     model = open_model(options.model)
     if model.kind == "classifier":
@@ -99,21 +105,20 @@ def predict_scenes(options: Any, jobs: Sequence[SceneJob]) -> int:
     check_writable(out)
     summary = _Summary(out, overwrite=options.overwrite)
     predictor = Predictor(model.load(), options.config)
+    writer = SceneWriter(
+        out, options.scene_polygons, options.scene_item, overwrite=options.overwrite
+    )
     errors = []
     for job in jobs:
-        if options.skip_existing and (out / f"{job.name}.tif").exists():
+        exists = options.skip_existing and (out / f"{job.name}.tif").exists()
+        if exists and writer.is_complete(job.name):
             summary.skip()
             continue
         try:
-            result = _predict_one(options, predictor, job)
+            _predict_one(options, predictor, writer, job, summary, exists=exists)
         except (ValueError, OSError) as error:
             errors.append(str(error))
             summary.fail(job, str(error))
-        else:
-            # Everything that is made of the finished label map belongs here: polygons, areas, ...
-            summary.add(job, result)
-            best = list(result.class_fractions.items())[:5]
-            print(printable(f"{job.name}: {', '.join(f'{n} {v:.0%}' for n, v in best)}"))
     summary.write(finished=True)
     done = len(jobs) - len(errors)
     skipped = f", {summary.skipped} of them earlier" if summary.skipped else ""
@@ -126,10 +131,17 @@ def predict_scenes(options: Any, jobs: Sequence[SceneJob]) -> int:
     return PARTIAL if done else FAILED
 
 
-def _predict_one(options: Any, predictor: Any, job: SceneJob) -> ScenePrediction:
+def _predict_one(
+    options: Any,
+    predictor: Predictor,
+    writer: SceneWriter,
+    job: SceneJob,
+    summary: _Summary,
+    *,
+    exists: bool,
+) -> None:
+    """Predict a scene unless its label map exists, and make what is made of the label map."""
     from segformer.image.scene import open_scene
-    from segformer.progress import ProgressBar
-    from segformer.raster.predicting import predict_scene
 
     config = options.scenes
     with open_scene(
@@ -143,23 +155,81 @@ def _predict_one(options: Any, predictor: Any, job: SceneJob) -> ScenePrediction
     ) as scene:
         if scene.crs is None:
             logger.warning(f"{scene.name}: has no CRS, and neither will its label map")
-        megapixels = max(1, round(scene.height * scene.width / 1e6))
-        with ProgressBar(f"predicting {job.name}", megapixels, "megapixels") as bar:
+        model = _model_facts(options, predictor, scene)
+        writer.check(job.name, scene.crs, model, skip_existing=options.skip_existing)
+        if not exists:
+            summary.add(job, _predict_label_map(options, predictor, scene, job))
+        confidence = options.out / f"{job.name}_confidence.tif"
+        outputs = writer.write(
+            options.out / f"{job.name}.tif",
+            confidence if options.config.confidence and confidence.exists() else None,
+            model,
+            source=job.source,
+            files=scene.files,
+            skip_existing=options.skip_existing,
+        )
+        summary.add_outputs(job, outputs)
+    if exists:
+        summary.skip()
 
-            def show(done: int, total: int) -> None:
-                bar.advance(round(megapixels * done / total) - bar.done)
 
-            return predict_scene(
-                predictor,
-                scene,
-                options.out,
-                name=job.name,
-                max_memory=config.memory_limit,
-                overlap=config.overlap,
-                own_statistics=config.statistics == "scene",
-                overwrite=options.overwrite,
-                on_pixels=show,
-            )
+def _predict_label_map(
+    options: Any, predictor: Predictor, scene: Scene, job: SceneJob
+) -> ScenePrediction:
+    from segformer.progress import ProgressBar
+    from segformer.raster.predicting import predict_scene
+
+    config = options.scenes
+    megapixels = max(1, round(scene.height * scene.width / 1e6))
+    with ProgressBar(f"predicting {job.name}", megapixels, "megapixels") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.advance(round(megapixels * done / total) - bar.done)
+
+        result = predict_scene(
+            predictor,
+            scene,
+            options.out,
+            name=job.name,
+            max_memory=config.memory_limit,
+            overlap=config.overlap,
+            own_statistics=config.statistics == "scene",
+            overwrite=options.overwrite,
+            on_pixels=show,
+        )
+    best = list(result.class_fractions.items())[:5]
+    print(printable(f"{job.name}: {', '.join(f'{n} {v:.0%}' for n, v in best)}"))
+    return result
+
+
+def _model_facts(options: Any, predictor: Predictor, scene: Scene) -> ModelFacts:
+    """What the STAC item of a scene says of the model."""
+    from segformer.checkpoints.opening import ASSETS, SHIPPED
+    from segformer.prediction.runtimes.exported import ExportedModel
+    from segformer.raster.job import scene_tiling
+    from segformer.raster.stac import ModelFacts
+
+    model = predictor.model
+    framework, version, parameters = "PyTorch", None, None
+    if isinstance(model, ExportedModel):
+        framework = "ONNX" if model.graph.path.suffix == ".onnx" else "OpenVINO"
+    else:
+        import torch
+
+        version = str(torch.__version__)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+    tiling = scene_tiling(predictor, scene, None, options.scenes.overlap)
+    return ModelFacts(
+        str(ASSETS / SHIPPED) if options.model is None else options.model,
+        model.classes,
+        model.preprocessing,
+        tuple(scene.bands),
+        tiling.window,
+        framework,
+        version,
+        parameters,
+        {"overlap": tiling.overlap, "flip": options.config.flip},
+    )
 
 
 class _Summary:
@@ -192,6 +262,16 @@ class _Summary:
             },
             "nodata_fraction": round(result.nodata_fraction, 6),
         }
+        self.write(finished=False)
+
+    def add_outputs(self, job: SceneJob, outputs: SceneOutputs) -> None:
+        """Note what was made of the label map of a scene that was added."""
+        row = self.rows.setdefault(_title(job.source), {"image": _title(job.source)})
+        names = [*row.get("files", []), *(file.name for file in outputs.files)]
+        row["files"] = list(dict.fromkeys(names))
+        areas = outputs.areas_m2()
+        if areas is not None:
+            row["class_areas_m2"] = {name: round(value, 3) for name, value in areas.items()}
         self.write(finished=False)
 
     def skip(self) -> None:

@@ -1,0 +1,151 @@
+"""Files of polygons with attributes: GeoPackage and GeoParquet.
+
+Legend: N polygons.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+import segformer
+from segformer.files import whole_file
+
+if TYPE_CHECKING:
+    from rasterio.crs import CRS
+
+_BATCH = 1 << 16
+"""Polygons that are written at a time."""
+
+SUFFIXES = (".gpkg", ".parquet")
+"""Suffixes of the files that can be written."""
+
+
+@dataclass
+class Features:
+    """Polygons with attributes.
+
+    Attributes:
+        polygons: (N,) shapely polygons in the coordinates of ``crs``, exteriors counterclockwise.
+        crs: Their coordinate reference system.
+        attributes: Name of each attribute -> its (N,) values.
+    """
+
+    polygons: NDArray[Any]
+    crs: CRS
+    attributes: Mapping[str, NDArray[Any]]
+
+
+def write_features(path: str | Path, features: Features, *, layer: str) -> None:
+    """Write a GeoPackage (.gpkg) or GeoParquet file (.parquet), whole or not at all.
+
+    Args:
+        path: The file; one that exists is replaced.
+        features: What to write; there may be none.
+        layer: Name of the layer of a GeoPackage.
+
+    Raises:
+        ValueError: The suffix is another one.
+        ImportError: A package is missing; the message names the extra.
+    """
+    path = Path(path)
+    check_suffix(path)
+    with whole_file(path) as partial:
+        partial.unlink()  # GDAL makes files itself
+        if path.suffix.lower() == ".parquet":
+            _write_geoparquet(partial, features)
+        else:
+            _write_geopackage(partial, features, layer)
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse files of other formats, and GeoParquet without its package.
+
+    Raises:
+        ValueError: The suffix is another one.
+        ImportError: pyarrow is missing.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"{path}: polygons are written as GeoPackage (.gpkg) or GeoParquet (.parquet)"
+        )
+    if path.suffix.lower() == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise ImportError(
+                'GeoParquet needs pyarrow: pip install "segformer[geoparquet]"; GeoPackage '
+                "(.gpkg) does not"
+            ) from None
+
+
+def _write_geopackage(path: Path, features: Features, layer: str) -> None:
+    import shapely
+    from pyogrio.raw import write
+
+    names = list(features.attributes)
+    for start in range(0, max(1, len(features.polygons)), _BATCH):
+        rows = slice(start, start + _BATCH)
+        write(
+            path,
+            geometry=shapely.to_wkb(features.polygons[rows]),
+            field_data=[features.attributes[name][rows] for name in names],
+            fields=names,
+            layer=layer,
+            driver="GPKG",
+            geometry_type="Polygon",
+            crs=features.crs.to_wkt(),
+            append=start > 0,
+        )
+
+
+def _write_geoparquet(path: Path, features: Features) -> None:
+    """Version 1.1.0 of the specification, with the bounds of each polygon for fast searches."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import shapely
+
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    bounds = shapely.bounds(features.polygons).reshape(-1, 4)
+    column: dict[str, Any] = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon"] if len(features.polygons) else [],
+        "crs": features.crs.to_dict(projjson=True),
+        "orientation": "counterclockwise",
+        "covering": {"bbox": {side: ["bbox", side] for side in sides}},
+    }
+    if len(bounds):
+        column["bbox"] = [*bounds[:, :2].min(0).tolist(), *bounds[:, 2:].max(0).tolist()]
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    types = {name: _arrow_type(values) for name, values in features.attributes.items()}
+    schema = pa.schema(
+        {
+            **types,
+            "bbox": pa.struct(dict.fromkeys(sides, pa.float64())),
+            "geometry": pa.binary(),
+        },
+        metadata={"geo": json.dumps(geo), "creator": f"segformer {segformer.__version__}"},
+    )
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for start in range(0, max(1, len(features.polygons)), _BATCH):
+            rows = slice(start, start + _BATCH)
+            columns = [
+                pa.array(values[rows], types[name], from_pandas=True)
+                for name, values in features.attributes.items()
+            ]
+            boxes = pa.StructArray.from_arrays(
+                [pa.array(side) for side in bounds[rows].T], names=list(sides)
+            )
+            geometry = pa.array(shapely.to_wkb(features.polygons[rows]), pa.binary())
+            writer.write_table(pa.Table.from_arrays([*columns, boxes, geometry], schema=schema))
+
+
+def _arrow_type(values: NDArray[Any]) -> Any:
+    import pyarrow as pa
+
+    return pa.string() if values.dtype == object else pa.from_numpy_dtype(values.dtype)
