@@ -46,7 +46,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,demo,tensorboard,keras,serve,geo,video,export]" --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,demo,tensorboard,keras,serve,geo,video,export,parquet]" --group dev
 	touch $@ $(VENV)/.demo
 
 $(LOWEST)/.dev: pyproject.toml constraints.txt .ci/lowest.py

@@ -79,7 +79,7 @@ def check_suffix(path: Path) -> None:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise ImportError(
-                'GeoParquet needs pyarrow: pip install "segformer[geoparquet]"; GeoPackage '
+                'GeoParquet needs pyarrow: pip install "segformer[parquet]"; GeoPackage '
                 "(.gpkg) does not"
             ) from None
 
