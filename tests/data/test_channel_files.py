@@ -19,7 +19,7 @@ from segformer.data.dataset import DatasetError
 from segformer.data.opening import open_dataset, splits
 from segformer.data.tiling import tile
 from segformer.image import UnreadableImage, image_name, read_image
-from segformer.prediction.batch import find_channel_files
+from segformer.prediction.listing import find_channel_files
 from segformer.training.config import SegmentationTrainConfig
 from segformer.training.run import train
 
