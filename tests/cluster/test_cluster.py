@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -225,6 +226,7 @@ def test_errors_of_all_workers_end_the_run(
     with pytest.raises(ValueError, match="workers cannot be started.*no such device"):
         run(tiny_model, str(album), str(tmp_path / "out"), workers=1)
     assert find_done(str(tmp_path / "out")) == {}
+    monkeypatch.undo()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images in this folder"):
         run(tiny_model, str(tmp_path / "empty"), str(tmp_path / "other"), workers=1)
@@ -247,10 +249,10 @@ def test_the_service_on_a_cluster(
     buffer = io.BytesIO()
     Image.fromarray(photograph).save(buffer, "JPEG")
     try:
-        serve.start(http_options={"port": 0, "host": "127.0.0.1"})
+        port = _free_port()
+        serve.start(http_options={"port": port, "host": "127.0.0.1"})
         arguments = {"model": str(tmp_path / "model"), "queue_size": "2", "max_replicas": "2"}
         serve.run(build({**arguments, "short_side": "512"}), name="segformer")
-        port = _http_port(serve)
         url = f"http://127.0.0.1:{port}/v1/segment"
         answers: list[int] = []
 
@@ -325,8 +327,7 @@ def test_images_and_results_on_s3(
     running.stop()
 
 
-def _http_port(serve: Any) -> int:
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-
-    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    return int(ray.get(controller.get_http_config.remote()).port)
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -18,8 +18,8 @@ import pytest
 from segformer import Preprocessing, SegFormer, SegFormerClassifier
 from segformer.cli import main
 from segformer.export import web, web_runtime
-from segformer.export.check import Check
 from segformer.export.config import ExportConfig
+from segformer.export.export import Exported
 from segformer.export.web import export_web
 from segformer.export.web_runtime import find_runtime_files
 from segformer.files import OutputExists
@@ -137,11 +137,11 @@ def test_exported_folder(
 ) -> None:
     """All but the graph, which takes long to write and has tests of its own."""
 
-    def export_model(source: Path, out: Path, config: ExportConfig, **_: object) -> list[Check]:
+    def export_model(source: Path, out: Path, config: ExportConfig, **_: object) -> Exported:
         assert config == ExportConfig("onnx", half=True)
         (out / "onnx").mkdir(parents=True)
         (out / "onnx/model_fp16.onnx").write_bytes(b"graph")
-        return []
+        return Exported([], None)
 
     monkeypatch.setattr(web, "export_model", export_model)
     model = tmp_path / "street" / "best"

@@ -179,5 +179,7 @@ class Pool:
 def _reason(error: BaseException) -> str:
     """A short reason; Ray's messages have many lines."""
     cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0] if lines else ''}"
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
+    if "error raised in its creation task" in lines[0]:
+        return lines[-1]  # of the traceback
+    return f"{type(cause).__name__}: {lines[0]}"

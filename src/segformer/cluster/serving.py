@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import yaml
@@ -41,7 +40,11 @@ def build(arguments: Mapping[str, Any]) -> serve.Application:
     config = PredictConfig(**_take(given, PredictConfig))
     if given:
         raise ValueError(f"no such options: {', '.join(sorted(given))}")
-    service: Any = serve.ingress(partial(_application, models, options, config))()
+
+    def application() -> FastAPI:  # built in each replica; Ray accepts nothing but a function
+        return create_app(load_models(models, config), options)
+
+    service: Any = serve.ingress(application)()
     deployment = serve.deployment(service).options(
         name="segformer",
         ray_actor_options=resources,
@@ -54,11 +57,6 @@ def build(arguments: Mapping[str, Any]) -> serve.Application:
         },
     )
     return deployment.bind()
-
-
-def _application(models: list[str], options: ServeOptions, config: PredictConfig) -> FastAPI:
-    """The service, built in each replica."""
-    return create_app(load_models(models, config), options)
 
 
 def _take(given: dict[str, Any], kind: Any) -> dict[str, Any]:
