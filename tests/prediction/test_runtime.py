@@ -47,7 +47,8 @@ def test_predictions_are_those_of_the_model_as_it_is_now(
         found = predictor.logits(IMAGE)
         changed = not torch.equal(found, previous)
         previous = found
-        return changed and torch.equal(found, logits(copy.deepcopy(tiny_model), options))
+        # Not equal bit by bit: the number of threads follows what other processes leave idle
+        return changed and torch.allclose(found, logits(copy.deepcopy(tiny_model), options))
 
     train(tiny_model)  # BatchNorm's statistics change as well
     assert follows()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,12 +23,11 @@ from segformer.image.scene_bands import (
     choose_bands,
     find_bands,
     gdal_settings,
-    is_remote,
     no_place_is_fine,
-    open_raster,
     rasterio,
     retried,
 )
+from segformer.image.scene_facts import BandFacts, common_grid, describe_raster, grid_of
 from segformer.image.scene_grid import Area, Grid, Window
 from segformer.image.stored import UnreadableImage
 
@@ -44,29 +42,6 @@ _SAMPLE_SIDE = 256
 
 _SAMPLES = 8
 """Windows of a sample along each side."""
-
-
-@dataclass(frozen=True)
-class BandFacts:
-    """What a file says of a band.
-
-    Attributes:
-        dtype: Type of the stored values.
-        nodata: Stored value that means that there is no data.
-        scale: Factor from stored values to the quantity they stand for.
-        offset: Added after it.
-        highest: Stored value that means white, for integers of fewer bits than their type has.
-        mean: Of the stored values, where the file says so.
-        std: Standard deviation of the stored values, where the file says so.
-    """
-
-    dtype: np.dtype[Any]
-    nodata: float | None
-    scale: float
-    offset: float
-    highest: float | None
-    mean: float | None
-    std: float | None
 
 
 class Scene:
@@ -303,7 +278,7 @@ class Scene:
             stack = ExitStack()
             with no_place_is_fine():
                 dataset = stack.enter_context(rasterio().open(file))
-            if not _grid_of(dataset).matches(self.full_grid):
+            if not grid_of(dataset).matches(self.full_grid):
                 dataset = stack.enter_context(
                     _warped(dataset, self.full_grid, self._nodata[numbers[0]])
                 )
@@ -358,8 +333,10 @@ def open_scene(
     chosen = found if bands is None else choose_bands(found, bands, name)
     if not chosen:
         raise ValueError(f"{name}: no bands are chosen")
-    described = {file: _describe(file) for file in dict.fromkeys(band.file for band in chosen)}
-    grid = _common_grid({file: facts[0] for file, facts in described.items()})
+    described = {
+        file: describe_raster(file) for file in dict.fromkeys(band.file for band in chosen)
+    }
+    grid = common_grid({file: facts[0] for file, facts in described.items()})
     if resolution is not None:
         grid = grid.resampled(resolution)
     region = None if area is None else Area(area, grid)
@@ -375,69 +352,6 @@ def open_scene(
             )
     facts = [described[band.file][1][band.index - 1] for band in chosen]
     return Scene(chosen, grid, facts, window=window, area=region, nodata=nodata, scaled=scaled)
-
-
-def _describe(file: str) -> tuple[Grid, list[BandFacts]]:
-    def describe() -> tuple[Grid, list[BandFacts]]:
-        with open_raster(file) as dataset:
-            facts = [
-                BandFacts(
-                    np.dtype(dataset.dtypes[i]),
-                    dataset.nodatavals[i],
-                    dataset.scales[i],
-                    dataset.offsets[i],
-                    _highest(dataset, i),
-                    *_declared_statistics(dataset, i),
-                )
-                for i in range(dataset.count)
-            ]
-            return _grid_of(dataset), facts
-
-    grid, facts = retried(describe, file)
-    if any(fact.dtype.kind not in "uif" for fact in facts):
-        raise UnreadableImage(f"{file}: a scene must hold numbers, this has {facts[0].dtype}")
-    return grid, facts
-
-
-def _grid_of(dataset: Any) -> Grid:
-    return Grid(dataset.height, dataset.width, dataset.transform, dataset.crs)
-
-
-def _highest(dataset: Any, i: int) -> float | None:
-    """The largest value of integers that use fewer bits than their type has (GDAL's NBITS)."""
-    bits = dataset.tags(i + 1, ns="IMAGE_STRUCTURE").get("NBITS")
-    return 2.0 ** int(bits) - 1 if bits and int(bits) > 8 else None
-
-
-def _declared_statistics(dataset: Any, i: int) -> tuple[float | None, float | None]:
-    """Mean and standard deviation of the stored values of a band, where the file has both."""
-    tags = dataset.tags(i + 1)
-    try:
-        return float(tags["STATISTICS_MEAN"]), float(tags["STATISTICS_STDDEV"])
-    except (KeyError, ValueError):
-        return None, None
-
-
-def _common_grid(grids: dict[str, Grid]) -> Grid:
-    """The finest of the grids of files that cover the same area.
-
-    Raises:
-        UnreadableImage: They have different CRSs, or cover different areas.
-    """
-    finest_file, finest = max(grids.items(), key=lambda item: item[1].height * item[1].width)
-    pixels = max(abs(value) for value in (finest.transform.a, finest.transform.e, 1e-12))
-    for file, grid in grids.items():
-        if grid.crs != finest.crs:
-            raise UnreadableImage(
-                f"{file}: its CRS is {grid.crs}, that of {finest_file} is {finest.crs}; files of "
-                "one scene must have the same CRS"
-            )
-        apart = max(abs(a - b) for a, b in zip(grid.bounds, finest.bounds, strict=True))
-        if apart > pixels / 2:
-            raise UnreadableImage(
-                f"{file}: does not cover the same area as {finest_file}; files of one scene must"
-            )
-    return finest
 
 
 def _warped(dataset: Any, grid: Grid, nodata: float | None) -> Any:
@@ -480,6 +394,3 @@ def _has_data(plane: ImageArray, nodata: float | None) -> NDArray[np.bool_] | No
         with np.errstate(over="ignore"):
             missing |= plane == plane.dtype.type(nodata)
     return None if missing is None else ~missing
-
-
-__all__ = ["BandFacts", "Grid", "Scene", "Window", "is_remote", "open_scene"]

@@ -137,7 +137,7 @@ def prepare_any_size(compiled: Any) -> None:
     """Run a compiled model for any size once, before it runs images.
 
     If the first image leaves a single key in attention, as images below 64 pixels do, OpenVINO
-    (2026.0 to 2026.4) computes wrong values for all larger images that follow.
+    (seen with 2026.4.1) computes wrong values for all larger images that follow.
     """
     end = compiled.input(0)
     shape = [_FIRST_SIDE if axis.is_dynamic else len(axis) for axis in end.partial_shape]
