@@ -1,7 +1,9 @@
 import io
 import logging
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -24,6 +26,7 @@ from segformer.image import (
     resize,
     turn_upright,
 )
+from segformer.image.warning_filters import ignoring
 
 
 @pytest.fixture
@@ -469,3 +472,17 @@ def test_turning_is_pillow_s(rgb: np.ndarray, orientation: int) -> None:
     image.getexif()[0x0112] = orientation
     expected = np.asarray(ImageOps.exif_transpose(image))
     assert np.array_equal(turn_upright(rgb, orientation), expected)
+
+
+def test_warnings_are_ignored_by_several_threads_at_once() -> None:
+    """Neither does a warning get through, nor does a filter stay."""
+    before = list(warnings.filters)
+
+    def warn(_: int) -> None:
+        for _ in range(500):
+            with ignoring(ResourceWarning):
+                warnings.warn("not shown", ResourceWarning, stacklevel=1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(warn, range(8)))
+    assert list(warnings.filters) == before

@@ -9,7 +9,6 @@ import importlib
 import json
 import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from segformer.image.stored import UnreadableImage
+from segformer.image.warning_filters import ignoring
 from segformer.machine import available_cpus
 
 logger = logging.getLogger(__name__)
@@ -111,9 +111,11 @@ def open_raster(file: str | Path, *, fresh: bool = False) -> Iterator[Any]:
 
 @contextmanager
 def no_place_is_fine() -> Iterator[None]:
-    """Without rasterio's warning about files that have no place on the earth."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio().errors.NotGeoreferencedWarning)
+    """Without rasterio's warning about files that have no place on the earth.
+
+    rasterio itself changes the filters of warnings while it rasterizes, so that belongs in here.
+    """
+    with ignoring(rasterio().errors.NotGeoreferencedWarning):
         yield
 
 

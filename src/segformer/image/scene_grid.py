@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from segformer.image.scene_bands import no_place_is_fine
 from segformer.image.stored import UnreadableImage
 
 _EDGE_POINTS = 64
@@ -177,14 +178,14 @@ class Area:
         """(H, W) whether the center of each pixel of a window of the grid lies in the area."""
         from rasterio.features import geometry_mask
 
-        return np.asarray(
-            geometry_mask(
+        with no_place_is_fine():
+            covered = geometry_mask(
                 [self.geometry],
                 (window.height, window.width),
                 self.grid.part(window).transform,
                 invert=True,
             )
-        )
+        return np.asarray(covered)
 
 
 def _polygons(path: str | Path, grid: Grid) -> Any:

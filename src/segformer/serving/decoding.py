@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ import tifffile
 from PIL import Image
 
 from segformer.image.stored import is_npy, is_tiff, quiet_tifffile
+from segformer.image.warning_filters import ignoring
 from segformer.serving.options import ServeOptions
 from segformer.serving.problems import Problem
 
@@ -87,12 +87,10 @@ def _read_header(data: bytes) -> Header:
         return _npy_header(data)
     if is_tiff(data[:4]):
         return _tiff_header(data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            kind = (image.format or "unknown").lower()
-            return Header(kind, height, width, height * width * len(image.getbands()))
+    with ignoring(Image.DecompressionBombWarning), Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        kind = (image.format or "unknown").lower()
+        return Header(kind, height, width, height * width * len(image.getbands()))
 
 
 def _npy_header(data: bytes) -> Header:

@@ -9,7 +9,6 @@ Legend: N polygons, H W pixels.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer.data.errors import DatasetError
+from segformer.image.scene_bands import no_place_is_fine
 from segformer.image.scene_grid import Grid, Window
 
 _SHOWN = 8
@@ -33,9 +33,6 @@ _MANY_VERTICES = 200
 
 _POLYGON_TYPES = (3, 6)
 """Shapely's numbers of polygons and multipolygons."""
-
-_RASTERIZING = threading.Lock()
-"""rasterio changes the filters of warnings while it rasterizes, which all threads share."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +215,7 @@ class Polygons:
         is_left = ~shapely.is_empty(geometries)
         if not is_left.any():
             return np.full((tile.height, tile.width), fill, np.int32)
-        with _RASTERIZING:
+        with no_place_is_fine():
             burned: NDArray[np.int32] = rasterize(
                 zip(geometries[is_left], self.class_ids[found[is_left]].tolist(), strict=True),
                 (tile.height, tile.width),
