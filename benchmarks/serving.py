@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         files = _images(options.images, Path(temporary))
-        rows = measure(options, files)
-    for row in rows:
-        print(json.dumps(row))
+        rows = []
+        for row in measure(options, files):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     record = {"machine": harness.machine(), "rows": rows}
@@ -80,37 +82,38 @@ def _images(folder: Path | None, temporary: Path) -> list[str]:
     return sorted(str(path) for path in folder.glob("*.jpg"))[:32]
 
 
-def measure(options: argparse.Namespace, files: list[str]) -> list[dict[str, Any]]:
-    """A row for each load."""
-    rows = []
+def measure(options: argparse.Namespace, files: list[str]) -> Iterator[dict[str, Any]]:
+    """A row for each load, between two measurements of the plain loop."""
     service = Service(options.model, options.queue_size)
+
+    def loop() -> tuple[float, float]:
+        with service.paused():
+            return plain_loop(options.model, options.seconds, files)
+
     try:
         base = {"port": service.port, "files": files, "format": options.format}
         loads: list[dict[str, Any]] = [{"clients": count} for count in options.clients]
         capacity = 0.0
+        before = loop()
         for load in [*loads, {"rate": 0.0}]:
             if "rate" in load:
                 load["rate"] = options.overload * capacity
-            with service.paused():
-                loop, cpu = plain_loop(options.model, options.seconds, files)
-            before, cpu_before = service.memory(), service.cpu_seconds()
+            memory, cpu = service.memory(), service.cpu_seconds()
             found = run_generator({**base, **load, "seconds": options.seconds})
-            found["cpu_seconds_per_image"] = (service.cpu_seconds() - cpu_before) / max(
-                1, found["answers"].get("200", 0)
-            )
-            with service.paused():
-                second, second_cpu = plain_loop(options.model, options.seconds, files)
-            loop = (loop + second) / 2
-            found["plain_loop_cpu_seconds_per_image"] = (cpu + second_cpu) / 2
-            capacity = max(capacity, found["images_per_second"])
-            found["plain_loop_images_per_second"] = loop
-            found["ratio_to_plain_loop"] = found["images_per_second"] / loop
-            found["memory_mib_before_and_after"] = [before, service.memory()]
+            answered = max(1, found["answers"].get("200", 0))
+            found["cpu_seconds_per_image"] = (service.cpu_seconds() - cpu) / answered
+            found["memory_mib_before_and_after"] = [memory, service.memory()]
             found["answers_afterwards"] = service.answers(files[0])
-            rows.append({**load, **found})
+            after = loop()
+            rate, loop_cpu = ((one + other) / 2 for one, other in zip(before, after, strict=True))
+            before = after
+            capacity = max(capacity, found["images_per_second"])
+            found["plain_loop_images_per_second"] = rate
+            found["plain_loop_cpu_seconds_per_image"] = loop_cpu
+            found["ratio_to_plain_loop"] = found["images_per_second"] / rate
+            yield {**load, **found}
     finally:
         service.stop()
-    return rows
 
 
 def plain_loop(model: str, seconds: float, files: list[str]) -> tuple[float, float]:

@@ -77,7 +77,7 @@ def test_windows_average_logits_where_they_overlap(tiny_model: SegFormer) -> Non
     predictor = Predictor(tiny_model, window=64, stride=48, device="cpu")
     logits = predictor.logits(image)
     assert logits.shape == (5, 23, 38)
-    padded = np.pad(predictor._view(image, 1.0), ((0, 2), (0, 2), (0, 0)), mode="edge")
+    padded = np.pad(predictor.preprocessing.normalize(image), ((0, 2), (0, 2), (0, 0)), mode="edge")
     pixels = torch.from_numpy(padded).permute(2, 0, 1)[None]
     total, count = torch.zeros(5, 23, 38), torch.zeros(23, 38)
     for top in (0, 28):
@@ -326,7 +326,7 @@ def test_windows_are_counted(tiny_model: SegFormer) -> None:
 def test_large_images_are_not_read_ahead(
     tiny_model: SegFormer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segformer.prediction.predictor._LARGE_IMAGE", 1000)
+    monkeypatch.setattr("segformer.prediction.reading_ahead._LARGE_IMAGE", 1000)
     taken = []
 
     def endless() -> Iterator[np.ndarray]:

@@ -5,18 +5,15 @@ Legend: H W pixels of the image as it is, h w of what the model sees, C channels
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segformer.image import (
     ImageArray,
@@ -28,10 +25,11 @@ from segformer.image import (
     read_image,
     resize,
 )
-from segformer.prediction import upsample_numpy
 from segformer.prediction.config import SMALLEST_SIDE, PredictConfig, PredictOptions
+from segformer.prediction.label_maps import logits_to_label_map
 from segformer.prediction.notebook import with_progress_bar
 from segformer.prediction.prediction import Prediction
+from segformer.prediction.reading_ahead import PreparedImage, read_ahead
 from segformer.prediction.runtimes.base import (
     Runtime,
     as_tensors,
@@ -49,27 +47,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from segformer.model.segformer import SegFormer
-
-_LARGE_IMAGE = 1 << 24
-"""Pixels of an image beside which few others are read ahead, so that memory stays bounded."""
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """An image, and its views: the image at the sizes at which the model sees it, (h, w, C).
-
-    Views are normalized, except for images of integers that are run in windows: normalized as
-    float32, they would take four times the memory.
-    """
-
-    source: ImageSource
-    image: ImageArray
-    views: list[ImageArray]
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the views."""
-        return [view.shape for view in self.views]
 
 
 class Predictor:
@@ -192,45 +169,12 @@ class Predictor:
         readers = default_readers(self.runtime.device) if readers is None else readers
         # Of images in windows, the windows make the batches
         at_once = 1 if self.config.window is not None else self.batch_size
-        with closing(self._read_ahead(sources, on_error, readers, at_once)) as images:
+        with closing(
+            read_ahead(sources, self._prepare, on_error, readers=readers, at_once=at_once)
+        ) as images:
             for _, alike in groupby(images, key=lambda prepared: prepared.shapes):
                 while batch := list(islice(alike, at_once)):
                     yield from self._finish(batch, on_error, on_windows, confidence_pixels)
-
-    def _read_ahead(
-        self,
-        sources: Iterable[ImageSource],
-        on_error: Callable[[ImageSource, Exception], None] | None,
-        readers: int,
-        at_once: int,
-    ) -> Generator[_Prepared, None, None]:
-        """Prepared images, in order; unreadable ones are reported and skipped."""
-        waiting: deque[tuple[ImageSource, Future[_Prepared]]] = deque()
-        upcoming = iter(sources)
-        ahead = readers + at_once
-        with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
-            try:
-                while True:
-                    for source in islice(upcoming, max(0, ahead - len(waiting))):
-                        waiting.append((source, pool.submit(self._prepare, source)))
-                    if not waiting:
-                        return
-                    source, future = waiting.popleft()
-                    try:
-                        prepared = future.result()
-                    except (ValueError, MemoryError) as error:
-                        if on_error is None:
-                            raise
-                        on_error(source, error)
-                    else:
-                        del future  # it holds the image
-                        height, width = prepared.image.shape[:2]
-                        ahead = 1 if height * width > _LARGE_IMAGE else readers + at_once
-                        yield prepared
-                        del prepared
-            finally:
-                for _, future in waiting:
-                    future.cancel()
 
     def logits(self, image: ImageArray) -> Any:
         """Logits (K, h / 4, w / 4) of an image (H, W, C) at the first scale, before upsampling.
@@ -238,12 +182,12 @@ class Predictor:
         Returns:
             A tensor on the device of the model, or an array from other runtimes than PyTorch.
         """
-        return self._run([self._runnable(image, self.config.scales[0])], None)[0]
+        return self._run([self._view(image, self.config.scales[0])], None)[0]
 
-    def _prepare(self, source: ImageSource) -> _Prepared:
+    def _prepare(self, source: ImageSource) -> PreparedImage:
         image = self._read(source)
-        views = [self._runnable(image, scale) for scale in self.config.scales]
-        return _Prepared(source, image, views)
+        views = [self._view(image, scale) for scale in self.config.scales]
+        return PreparedImage(source, image, views)
 
     def _read(self, source: ImageSource) -> ImageArray:
         if self.reader is not None:
@@ -256,17 +200,13 @@ class Predictor:
             nodata=self.preprocessing.nodata,
         )
 
-    def _runnable(self, image: ImageArray, scale: float) -> ImageArray:
+    def _view(self, image: ImageArray, scale: float) -> ImageArray:
         """A view; `_run` normalizes it window by window where that takes less memory."""
         view = self._resize(image, scale)
         # Floats are normalized here: whether they are 0..1 is seen from the whole image only
         if self.config.window is not None and view.dtype.kind != "f":
             return view
         return self.preprocessing.normalize(view)
-
-    def _view(self, image: ImageArray, scale: float) -> NDArray[np.float32]:
-        """An image as the model sees it, (h, w, C), normalized."""
-        return self.preprocessing.normalize(self._resize(image, scale))
 
     def _resize(self, image: ImageArray, scale: float) -> ImageArray:
         preprocessing = self.preprocessing
@@ -276,7 +216,7 @@ class Predictor:
 
     def _finish(
         self,
-        batch: list[_Prepared],
+        batch: list[PreparedImage],
         on_error: Callable[[ImageSource, Exception], None] | None,
         on_windows: Callable[[int, int], None] | None,
         confidence_pixels: int,
@@ -302,7 +242,7 @@ class Predictor:
 
     def _predict(
         self,
-        batch: list[_Prepared],
+        batch: list[PreparedImage],
         on_windows: Callable[[int, int], None] | None = None,
         confidence_pixels: int = 0,
     ) -> list[Prediction]:
@@ -314,7 +254,7 @@ class Predictor:
                 own = [logits[i] for logits in views]
                 if self.logits_filter is not None:
                     own = self.logits_filter(prepared.image, own)
-                predictions.append(self._decide(prepared, own, confidence_pixels))
+                predictions.append(self._to_prediction(prepared, own, confidence_pixels))
                 if self.on_logits is not None:
                     height, width, _ = prepared.views[0].shape
                     self.on_logits(predictions[-1], own[0], (height, width))
@@ -343,7 +283,7 @@ class Predictor:
         return ""
 
     def _tta_logits(
-        self, batch: list[_Prepared], on_windows: Callable[[int, int], None] | None
+        self, batch: list[PreparedImage], on_windows: Callable[[int, int], None] | None
     ) -> list[Any]:
         """Logits (B, K, h, w) of each view, those of its mirror image behind them."""
         on_batch = self._window_counter(batch[0], on_windows)
@@ -357,7 +297,7 @@ class Predictor:
         return logits
 
     def _window_counter(
-        self, prepared: _Prepared, on_windows: Callable[[int, int], None] | None
+        self, prepared: PreparedImage, on_windows: Callable[[int, int], None] | None
     ) -> Callable[[int], None] | None:
         """A function that adds up windows and passes on how many of how many are done."""
         window, stride = self.config.window, self.config.stride
@@ -375,7 +315,10 @@ class Predictor:
 
         return advance
 
-    def _decide(self, prepared: _Prepared, views: list[Any], confidence_pixels: int) -> Prediction:
+    def _to_prediction(
+        self, prepared: PreparedImage, views: list[Any], confidence_pixels: int
+    ) -> Prediction:
+        """The prediction of an image from the logits (K, h, w) of its views."""
         size = (prepared.image.shape[0], prepared.image.shape[1])
         config, confidence = self.model.config, self.config.confidence
         about: dict[str, Any] = {
@@ -396,15 +339,7 @@ class Predictor:
             return predict_masks(
                 as_tensors(views), size, config.decision_thresholds, about, confidence=confidence
             )
-        to_label_map: Callable[..., tuple[NDArray[np.integer], NDArray[np.float32] | None]]
-        if isinstance(views[0], np.ndarray):
-            to_label_map = upsample_numpy.logits_to_label_map
-        else:
-            from segformer.prediction import upsample
-
-            to_label_map = upsample.logits_to_label_map
-        threshold = (*config.decision_thresholds, 0.5)[0]
-        ids, probs = to_label_map(views, size, confidence=confidence, threshold=threshold)
+        ids, probs = logits_to_label_map(views, size, config, confidence=confidence)
         return Prediction(label_map=ids, confidence=probs, **about)
 
     def _run(self, views: list[ImageArray], on_batch: Callable[[int], None] | None) -> Any:

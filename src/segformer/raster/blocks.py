@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from segformer.image import ImageArray
 from segformer.image.scene_grid import Window
-from segformer.prediction import upsample_numpy
+from segformer.prediction.label_maps import logits_to_label_map
 from segformer.prediction.predictor import Predictor
 from segformer.prediction.runtimes.base import as_kind, classes_last, mirrored, zeros
 from segformer.raster.pixels import ScenePixels
@@ -115,7 +115,7 @@ class BlockPredictor:
                 rows.append((strip, row))
         last = block.strips[-1]
         self._rows = {strip: row for strip, row in self._rows.items() if strip == last}
-        return self._decide(block, rows)
+        return self._to_result(block, rows)
 
     def forget(self) -> None:
         """Free the row of windows that is kept for the next block."""
@@ -202,7 +202,7 @@ class BlockPredictor:
 
         return torch.cat([logits, flipped], 1)
 
-    def _decide(self, block: Block, rows: list[tuple[Strip, _RowLogits]]) -> BlockResult:
+    def _to_result(self, block: Block, rows: list[tuple[Strip, _RowLogits]]) -> BlockResult:
         """The class ids of a block, from the rows of windows over it."""
         pixels = block.pixels
         wanted = self.pixels.wanted(pixels) if rows else np.zeros((1, 1), bool)
@@ -228,21 +228,15 @@ class BlockPredictor:
     ) -> tuple[NDArray[np.integer], NDArray[np.float32] | None]:
         tokens = block.tokens
         blended = _blend(tokens, rows)
-        classes = self.predictor.model.config.num_classes
+        config = self.predictor.model.config
         planes = blended.swapaxes(0, 2).swapaxes(1, 2)  # (V K, h, w), a view
+        classes = config.num_classes
         views = [planes[i : i + classes] for i in range(0, planes.shape[0], classes)]
-        decide: Callable[..., tuple[NDArray[np.integer], NDArray[np.float32] | None]]
-        if isinstance(blended, np.ndarray):
-            decide = upsample_numpy.logits_to_label_map
-        else:
-            from segformer.prediction import upsample
-
-            decide = upsample.logits_to_label_map
-        ids, probs = decide(
+        ids, probs = logits_to_label_map(
             views,
             (tokens.height * TOKEN, tokens.width * TOKEN),
+            config,
             confidence=self.predictor.config.confidence,
-            threshold=(*self.predictor.model.config.decision_thresholds, 0.5)[0],
         )
         here = block.pixels.moved(-tokens.top * TOKEN, -tokens.left * TOKEN).slices
         return ids[here], None if probs is None else probs[here]
