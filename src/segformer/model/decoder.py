@@ -270,18 +270,26 @@ def _fuse(features: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor) -
 
     The bias is added once, at full resolution; upsampling would not change it.
     """
-    finest = linear(to_tokens(features[0]), weights[0], bias)
     contributions = [
         linear(to_tokens(x), w) for x, w in zip(features[1:], weights[1:], strict=True)
     ]
-    if finest.device.type == "cpu" and not is_traced():
+    if is_traced():
+        # Runtimes fuse the sum and the ReLU into a convolution, but not into a linear layer
+        finest = F.conv2d(features[0], weights[0][:, :, None, None], bias)
+        first, *others = (_upsample(x, features[0]) for x in contributions)
+        return finest + sum(others, first)
+    finest = linear(to_tokens(features[0]), weights[0], bias)
+    if finest.device.type == "cpu":
         return to_maps(_SumUpsampled.apply(finest, *contributions))  # type: ignore[no-untyped-call]
     fused = to_maps(finest)
     for contribution in contributions:
-        fused = fused + F.interpolate(
-            to_maps(contribution), size=fused.shape[2:], mode="bilinear", align_corners=False
-        )
+        fused = fused + _upsample(contribution, fused)
     return fused
+
+
+def _upsample(tokens: Tensor, like: Tensor) -> Tensor:
+    """Tokens (B, h, w, D) -> maps (B, D, H, W) of the height and width of other maps."""
+    return F.interpolate(to_maps(tokens), size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
 class _SumUpsampled(torch.autograd.Function):

@@ -153,7 +153,10 @@ def _name_axes(graph: Any) -> None:
 def _write_openvino(program: Any, pixels: Any, path: Path) -> None:
     import openvino
 
+    from segformer.prediction.runtimes.openvino_graph import simplify
+
     model = openvino.convert_model(program)
+    simplify(model)
     model.inputs[0].get_tensor().set_names({"pixel_values"})
     outputs = model.outputs
     for i, output in enumerate(outputs):
