@@ -3,6 +3,7 @@
     python benchmarks/runtimes.py [b0 b1 b2 b5] [--precision float32] [--rounds 5]
     python benchmarks/runtimes.py --sizes        # OpenVINO: what compiling for a size costs
     python benchmarks/runtimes.py --cold-start   # a process without PyTorch: first label map
+    python benchmarks/runtimes.py --profile      # OpenVINO: time by kind of operation
 
 Random weights, 150 classes, 512 x 512 pixels, batch 1. "exported from transformers" is the same
 model as transformers builds it, with its own decoder, exported to ONNX at this size and compiled by
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", action="store_true")
     parser.add_argument("--cold-start", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -64,6 +68,8 @@ def main() -> None:
         harness.report("runtimes_sizes", sizes(options.variants, precisions))
     elif options.cold_start:
         harness.report("runtimes_cold_start", [cold_start()])
+    elif options.profile:
+        harness.report("runtimes_profile", profiles(options.variants, precisions))
     else:
         harness.report("runtimes", rows(options.variants, precisions, options.rounds))
 
@@ -185,6 +191,35 @@ def changing(variant: str, precision: str, graph: Any) -> harness.Row:
             request(shape).infer([np.zeros(shape, np.float32)])
         seconds[name] = time.perf_counter() - began
     return harness.Row(f"20 images of 20 sizes, {variant} {precision}", seconds, "segformer")
+
+
+def profiles(variants: list[str], precisions: list[str]) -> Iterator[harness.Row]:
+    """Time of our graph by kind of operation, and the floor: all products at full speed."""
+    for variant in variants:
+        model = build(variant)
+        pixels = np.random.default_rng(0).standard_normal((1, SIDE, SIDE, 3)).astype(np.float32)
+        operations = harness.operations(lambda model=model: model(torch.zeros(1, 3, SIDE, SIDE)))
+        for precision in precisions:
+            runtime = OpenVINORuntime(converted(model, "openvino"), precision)
+            runtime._hints["PERF_COUNT"] = True
+            request = runtime._compile(pixels.shape)
+            seconds = harness.in_turns({"all": partial(request.infer, [pixels])}, 5)
+            runs = [_times_by_kind(request, pixels) for _ in range(20)]
+            for kind in sorted(runs[0], key=runs[0].__getitem__, reverse=True):
+                seconds[kind] = statistics.median(run[kind] for run in runs)
+            floor = operations / harness.product_rate(getattr(torch, precision))
+            yield harness.Row(f"OpenVINO {variant} {precision}", seconds, "all", floor)
+
+
+def _times_by_kind(request: Any, pixels: Any) -> dict[str, float]:
+    """Seconds by kind of operation; OpenVINO merges element by element operations and attention."""
+    request.infer([pixels])
+    seconds: dict[str, float] = defaultdict(float)
+    for node in request.profiling_info:
+        attention = "attention" in node.node_name or "permute" in node.node_name
+        kind = "attention" if node.node_type == "Subgraph" and attention else node.node_type
+        seconds[kind] += node.real_time.total_seconds()
+    return {kind: value for kind, value in seconds.items() if value}
 
 
 def cold_start() -> harness.Row:
