@@ -11,12 +11,10 @@ import socket
 from collections.abc import Sequence
 from types import FrameType
 
-import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
 from segformer.prediction.config import PredictConfig
-from segformer.prediction.predictor import Predictor
 from segformer.serving.app import Mount, create_app
 from segformer.serving.models import load_models
 from segformer.serving.options import ServeOptions
@@ -42,9 +40,6 @@ def serve(models: Sequence[str], options: ServeOptions, config: PredictConfig) -
     listening = _listen(options)  # before the models are loaded, which takes a while
     with listening:
         loaded = load_models(models, config)
-        for name, model in loaded.items():
-            _warm_up(model.predictor)
-            logger.info("model %s is ready", name)
         run_app(create_app(loaded, options, mounts=mounts_of(options)), options, listening)
 
 
@@ -101,13 +96,6 @@ def mounts_of(options: ServeOptions) -> tuple[Mount, ...]:
     from segformer.serving.page.mount import mount_page
 
     return (mount_page,)
-
-
-def _warm_up(predictor: Predictor) -> None:
-    """Run an image, so that what is prepared at the first one is done."""
-    window = predictor.config.window
-    height, width = (480, 640) if window is None else (window, window)
-    predictor(np.zeros((height, width, predictor.model.config.in_channels), np.uint8))
 
 
 def _listen(options: ServeOptions) -> socket.socket:
