@@ -1,4 +1,4 @@
-"""Output files: written whole or not at all, and never over a file of the user's unasked."""
+"""Output files: written whole or not at all, and never over a file of the user without being asked to."""
 
 from __future__ import annotations
 

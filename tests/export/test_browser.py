@@ -121,10 +121,10 @@ def test_results_are_those_of_the_command_line(
     present = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
     rows = page.locator("#legend button")
     assert rows.locator(".name").all_inner_texts() == [names[i] for i in present]
-    shares = [
+    fractions = [
         f"{100 * counts[i] / mask.size:.1f}%" for i in present if counts[i] >= 1e-3 * mask.size
     ]
-    assert rows.locator(".fraction").all_inner_texts()[: len(shares)] == shares
+    assert rows.locator(".fraction").all_inner_texts()[: len(fractions)] == fractions
 
     spoken = page.inner_text("#spoken")
     assert spoken.startswith(f"{OWN_IMAGE.name}: {names[present[0]]} ")

@@ -102,7 +102,7 @@ def _truth(
     """Class ids of the mask of an image (H, W, C), as the predictor has read it.
 
     Pixels without data are ignored. If the predictor may have read the image in such a way that
-    they can no longer be told from others, it is read again.
+    they can no longer be distinguished from others, it is read again.
     """
     if dataset.nodata is None and not _MAY_LACK_DATA.intersection(
         file.suffix.lower() for file in sample.image_files

@@ -50,7 +50,7 @@ class TrainingLoop:
         folder: Where results are written.
         task: Data set and configuration.
         model: The model to train.
-        callbacks: Code of the user's.
+        callbacks: The user's own.
     """
 
     def __init__(

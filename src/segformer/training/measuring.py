@@ -55,7 +55,7 @@ class Measurement(Generic[Measured]):
 
 @dataclass
 class DetailedMatrix:
-    """The confusion matrix of an evaluation, and what its report shows beside it."""
+    """The confusion matrix of an evaluation, and what else its report shows."""
 
     matrix: ConfusionMatrix
     details: Details
