@@ -1,4 +1,4 @@
-"""Reading and augmenting training crops, beside other pipelines and beside the model's training.
+"""Reading and augmenting training crops, compared with other pipelines and with the training step.
 
     python benchmarks/data_loading.py [DATASET] [--images 48] [--long-side 4000]
 

@@ -1,7 +1,7 @@
-"""Measure what a folder of a million images costs beside the model: listing, planning, summary.
+"""Measure what a folder of a million images costs without the model: listing, planning, summary.
 
-    python benchmarks/many_images.py /tmp/flat --generate 1000000 --per-folder 1000000
-    python benchmarks/many_images.py /tmp/deep --generate 1000000 --per-folder 1000
+    python benchmarks/many_images.py FOLDER --generate 1000000 --per-folder 1000000
+    python benchmarks/many_images.py FOLDER --generate 1000000 --per-folder 1000
 
 The images are empty files, and a predictor that reads nothing takes the place of the model. Results
 are empty files too. The second line is a run with `--skip-existing`, which has nothing left to do.

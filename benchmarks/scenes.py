@@ -9,8 +9,8 @@ Three contenders run the same windows of the same scene, with the same B0 and ra
 - rasterio and transformers: the loop that people write: read a window, upsample its logits, take
   the argmax, write it. It is left out where transformers is not installed.
 
-Seams: the share of pixels that change between two tilings, of which the second is moved by half a
-stride, of this package and of the loop. Each contender runs in a process of its own, whose peak
+Seams: the fraction of pixels that change between two tilings, of which the second is moved by half
+a stride, of this package and of the loop. Each contender runs in a process of its own, whose peak
 memory is the highest of its whole life; this package's is compared with ``--max-memory``.
 """
 
@@ -200,7 +200,7 @@ def scene_path(options: argparse.Namespace) -> Path:
 
 
 def changed(options: argparse.Namespace, name: str, moved: int) -> float:
-    """Share of pixels, away from the scene's borders, whose class another tiling changes."""
+    """Fraction of pixels, away from the scene's borders, whose class another tiling changes."""
     side, border = options.side, options.window
     different = total = 0
     with (

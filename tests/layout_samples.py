@@ -68,7 +68,7 @@ def taken_for(root: Path, name: str | None = None) -> Recognized:
 
 
 def read_split(root: Path, layout: str, split: str) -> LayoutSplit:
-    """A split of a folder that must be recognized as this layout without being told."""
+    """A split of a folder that must be recognized as this layout without being named."""
     found = taken_for(root)
     assert found.layout.name == layout
     assert split in found.layout.splits(found.root)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,16 @@ pytest.importorskip("shapely", reason="needs the extra geo")
 
 from rasterio.transform import Affine  # noqa: E402
 
-from segformer.cli import main  # noqa: E402
+from page_runner import GUIDE_FOLDER, code_blocks, run_guide  # noqa: E402
 from segformer.data.opening import open_dataset  # noqa: E402
 
-GUIDE = Path(__file__).parent.parent / "docs/guides/scenes.md"
-BLOCKS = re.findall(
-    r"^```(\w*)\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-)
-SMALLER = {"--max-steps": "16", "--val-every": "8", "--crop-size": "64", "--batch-size": "4"}
+SMALLER = {
+    "--max-steps": "16",
+    "--val-every": "8",
+    "--crop-size": "64",
+    "--batch-size": "4",
+    "--num-workers": "0",
+}
 """What the training is run with instead, so that it takes seconds."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
@@ -50,28 +51,19 @@ def draw_scene(folder: Path) -> None:
         file.write(label, 1)
 
 
+def write_description(language: str, text: str) -> None:
+    if language == "yaml":
+        Path("flood/dataset.yaml").write_text(text)
+
+
 def test_every_command_and_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     draw_scene(Path("flood"))
-    done = []
-    for language, text in BLOCKS:
-        if language == "python":
-            exec(compile(text, GUIDE.name, "exec"), {})
-        elif language == "yaml":
-            Path("flood/dataset.yaml").write_text(text)
-        elif language == "":
-            for line in text.strip().splitlines():
-                words = shlex.split(line)
-                assert words[0] == "segformer"
-                if words[1] == "train":
-                    for option, value in SMALLER.items():
-                        words[words.index(option) + 1] = value
-                    words += ["--num-workers", "0"]
-                assert main(words[1:]) == 0, line
-                done.append(" ".join(words[1:3]) if words[1] == "data" else words[1])
-    assert done == ["data check", "data show", "train", "evaluate", "predict", "data tile"]
+    done = run_guide("scenes", SMALLER, write_description)
+    names = [" ".join(words[:2]) if words[0] == "data" else words[0] for words in done]
+    assert names == ["data check", "data show", "train", "evaluate", "predict", "data tile"]
     printed = capsys.readouterr().out
     predicted, labeled = (
         float(re.search(rf"^{word}: (\d+\.\d+) square kilometers$", printed, re.MULTILINE)[1])
@@ -86,9 +78,10 @@ def test_label_rasters_as_the_guide_writes_them(
     """They give the same tiles as polygons that were made from them."""
     monkeypatch.chdir(tmp_path)
     draw_scene(Path("flood"))
-    (polygons,) = (text for language, text in BLOCKS if language == "yaml")
-    (raster,) = (text for language, text in BLOCKS if (language, text[:7]) == ("text", "scenes:"))
-    exec(compile(BLOCKS[1][1], GUIDE.name, "exec"), {})
+    blocks = code_blocks(GUIDE_FOLDER / "scenes.md")
+    (polygons,) = (text for language, text in blocks if language == "yaml")
+    (raster,) = (text for language, text in blocks if (language, text[:7]) == ("text", "scenes:"))
+    exec(compile(blocks[1][1], "scenes.md", "exec"), {})
     sizes = "".join(line for line in polygons.splitlines(True) if "_" in line.split(":")[0])
     found = []
     for text in (polygons, raster + sizes):

@@ -22,7 +22,7 @@ def test_public_names_are_there() -> None:
 
 def test_prediction_needs_the_base_dependencies_alone() -> None:
     """As on a machine without the extras: their packages are hidden."""
-    rooms = [
+    modules = [
         module.name
         for module in pkgutil.walk_packages(segformer.__path__, "segformer.")
         if not module.name.startswith(
@@ -30,14 +30,18 @@ def test_prediction_needs_the_base_dependencies_alone() -> None:
         )
         and module.name != "segformer.evaluation.plots"
     ]
-    rooms += ["segformer.serving.client", "segformer.serving.options", "segformer.cluster.options"]
-    assert len(rooms) > 20
+    modules += [
+        "segformer.serving.client",
+        "segformer.serving.options",
+        "segformer.cluster.options",
+    ]
+    assert len(modules) > 20
     hidden = ["lightning", "matplotlib", "tensorboard", "transformers", "torchmetrics", "scipy"]
     hidden += ["fastapi", "starlette", "uvicorn", "prometheus_client", "multipart", "gradio"]
     hidden += ["rasterio", "shapely", "pyogrio", "pyarrow", "av", "ray", "openvino", "onnx", "nncf"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
-        f"import importlib; [importlib.import_module(room) for room in {rooms}]"
+        f"import importlib; [importlib.import_module(name) for name in {modules}]"
     )
     result = run_python(code)
     assert result.returncode == 0, result.stderr

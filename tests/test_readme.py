@@ -18,12 +18,12 @@ from checkpoints.hub_server import HubServer, Repository
 from checkpoints.test_hub import hub  # noqa: F401  # a fixture
 from conftest import draw_dataset
 from data.test_class_folders import draw_classes
+from page_runner import code_blocks
 from segformer import SegFormer, SegFormerClassifier
 from segformer.cli import main
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+BLOCKS = code_blocks(ROOT / "README.md")
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
 

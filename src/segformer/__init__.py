@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from segformer.training.run import resume as resume
     from segformer.training.run import train as train
 
-_ROOMS = {
+_MODULES = {
     "ClassificationTrainConfig": "segformer.training.config",
     "ClassPredictor": "segformer.prediction.classifier",
     "ClassSet": "segformer.classes",
@@ -55,13 +55,13 @@ _ROOMS = {
     "train": "segformer.training.run",
 }
 
-__all__ = [*_ROOMS, "__version__"]  # noqa: PLE0604
+__all__ = [*_MODULES, "__version__"]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'segformer' has no attribute {name!r}")
-    value = getattr(import_module(_ROOMS[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""Output files: written whole or not at all, and never over a file of the user's unasked."""
+"""Output files: written whole or not at all; files of the user are replaced only on request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REPLACE_ATTEMPTS = 6
 
 
 class OutputExists(ValueError):
-    """A command would replace a file and was not told to; the message names the file."""
+    """A command would replace a file without being asked to; the message names the file."""
 
 
 def check_replaceable(paths: Iterable[Path], *, overwrite: bool) -> None:

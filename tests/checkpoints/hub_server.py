@@ -2,7 +2,7 @@
 
 It answers the calls of downloading (HEAD and GET of a file at a revision, with byte ranges, and
 the listing of a repository), and of publishing (creation, pre-upload, LFS, commit), and can be
-told to cut connections.
+asked to cut connections.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Data sets of scenes: labels on tiles, the division in blocks, and what the user is told."""
+"""Data sets of scenes: labels on tiles, the division in blocks, and the messages for the user."""
 
 from __future__ import annotations
 
@@ -485,15 +485,15 @@ def test_what_the_user_is_told_about_polygons(tmp_path: Path) -> None:
     labels = tmp_path / "labels.gpkg"
     write(labels, polygons, ["lake", "lake", "wood", "wood", None, "lake"], layer="hand")
     column = {"class_column": "kind", "label_mapping": {"lake": "water"}}
-    told = errors_of(describe(tmp_path, **column))
-    assert "'wood' (2 polygons), empty (1 polygons)" in told
-    assert "label_mapping" in told
-    told = errors_of(describe(tmp_path, class_column="class"))
-    assert "has no column 'class' (class_column); columns are kind" in told
-    told = errors_of(describe(tmp_path, background=None))
-    assert "write class_column: COLUMN, or background: NAME" in told
-    told = errors_of(describe(tmp_path, names=["a", "b", "c"], background="a"))
-    assert "3 classes; write class_column" in told
+    errors = errors_of(describe(tmp_path, **column))
+    assert "'wood' (2 polygons), empty (1 polygons)" in errors
+    assert "label_mapping" in errors
+    errors = errors_of(describe(tmp_path, class_column="class"))
+    assert "has no column 'class' (class_column); columns are kind" in errors
+    errors = errors_of(describe(tmp_path, background=None))
+    assert "write class_column: COLUMN, or background: NAME" in errors
+    errors = errors_of(describe(tmp_path, names=["a", "b", "c"], background="a"))
+    assert "3 classes; write class_column" in errors
     scenes = [{"image": "scene.tif", "labels": "labels.gpkg", "layer": "foot"}]
     assert "there is no layer 'foot'; layers are hand" in errors_of(
         describe(tmp_path, scenes=scenes)
@@ -517,8 +517,8 @@ def test_what_the_user_is_told_about_polygons(tmp_path: Path) -> None:
 def test_what_the_user_is_told_about_places(tmp_path: Path) -> None:
     draw_scene(tmp_path / "scene.tif", crs=None)
     write(tmp_path / "labels.gpkg", blobs(6))
-    told = errors_of(describe(tmp_path))
-    assert "scene.tif: the scene has no coordinate reference system" in told
+    errors = errors_of(describe(tmp_path))
+    assert "scene.tif: the scene has no coordinate reference system" in errors
     draw_scene(tmp_path / "scene.tif")
     write(tmp_path / "labels.shp", blobs(6), crs=None)
     scenes = [{"image": "scene.tif", "labels": "labels.shp"}]
@@ -529,8 +529,8 @@ def test_what_the_user_is_told_about_places(tmp_path: Path) -> None:
     assert "no polygon lies in the scene" in errors_of(describe(tmp_path, scenes=scenes))
     write_labels(tmp_path / "labels.tif", np.zeros((50, 50), np.uint8), PLACE, None)
     scenes = [{"image": "scene.tif", "labels": "labels.tif"}]
-    told = errors_of(describe(tmp_path, scenes=scenes, background=None))
-    assert "labels of 50 x 50 pixels cannot be placed on the scene of 240 x 200" in told
+    errors = errors_of(describe(tmp_path, scenes=scenes, background=None))
+    assert "labels of 50 x 50 pixels cannot be placed on the scene of 240 x 200" in errors
 
 
 def test_what_the_user_is_told_about_bands_values_and_blocks(tmp_path: Path) -> None:
@@ -538,9 +538,9 @@ def test_what_the_user_is_told_about_bands_values_and_blocks(tmp_path: Path) -> 
     draw_scene(tmp_path / "other.tif", bands=3)
     write(tmp_path / "labels.gpkg", blobs(12))
     scenes = [{"image": name, "labels": "labels.gpkg"} for name in ("scene.tif", "other.tif")]
-    told = errors_of(describe(tmp_path, scenes=scenes))
-    assert f"other.tif: has 3 bands, but {tmp_path}/scene.tif has 4" in told
-    assert "choose those that all scenes have with bands: [1, 2, 3]" in told
+    errors = errors_of(describe(tmp_path, scenes=scenes))
+    assert f"other.tif: has 3 bands, but {tmp_path}/scene.tif has 4" in errors
+    assert "choose those that all scenes have with bands: [1, 2, 3]" in errors
     chosen = describe(tmp_path, scenes=scenes, bands=[3, 1])
     dataset = open_dataset(chosen, "train")
     assert dataset.channels == 2
@@ -553,8 +553,8 @@ def test_what_the_user_is_told_about_bands_values_and_blocks(tmp_path: Path) -> 
 
     write_labels(tmp_path / "labels.tif", np.full((200, 240), 7, np.uint8), PLACE, UTM)
     rasters = [{"image": "scene.tif", "labels": "labels.tif"}]
-    told = errors_of(describe(tmp_path, scenes=rasters, background=None))
-    assert "values outside the classes: 7" in told
+    errors = errors_of(describe(tmp_path, scenes=rasters, background=None))
+    assert "values outside the classes: 7" in errors
 
     assert "too few to hold some out" in errors_of(describe(tmp_path, block_size=1000))
     assert "block_size is 50, but a tile of 40 pixels and a gap of 8 on both sides need 56" in (

@@ -228,7 +228,7 @@ def test_each_image_is_read_once(
 def test_pixels_without_data_are_not_scored(
     tmp_path: Path, predictor: Predictor, marked: str
 ) -> None:
-    """Also where the model sees 16 bits as 8, in which they can no longer be told from others."""
+    """Also where the model sees 16 bits as 8, in which they can no longer be distinguished."""
     for kind, split in (
         ("images", "train"),
         ("masks", "train"),

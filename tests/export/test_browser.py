@@ -20,21 +20,14 @@ from PIL import Image, ImageCms
 from segformer.checkpoints.opening import SHIPPED
 from segformer.cli import main
 from segformer.export.check import OWN_IMAGE
+from web_browser import browser, download, new_page, visits  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.browser
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason=f"needs {package}, of the extra onnxruntime")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--use-fake-device-for-media-stream",  # a camera with a moving test image
-    "--use-fake-ui-for-media-stream",
-)
-PATIENCE = 60_000
-"""Milliseconds for a single step, on a slow machine."""
+READY = "body[data-device]"
 
 
 class Server:
@@ -70,18 +63,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with playwright.sync_playwright() as driver:
-        try:
-            found = driver.chromium.launch(executable_path=program, args=FLAGS)
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium that can be started: {str(error).splitlines()[0]}")
-        yield found
-        found.close()
-
-
 @pytest.fixture
 def server(site: Path) -> Iterator[Server]:
     running = Server(site)
@@ -90,37 +71,10 @@ def server(site: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def visit(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
-    """Opens the page for a new visitor; nothing may go wrong or be asked of another server."""
-    contexts = []
-    problems: list[str] = []
-
-    def opened(**options: Any) -> Any:
-        context = browser.new_context(**options)
-        context.set_default_timeout(PATIENCE)
-        contexts.append(context)
-        context.on("request", lambda request: _check_address(request.url, server, problems))
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: _check_message(message, problems))
-        page.goto(server.address)
-        page.wait_for_selector("body[data-device]")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
-def _check_address(address: str, server: Server, problems: list[str]) -> None:
-    if not address.startswith((server.address, "blob:" + server.address)):
-        problems.append(f"request: {address}")
-
-
-def _check_message(message: Any, problems: list[str]) -> None:
-    if message.type == "error":
-        problems.append(f"console: {message.text}")
+def visit(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:  # noqa: F811
+    """Opens the page for a new visitor."""
+    with visits(browser) as opened:
+        yield partial(opened, server.address, READY)
 
 
 def segment(page: Any, *paths: Path) -> None:
@@ -129,14 +83,6 @@ def segment(page: Any, *paths: Path) -> None:
     page.set_input_files("#files", [str(path) for path in paths])
     for i in range(len(paths)):
         page.wait_for_selector(f"#images li:nth-child({before + i + 1}) [data-state=done]")
-
-
-def download(page: Any, button: str, folder: Path) -> Path:
-    with page.expect_download() as event:
-        page.click(button)
-    path = folder / event.value.suggested_filename
-    event.value.save_as(path)
-    return path
 
 
 def predict(image: Path, folder: Path, *options: str) -> np.ndarray:
@@ -149,7 +95,7 @@ def predict(image: Path, folder: Path, *options: str) -> np.ndarray:
 
 def same_class(page: Any, image: Path, folder: Path, *options: str) -> float:
     """Fraction of pixels that the page and the command line give the same class."""
-    with Image.open(download(page, "#save-mask", folder / "found")) as mask:
+    with Image.open(download(page.locator("#save-mask"), folder / "found")) as mask:
         found = np.asarray(mask)
     expected = predict(image, folder / "expected", *options)
     assert found.shape == expected.shape
@@ -175,10 +121,10 @@ def test_results_are_those_of_the_command_line(
     present = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
     rows = page.locator("#legend button")
     assert rows.locator(".name").all_inner_texts() == [names[i] for i in present]
-    shares = [
+    fractions = [
         f"{100 * counts[i] / mask.size:.1f}%" for i in present if counts[i] >= 1e-3 * mask.size
     ]
-    assert rows.locator(".fraction").all_inner_texts()[: len(shares)] == shares
+    assert rows.locator(".fraction").all_inner_texts()[: len(fractions)] == fractions
 
     spoken = page.inner_text("#spoken")
     assert spoken.startswith(f"{OWN_IMAGE.name}: {names[present[0]]} ")
@@ -198,7 +144,7 @@ def test_overlay_file(visit: Callable[..., Any], tmp_path: Path) -> None:
     page = visit()
     segment(page, OWN_IMAGE)
     page.fill("#opacity", "0")
-    with Image.open(download(page, "#save-overlay", tmp_path)) as file:
+    with Image.open(download(page.locator("#save-overlay"), tmp_path)) as file:
         assert file.format == "JPEG"
         plain = np.asarray(file).astype(float)
     assert (tmp_path / f"{OWN_IMAGE.stem}_overlay.jpg").is_file()
@@ -208,7 +154,9 @@ def test_overlay_file(visit: Callable[..., Any], tmp_path: Path) -> None:
     assert plain.shape[0] > height  # the legend
     assert np.abs(plain[:height] - original).mean() < 5  # of JPEG
     page.fill("#opacity", "100")
-    colored = np.asarray(Image.open(download(page, "#save-overlay", tmp_path))).astype(float)
+    colored = np.asarray(Image.open(download(page.locator("#save-overlay"), tmp_path))).astype(
+        float
+    )
     assert np.abs(colored[:height] - original).mean() > 40
 
 
@@ -326,21 +274,19 @@ def test_second_visit_needs_no_network(visit: Callable[..., Any], server: Server
     page = visit()
     server.stop()
     page.reload()
-    page.wait_for_selector("body[data-device]")
+    page.wait_for_selector(READY)
     segment(page, OWN_IMAGE)
     assert page.locator("#legend button").count() > 1
 
 
-def test_new_version(browser: Any, site: Path, tmp_path: Path) -> None:
+def test_new_version(browser: Any, site: Path, tmp_path: Path) -> None:  # noqa: F811
     """Visitors keep the page of their first visit until they ask for the new one."""
     copy = tmp_path / "page"
     shutil.copytree(site, copy, copy_function=os.link)
     running = Server(copy)
-    context = browser.new_context()
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
+    page = new_page(browser)
     page.goto(running.address)
-    page.wait_for_selector("body[data-device]")
+    page.wait_for_selector(READY)
     former = json.loads((copy / "settings.json").read_text(encoding="utf-8"))["version"]
     for name in ("settings.json", "version.js"):
         text = (copy / name).read_text(encoding="utf-8").replace(former, "later")
@@ -350,11 +296,11 @@ def test_new_version(browser: Any, site: Path, tmp_path: Path) -> None:
     assert page.inner_text("h1") == SHIPPED
     page.click("#update")
     page.wait_for_selector("h1:has-text('later')")
-    page.wait_for_selector("body[data-device]")
+    page.wait_for_selector(READY)
     names = page.evaluate("caches.keys()")
     assert len(names) == 1
     assert names[0].endswith(" later")
-    context.close()
+    page.context.close()
     running.stop()
 
 
@@ -366,16 +312,14 @@ def test_several_threads_on_a_plain_server(visit: Callable[..., Any]) -> None:
     assert int(page.get_attribute("body", "data-threads")) > 1
 
 
-def test_names_are_text(browser: Any, server: Server, site: Path) -> None:
+def test_names_are_text(browser: Any, server: Server, site: Path) -> None:  # noqa: F811
     """A class name or title that looks like HTML is shown as it is."""
     evil = "<img src=x onerror=document.body.dataset.broken=1>"
     settings = json.loads((site / "settings.json").read_text(encoding="utf-8"))
     settings["title"] = evil
     for entry in settings["classes"]:
         entry["name"] += evil
-    context = browser.new_context(service_workers="block")
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
+    page = new_page(browser, service_workers="block")
     page.route("**/settings.json", lambda route: route.fulfill(body=json.dumps(settings)))
     page.goto(server.address)
     segment(page, OWN_IMAGE)
@@ -384,7 +328,7 @@ def test_names_are_text(browser: Any, server: Server, site: Path) -> None:
         assert evil in page.locator(selector).first.text_content()
     assert page.get_attribute("body", "data-broken") is None
     assert page.get_attribute("body", "data-threads") == "1"
-    context.close()
+    page.context.close()
 
 
 def test_photo_from_the_camera(visit: Callable[..., Any]) -> None:

@@ -353,9 +353,9 @@ def test_the_command(
     assert "jsonl or parquet, not as json" in capsys.readouterr().err
     assert main([*words[:-1], "few", "--summary", "jsonl", "--skip-existing"]) == 1
     assert "a summary in another format" in capsys.readouterr().err
-    codes = [main([*words[:-1], "shares", "--shard", f"{number}/2"]) for number in (1, 2)]
+    codes = [main([*words[:-1], "parts", "--shard", f"{number}/2"]) for number in (1, 2)]
     assert set(codes) <= {0, 1, 3}
-    assert len(list(read_rows(Path("shares").glob("summary-*.jsonl")))) == 3
+    assert len(list(read_rows(Path("parts").glob("summary-*.jsonl")))) == 3
     Path("empty").mkdir()
     assert main(["predict", "empty", "--model", "model", "--out", "e", "--summary", "jsonl"]) == 1
     assert not Path("e").exists()

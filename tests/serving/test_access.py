@@ -39,6 +39,7 @@ def test_keys(served: ServedModel, tmp_path: Path) -> None:
             ({"Authorization": "Bearer wrong"}, 401),
             ({"Authorization": "Bearer "}, 401),
             ({"Authorization": "Basic !!"}, 401),
+            ({"Authorization": "Basic \xe9"}, 401),
             ({"Authorization": "Basic bm9jb2xvbg=="}, 401),
             ({"X_API_Key": "old"}, 401),
             ({"Authorization": "Bearer new-key"}, 200),

@@ -251,6 +251,9 @@ def test_nothing_else_is_loaded(label_studio: Any, tmp_path: Path) -> None:
         "s3://bucket/a.png",
         "//example.org/a.png",
         "data:text/plain,abc",
+        "http://[::1/a.png",
+        f"{label_studio.url.rpartition(':')[0]}:port/a.png",
+        "/data/upload/1/a b.png",
     ):
         with pytest.raises(Problem) as caught:
             images.load(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ pytestmark = [
     ),
 ]
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("gradio", reason="the extra serve is not installed")
 
@@ -32,16 +30,9 @@ from segformer.cli import main
 from segformer.serving.models import serve_model
 from segformer.serving.page.mount import mount_page
 from serving.live import Live, encoded, photo, running
+from web_browser import browser, download, visits  # noqa: F401  # a fixture
 
 PHOTO = Path(__file__).parents[2] / "src/segformer/assets/astronaut.jpg"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--use-fake-device-for-media-stream",  # a camera with a moving test image
-    "--use-fake-ui-for-media-stream",
-)
-PATIENCE = 60_000
-"""Milliseconds for a single step, on a slow machine."""
 
 
 @pytest.fixture(scope="module")
@@ -51,47 +42,15 @@ def shipped() -> Iterator[Live]:
         yield live
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with playwright.sync_playwright() as driver:
-        try:
-            found = driver.chromium.launch(executable_path=program, args=FLAGS)
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium that can be started: {str(error).splitlines()[0]}")
-        yield found
-        found.close()
-
-
 @pytest.fixture
-def visit(browser: Any, shipped: Live) -> Iterator[Callable[..., Any]]:
-    """Opens the page for a new visitor; nothing may go wrong or be asked of another host."""
-    contexts = []
-    problems: list[str] = []
+def visit(browser: Any, shipped: Live) -> Iterator[Callable[..., Any]]:  # noqa: F811
+    """Opens the page for a new visitor."""
+    with visits(browser) as opened:
 
-    def opened(live: Live = shipped, **options: Any) -> Any:
-        context = browser.new_context(**options)
-        context.set_default_timeout(PATIENCE)
-        contexts.append(context)
-        own = (f"{live.url}/", f"blob:{live.url}/", "data:")
-        context.on(
-            "request",
-            lambda request: request.url.startswith(own) or problems.append(request.url),
-        )
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on(
-            "console",
-            lambda message: message.type == "error" and problems.append(message.text),
-        )
-        page.goto(live.url)
-        page.wait_for_selector(".viewer")
-        return page
+        def visit(live: Live = shipped, **options: Any) -> Any:
+            return opened(f"{live.url}/", ".viewer", **options)
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert problems == []
+        yield visit
 
 
 def segment(page: Any, *paths: Path) -> None:
@@ -105,12 +64,8 @@ def wait_for(page: Any, name: str) -> None:
     page.wait_for_selector(f".frame[data-painted='{name}']")
 
 
-def download(page: Any, name: str, folder: Path) -> Path:
-    with page.expect_download() as event:
-        page.get_by_role("link", name=name).click()
-    path = folder / event.value.suggested_filename
-    event.value.save_as(path)
-    return path
+def link(page: Any, name: str) -> Any:
+    return page.get_by_role("link", name=name)
 
 
 def painted(page: Any) -> int:
@@ -128,10 +83,10 @@ def test_results_are_those_of_the_command_line(visit: Callable[..., Any], tmp_pa
     page = visit()
     segment(page, PHOTO)
     assert main(["predict", str(PHOTO), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    for link in ("Download label map", "Download overlay"):
-        found = download(page, link, tmp_path)
+    for name in ("Download label map", "Download overlay"):
+        found = download(link(page, name), tmp_path)
         assert found.read_bytes() == (tmp_path / "out" / found.name).read_bytes()
-    assert download(page, "Download JSON", tmp_path).name == "astronaut.json"
+    assert download(link(page, "Download JSON"), tmp_path).name == "astronaut.json"
 
     mask = np.asarray(Image.open(tmp_path / "astronaut.png"))
     counts = np.bincount(mask.ravel())
@@ -200,10 +155,10 @@ def test_several_images_and_one_that_is_none(visit: Callable[..., Any], tmp_path
         .first.inner_text()
         .startswith("broken.jpg: the data is not an image")
     )
-    assert page.get_by_role("link", name="Download label map").is_hidden()
+    assert link(page, "Download label map").is_hidden()
     images.nth(1).click()
     wait_for(page, "street.png")
-    with Image.open(download(page, "Download label map", tmp_path / "out")) as label_map:
+    with Image.open(download(link(page, "Download label map"), tmp_path / "out")) as label_map:
         assert label_map.size == (120, 90)
     page.get_by_role("button", name="Remove all").click()
     page.wait_for_selector(".viewer[data-state=empty]")
@@ -300,7 +255,7 @@ def test_a_key_is_the_password(visit: Callable[..., Any], tmp_path: Path) -> Non
     with running(served, mounts=(mount_page,), api_key_file=tmp_path / "keys") as live:
         page = visit(live, http_credentials={"username": "", "password": "the-key"})
         segment(page, PHOTO)
-        assert download(page, "Download label map", tmp_path).stat().st_size > 1000
+        assert download(link(page, "Download label map"), tmp_path).stat().st_size > 1000
         page.context.close()
 
 

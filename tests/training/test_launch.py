@@ -144,8 +144,8 @@ def start(words: list[str], **variables: str) -> subprocess.Popen[str]:
 def finish(processes: list[subprocess.Popen[str]]) -> None:
     """Wait until all have ended well."""
     try:
-        told = [process.communicate(timeout=500)[0] for process in processes]
-        for process, text in zip(processes, told, strict=True):
+        outputs = [process.communicate(timeout=500)[0] for process in processes]
+        for process, text in zip(processes, outputs, strict=True):
             assert process.returncode == 0, text
     finally:
         for process in processes:

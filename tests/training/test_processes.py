@@ -58,11 +58,11 @@ def start(*words: str) -> subprocess.Popen[str]:
 def run(*words: str) -> tuple[int, str]:
     process = start(*words)
     try:
-        out, told = process.communicate(timeout=500)
+        out, log = process.communicate(timeout=500)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, out + told
+    return process.returncode, out + log
 
 
 def losses(folder: Path) -> list[float]:
@@ -73,11 +73,11 @@ def losses(folder: Path) -> list[float]:
 def test_two_processes_train_the_weights_of_one_stop_and_resume(tmp_path: Path) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
     one, two = tmp_path / "one", tmp_path / "two"
-    code, told = run(str(dataset), "--out", str(one), *OPTIONS, "--batch-size", "4")
-    assert code == 0, told
-    code, told = run(str(dataset), "--out", str(two), *OPTIONS, *TWO)
-    assert code == 0, told
-    assert told.count("step 6, epoch") == 1  # only one process logs
+    code, log = run(str(dataset), "--out", str(one), *OPTIONS, "--batch-size", "4")
+    assert code == 0, log
+    code, log = run(str(dataset), "--out", str(two), *OPTIONS, *TWO)
+    assert code == 0, log
+    assert log.count("step 6, epoch") == 1  # only one process logs
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     first, second = (load_file(folder / "last/model.safetensors") for folder in (one, two))
     for name, tensor in first.items():
@@ -91,34 +91,34 @@ def test_two_processes_train_the_weights_of_one_stop_and_resume(tmp_path: Path) 
             break
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=500)
-    assert process.returncode == 130, told
-    assert told.count("everything is saved") == 1
-    assert "Traceback" not in told
+    _, log = process.communicate(timeout=500)
+    assert process.returncode == 130, log
+    assert log.count("everything is saved") == 1
+    assert "Traceback" not in log
     done = len(losses(stopped))
-    code, told = run("--resume", str(stopped), "--max-steps", str(done + 2))
-    assert code == 0, told
+    code, log = run("--resume", str(stopped), "--max-steps", str(done + 2))
+    assert code == 0, log
     assert len(losses(stopped)) == done + 2
 
 
 def test_a_process_that_fails_ends_all_with_its_message(tmp_path: Path) -> None:
     dataset = draw_dataset(tmp_path / "shapes")
-    code, told = run(
+    code, log = run(
         str(dataset), "--out", str(tmp_path / "run"), *OPTIONS, *TWO, "--lr", "1e30",
         "--warmup-steps", "0", "--max-grad-norm", "0",
     )  # fmt: skip
-    assert code == 1, told
-    assert told.count("the loss is nan at step") == 1
-    assert "Traceback" not in told
+    assert code == 1, log
+    assert log.count("the loss is nan at step") == 1
+    assert "Traceback" not in log
 
     # In one process only: the draws of process 1 begin with another image
     values = np.array(Image.open(dataset / "masks/train/00.png"))
     values[0, 0] = 151
     Image.fromarray(values).save(dataset / "masks/train/00.png")
-    code, told = run(str(dataset), "--out", str(tmp_path / "second"), *OPTIONS, *TWO)
-    assert code == 1, told
-    assert told.count("00.png: values outside the classes") == 1
-    assert "Traceback" not in told
+    code, log = run(str(dataset), "--out", str(tmp_path / "second"), *OPTIONS, *TWO)
+    assert code == 1, log
+    assert log.count("00.png: values outside the classes") == 1
+    assert "Traceback" not in log
 
 
 CRASH = """

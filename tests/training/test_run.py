@@ -164,10 +164,10 @@ def test_a_signal_to_the_whole_group_stops_cleanly(tmp_path: Path, number: int) 
     while process.poll() is None and not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, number)
-    _, told = process.communicate(timeout=500)
-    assert process.returncode == 130, told
-    assert "everything is saved" in told
-    assert "Traceback" not in told
+    _, log = process.communicate(timeout=500)
+    assert process.returncode == 130, log
+    assert "everything is saved" in log
+    assert "Traceback" not in log
     assert (tmp_path / "run" / "resume.ckpt").is_file()
 
 

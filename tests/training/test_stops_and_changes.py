@@ -58,13 +58,13 @@ def test_a_failing_training_with_workers_ends(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        _, told = process.communicate(timeout=500)
+        _, log = process.communicate(timeout=500)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 1, told
-    assert "not finite at step" in told or "the loss is nan at step" in told
-    assert "Traceback" not in told
+    assert process.returncode == 1, log
+    assert "not finite at step" in log or "the loss is nan at step" in log
+    assert "Traceback" not in log
 
 
 def test_any_exception_shuts_the_workers_down(

@@ -23,7 +23,7 @@ TASK_FILE = "task.json"
 INPUT_FILES = ("preprocessor.json", "image_converter.json")
 """The first of them describes a model's input."""
 PRESET_FILES = (TASK_WEIGHTS_FILE, TASK_FILE, *INPUT_FILES)
-"""What lies beside ``config.json`` and the weights of a preset."""
+"""Other files of a preset than ``config.json`` and the weights."""
 
 _SEGMENTERS = ("SegFormerImageSegmenter",)
 _CLASSIFIERS = ("MiTImageClassifier", "ImageClassifier")

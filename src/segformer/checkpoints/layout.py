@@ -54,7 +54,7 @@ _OPENMMLAB_TYPE = "segformer-openmmlab"
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint says of its model beside the weights.
+    """What a checkpoint says of its model, without the weights.
 
     Attributes:
         kind: "segmenter", "classifier" or "encoder".
@@ -230,7 +230,7 @@ def preprocessing_to_hub(preprocessing: Preprocessing) -> dict[str, Any]:
         entries["size"] = {"height": size[0], "width": size[1]}
     elif size is not None:
         entries["size"] = {"shortest_edge": size}
-        # transformers takes a size without height as a square unless told so
+        # transformers takes a size without height as a square by default
         entries["default_to_square"] = False
     if preprocessing.multiple > 1:
         entries["size_multiple"] = preprocessing.multiple

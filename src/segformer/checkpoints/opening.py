@@ -90,7 +90,7 @@ class Checkpoint:
 
     @property
     def description(self) -> layout.Description:
-        """What is written beside its weights."""
+        """What is written with its weights."""
         return layout.Description(self.kind, self.config, self.classes, self.preprocessing)
 
     def read(self, part: str = "") -> Iterator[tuple[str, Tensor]]:

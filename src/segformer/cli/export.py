@@ -87,13 +87,8 @@ def run(words: list[str]) -> int:
             overwrite=options.overwrite,
         )
         checks, report = exported.checks, exported.int8
-    for found in checks:
-        parts = [f"{found.image}, {' x '.join(map(str, found.shape))}"]
-        if found.largest_difference is not None:
-            parts.append(f"largest difference {found.largest_difference:.1e}")
-        if found.same_class is not None:
-            parts.append(f"same class {found.same_class:.4%}")
-        print("checked: " + ", ".join(parts))
+    for check in checks:
+        print(f"checked: {check}")
     for line in report.lines() if report is not None else ():
         print(line)
     print(f"written: {options.out}")

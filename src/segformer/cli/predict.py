@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from segformer.cli.predict_many import (
-    exit_code,
     is_streamed,
     refuse_uris,
     segment_on_cluster,
     segment_stream,
 )
-from segformer.cli.terminal import parse, printable
+from segformer.cli.terminal import parse, print_outcome, printable
 
 if TYPE_CHECKING:
     from segformer.cli.models import OpenedModel
@@ -190,10 +189,13 @@ def _segment(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
     if len(result.images) <= _SHOWN:
         for row in result.images:
             _print_best(row["image"], row.get("class_fractions", {}))
-    skipped = f", {result.skipped} of them earlier" if result.skipped else ""
-    print(f"{len(result.images)} of {len(jobs)} images segmented into {options.out}{skipped}")
-    errors = [failure["error"] for failure in result.failed]
-    return exit_code(errors, len(errors), done=len(result.images))
+    return print_outcome(
+        f"images segmented into {options.out}",
+        done=len(result.images),
+        earlier=result.skipped,
+        failed=len(result.failed),
+        errors=[failure["error"] for failure in result.failed],
+    )
 
 
 def _classify(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
@@ -226,9 +228,12 @@ def _classify(options: Any, jobs: "Sequence[Job]", model: "OpenedModel") -> int:
             write_json(written, content)
     for row in rows[:_SHOWN]:
         _print_best(row["image"], row["classes"])
-    print(f"{len(rows)} of {len(jobs)} images classified into {written}")
-    errors = [failure["error"] for failure in failed]
-    return exit_code(errors, len(errors), done=len(rows))
+    return print_outcome(
+        f"images classified into {written}",
+        done=len(rows),
+        failed=len(failed),
+        errors=[failure["error"] for failure in failed],
+    )
 
 
 def _print_best(image: str, classes: dict[str, float]) -> None:

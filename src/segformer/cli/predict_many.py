@@ -1,13 +1,12 @@
 """`segformer predict` of many images: listed while others are computed, or on many machines."""
 
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segformer.cli.terminal import FAILED, PARTIAL, printable
+from segformer.cli.terminal import print_outcome
 
 if TYPE_CHECKING:
     from segformer.cli.models import OpenedModel
@@ -74,14 +73,14 @@ def segment_stream(options: Any, jobs: "Iterable[Job]", model: "OpenedModel") ->
             on_windows=lambda done, count: bar.within(done / count, f"window {done}/{count}"),
         )
     shard = "" if options.shard is None else f" of shard {options.shard}"
-    skipped = f", {result.skipped} of them earlier" if result.skipped else ""
-    done = result.done + result.skipped
-    print(
-        f"{done} of {done + result.failed} images{shard} segmented into {options.out}{skipped}; "
-        f"see {result.summary.name}"
+    return print_outcome(
+        f"images{shard} segmented into {options.out}",
+        done=result.done + result.skipped,
+        earlier=result.skipped,
+        failed=result.failed,
+        errors=[row["error"] for row in result.failures],
+        note=f"; see {result.summary.name}",
     )
-    errors = [row["error"] for row in result.failures]
-    return exit_code(errors, result.failed, done=done)
 
 
 def refuse_uris(options: Any) -> None:
@@ -138,33 +137,17 @@ def segment_on_cluster(options: Any, words: Sequence[str]) -> int:
         )
     lost = f"; {result.lost_workers} workers were lost" if result.lost_workers else ""
     earlier = result.earlier + result.skipped
-    done = result.done + earlier
-    print(
-        f"{done} of {result.images} images segmented into {outputs.out} by {result.workers} "
-        f"workers in {result.seconds:.0f} s, {earlier} of them earlier{lost}"
+    return print_outcome(
+        f"images segmented into {outputs.out} by {result.workers} workers in "
+        f"{result.seconds:.0f} s",
+        done=result.done + earlier,
+        earlier=earlier,
+        failed=result.failed,
+        errors=[row["error"] for row in result.failures],
+        note=lost,
     )
-    errors = [row["error"] for row in result.failures]
-    return exit_code(errors, result.failed, done=done)
 
 
 def _uri(out: Path) -> str:
     """A URI as it was given: as a path, it has lost one of its slashes."""
     return re.sub(r"^([a-z0-9+]{2,}):/(?!/)", r"\1://", out.as_posix())
-
-
-def exit_code(errors: Sequence[str], count: int, *, done: int) -> int:
-    """List errors; the code tells whether all or only some of the images failed.
-
-    Args:
-        errors: The first of them.
-        count: Number of all.
-        done: Number of images that did not fail.
-    """
-    if not count:
-        return 0
-    print(f"{count} failed:", file=sys.stderr)
-    for error in errors:
-        print(printable(f"  {error}"), file=sys.stderr)
-    if count > len(errors):
-        print(f"  and {count - len(errors)} more, see the summary", file=sys.stderr)
-    return PARTIAL if done else FAILED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from segformer.cli.terminal import FAILED, PARTIAL, printable
+from segformer.cli.terminal import print_outcome, printable
 
 if TYPE_CHECKING:
     from segformer.image.scene import Scene
@@ -120,15 +119,13 @@ def predict_scenes(options: Any, jobs: Sequence[SceneJob]) -> int:
             errors.append(str(error))
             summary.fail(job, str(error))
     summary.write(finished=True)
-    done = len(jobs) - len(errors)
-    skipped = f", {summary.skipped} of them earlier" if summary.skipped else ""
-    print(f"{done} of {len(jobs)} scenes segmented into {out}{skipped}")
-    if not errors:
-        return 0
-    print(f"{len(errors)} failed:", file=sys.stderr)
-    for error_text in errors:
-        print(printable(f"  {error_text}"), file=sys.stderr)
-    return PARTIAL if done else FAILED
+    return print_outcome(
+        f"scenes segmented into {out}",
+        done=len(jobs) - len(errors),
+        earlier=summary.skipped,
+        failed=len(errors),
+        errors=errors,
+    )
 
 
 def _predict_one(

@@ -109,6 +109,37 @@ def show_failures(failures: Sequence[object]) -> None:
             print(f"  {failure}", file=sys.stderr)
 
 
+def print_outcome(
+    what: str,
+    *,
+    done: int,
+    failed: int,
+    errors: Sequence[str],
+    earlier: int = 0,
+    note: str = "",
+) -> int:
+    """Print how many inputs are done, and the errors; returns the exit code.
+
+    Args:
+        what: The inputs and what was done to them, such as "images segmented into masks".
+        done: Number of inputs that did not fail.
+        failed: Number of inputs that failed.
+        errors: The first of their errors, or all.
+        earlier: Number of inputs that an earlier run had done; ``done`` includes them.
+        note: End of the first line.
+    """
+    skipped = f", {earlier} of them earlier" if earlier else ""
+    print(f"{done} of {done + failed} {what}{skipped}{note}")
+    if not failed:
+        return 0
+    print(f"{failed} failed:", file=sys.stderr)
+    for error in errors:
+        print(printable(f"  {error}"), file=sys.stderr)
+    if failed > len(errors):
+        print(f"  and {failed - len(errors)} more, see the summary", file=sys.stderr)
+    return PARTIAL if done else FAILED
+
+
 def take_log_level(words: list[str]) -> tuple[list[str], int]:
     """The words without --quiet and --verbose, and the log level they stand for."""
     levels = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}

@@ -65,7 +65,7 @@ def to_class_ids(
         if len(classes) != 2:
             raise DatasetError(
                 f"{path}: JPEG changes the values of a mask, so {len(classes)} classes cannot be "
-                "told apart; save masks as PNG (JPEG masks can be used for two classes)"
+                "distinguished; save masks as PNG (JPEG masks can be used for two classes)"
             )
         dark_id, bright_id = classes.mapping.get(0, 0), classes.mapping.get(255, 1)
         return np.where(values >= 128, np.int32(bright_id), np.int32(dark_id))

@@ -30,7 +30,7 @@ def open_dataset(source: str | Path, split: str = "train", *, layout: str | None
     Args:
         source: Folder with ``dataset.yaml``, that file itself, a folder that has
             ``images/{train,val}`` beside ``masks/{train,val}``, a folder in one of the known
-            layouts, or a zip of one of these, which is unpacked beside itself.
+            layouts, or a zip of one of these, which is unpacked next to itself.
         split: Which of its splits; "all" is the only one of a source that is not divided.
         layout: Name of the layout. Default: the one the folder is recognized by.
 

@@ -11,10 +11,10 @@ import numpy as np
 from rich.table import Table
 
 from segformer.data.class_folders import ClassFolders
-from segformer.data.dataset import DatasetError
 from segformer.evaluation.calibration import Calibration
 from segformer.evaluation.confusion_plot import confusion_plot
 from segformer.evaluation.evaluate import REPORT_FILES, Failure, add_notes
+from segformer.evaluation.images import none_evaluated
 from segformer.evaluation.matching import MatchClasses
 from segformer.evaluation.matching import match_classes as find_match
 from segformer.evaluation.metrics import ConfusionMatrix, absent_names, as_json, count_warnings
@@ -168,21 +168,8 @@ def evaluate_classes(
         if on_image is not None:
             on_image()
     if not scores.images and not partial:
-        raise none_classified(dataset, scores.failed[0])
+        raise none_evaluated(dataset, scores.failed[0])
     return scores
-
-
-def none_classified(dataset: ClassFolders, first: Failure) -> DatasetError:
-    """The error for a split of which no image could be read.
-
-    Args:
-        dataset: The split.
-        first: What is wrong with its first image.
-    """
-    return DatasetError(
-        f"{dataset.root}: none of the images of split {dataset.split!r} can be read; "
-        f"the first error: {first}"
-    )
 
 
 def class_table(scores: ClassScores) -> Table:

@@ -1,4 +1,4 @@
-"""What a report shows beside the confusion matrix, collected while images are evaluated."""
+"""What a report shows in addition to the confusion matrix, collected while images are evaluated."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from segformer.data.class_folders import ClassFolders
 from segformer.data.dataset import Dataset, DatasetError, Sample
 from segformer.image import ImageArray, ImageSource, image_name
 from segformer.prediction.prediction import Prediction
@@ -18,7 +19,7 @@ _MAY_LACK_DATA = frozenset((".tif", ".tiff", ".npy"))
 
 
 class ImageHooks(TypedDict, total=False):
-    """What a caller of an evaluation is told, and what it allows.
+    """What an evaluation calls, and what it allows.
 
     Attributes:
         on_image: Called after each image, scored or skipped.
@@ -101,7 +102,7 @@ def _truth(
     """Class ids of the mask of an image (H, W, C), as the predictor has read it.
 
     Pixels without data are ignored. If the predictor may have read the image in such a way that
-    they can no longer be told from others, it is read again.
+    they can no longer be distinguished from others, it is read again.
     """
     if dataset.nodata is None and not _MAY_LACK_DATA.intersection(
         file.suffix.lower() for file in sample.image_files
@@ -113,7 +114,7 @@ def _truth(
     return dataset.read(sample)[1]
 
 
-def none_evaluated(dataset: Dataset, first: object) -> DatasetError:
+def none_evaluated(dataset: Dataset | ClassFolders, first: object) -> DatasetError:
     """The error for a split of which no image could be evaluated.
 
     Args:

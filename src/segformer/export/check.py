@@ -58,6 +58,20 @@ class Check:
     largest_value: float
     same_class: float | None
 
+    def __str__(self) -> str:
+        """What was compared, and what was found."""
+        parts = [self.input]
+        if self.largest_difference is not None:
+            parts.append(f"largest difference {self.largest_difference:.1e}")
+        if self.same_class is not None:
+            parts.append(f"same class {self.same_class:.4%}")
+        return ", ".join(parts)
+
+    @property
+    def input(self) -> str:
+        """Name of the image and shape of the input."""
+        return f"{self.image}, {' x '.join(map(str, self.shape))}"
+
 
 def check(
     run: Run,
@@ -146,7 +160,6 @@ def _judge(result: Check, config: ExportConfig) -> None:
     limit, least = _LIMITS[config.half]
     if config.half and config.output == "logits":
         limit *= max(1.0, result.largest_value)
-    where = f"{result.image}, {' x '.join(map(str, result.shape))}"
     if result.largest_difference is not None and not result.largest_difference <= limit:
         reason = (
             "values do not fit into float16; export without --half"
@@ -155,12 +168,12 @@ def _judge(result: Check, config: ExportConfig) -> None:
         )
         raise ExportMismatch(
             f"the exported graph differs from the model by {result.largest_difference:.2g} "
-            f"({where}); at most {limit:.2g} is accepted: {reason}"
+            f"({result.input}); at most {limit:.2g} is accepted: {reason}"
         )
     if result.same_class is not None and not result.same_class >= least:
         raise ExportMismatch(
             f"the exported graph gives {result.same_class:.4%} of the pixels the same class as the "
-            f"model ({where}); at least {least:.2%} are needed: nothing was written"
+            f"model ({result.input}); at least {least:.2%} are needed: nothing was written"
         )
 
 

@@ -20,7 +20,7 @@ class ExportConfig:
         format: onnx: for ONNX Runtime, transformers.js, optimum-onnx, TensorRT and QGIS Deepness.
             openvino: for OpenVINO and optimum-intel. web: a static web page that segments images
             on the visitor's own machine.
-        size: Height and width in pixels of the only image size that the graph shall take, one
+        size: Height and width in pixels of the only image size that the graph takes, one
             image at a time. Some compilers need it, and others make faster code for it.
         input: float: normalized values, (batch, channels, height, width). image: 8-bit values as
             image decoders return them, (batch, height, width, channels); they are normalized

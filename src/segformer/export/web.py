@@ -30,15 +30,15 @@ from segformer.files import (
 
 _PAGE = Path(__file__).parent / "page"
 
-_STARTED_ALONE = ("index.html", "sw.js", "version.js")
-"""Files that the service worker does not list: it keeps index.html as the folder's address, and
-browsers keep the service worker itself."""
-
 _MODEL = "model"
 """Folder of the exported model in the page's."""
 
 _VERSION = "version.js"
 """File that is written last; folders with it are pages of this package."""
+
+_NOT_LISTED = ("index.html", "sw.js", _VERSION)
+"""Files that the service worker does not list: it keeps index.html as the folder's address, and
+browsers keep the service worker itself."""
 
 _RUN_FOLDERS = ("best", "last")
 """Names of models in the folder of a training run; the run's name says more."""
@@ -89,8 +89,8 @@ def export_web(
         for name in RUNTIME_FILES:
             shutil.copyfile(runtime / name, folder / "runtime" / name)
         checks = export_model(source, folder / _MODEL, graph, images=images).checks
-        _write_settings(folder, checkpoint, title or _name_of(source))
-        _write_version(folder)
+        version = _write_settings(folder, checkpoint, title or _name_of(source))
+        _write_version(folder, version)
     return checks
 
 
@@ -132,8 +132,8 @@ def _name_of(source: str | Path) -> str:
     return printable(path.stem if path.is_file() else path.name) or "Image segmentation"
 
 
-def _write_settings(folder: Path, checkpoint: Checkpoint, title: str) -> None:
-    """What the page needs to know of its model."""
+def _write_settings(folder: Path, checkpoint: Checkpoint, title: str) -> str:
+    """What the page needs to know of its model; returns the version of the page."""
     classes, preprocessing = checkpoint.classes, checkpoint.preprocessing
     (model,) = (folder / _MODEL).rglob("*.onnx")
     large = [model, *(folder / "runtime").glob("*.wasm")]
@@ -156,8 +156,9 @@ def _write_settings(folder: Path, checkpoint: Checkpoint, title: str) -> None:
     }
     write_json(folder / "settings.json", settings)
     # The version depends on everything in the folder, the settings included
-    settings["version"] = _hash_of(folder)
+    settings["version"] = version = _hash_of(folder)
     write_json(folder / "settings.json", settings)
+    return version
 
 
 def _hash_of(folder: Path) -> str:
@@ -168,14 +169,13 @@ def _hash_of(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write_version(folder: Path) -> None:
+def _write_version(folder: Path, version: str) -> None:
     """The version and the small files of the page, for the service worker."""
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     small = sorted(
         path.relative_to(folder).as_posix()
         for path in (*folder.glob("*"), *(folder / "runtime").glob("*.mjs"))
-        if path.is_file() and path.name not in _STARTED_ALONE
+        if path.is_file() and path.name not in _NOT_LISTED
     )
-    values = {"VERSION": settings["version"], "SHELL": ["./", *small]}
+    values = {"VERSION": version, "SHELL": ["./", *small]}
     lines = (f"self.{name} = {json.dumps(value, indent=2)};\n" for name, value in values.items())
-    write_text(folder / "version.js", "".join(lines))
+    write_text(folder / _VERSION, "".join(lines))

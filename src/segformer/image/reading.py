@@ -32,6 +32,7 @@ from segformer.image.stored import (
     load_tiff,
     png_highest,
 )
+from segformer.image.value_range import scale_to_8_bit
 
 # Pillow logs an error for TIFFs of many bands, which are read here in another way; without a
 # handler, Python would print it
@@ -52,9 +53,6 @@ LOSSY_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe"))
 """Suffixes of formats that change the values of a mask."""
 
 MASK_SUFFIXES = frozenset(".png .tif .tiff .bmp .gif .webp .pgm .npy".split()) | LOSSY_SUFFIXES
-
-_NEARLY_ONE = 1.05
-"""Floats from -0.05 to here count as 0..1: filters overshoot a little."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in gray (ITU-R 601), as Pillow's."""
@@ -115,7 +113,7 @@ def read_image(
     if isinstance(source, np.ndarray) and values.dtype.kind == "f" and value_range is None:
         to_8_bit = False
     if to_8_bit and values.dtype != np.uint8:
-        return _to_8_bit(values, pixels, value_range, name)
+        return scale_to_8_bit(values, pixels, value_range, name)
     return mark_missing(values, pixels.nodata if nodata is None else nodata)
 
 
@@ -358,46 +356,3 @@ def _fit_channels(values: ImageArray, channels: int, name: str) -> ImageArray:
         hint = " (channels must come last)" if values.shape[0] == channels else ""
         raise WrongChannels(name, channels, values.shape[2], hint)
     return values
-
-
-def _to_8_bit(
-    values: ImageArray,
-    pixels: StoredPixels,
-    value_range: tuple[float, float] | None,
-    name: str,
-) -> NDArray[np.uint8]:
-    """Scale values of any type to 0..255, NaN and infinity to 0."""
-    low, high = value_range or stored_range(values, pixels.highest, name)
-    if not low < high:
-        raise UnreadableImage(f"{name}: value_range must be (low, high), not {value_range}")
-    if pixels.inverted:
-        low, high = high, low
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    finite = np.nan_to_num(scaled, copy=False, nan=0, posinf=0, neginf=0)
-    return np.rint(finite.clip(0, 255)).astype(np.uint8)
-
-
-def stored_range(values: ImageArray, declared: float | None, name: str) -> tuple[float, float]:
-    """The stored values that mean 0 and 255, as the file or its type says.
-
-    Raises:
-        UnreadableImage: Neither does.
-    """
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    lowest, highest = float(finite.min(initial=0)), float(finite.max(initial=0))
-    if declared is not None and lowest >= 0:
-        return 0.0, declared
-    if values.dtype.kind == "f":
-        if lowest >= 1 - _NEARLY_ONE and highest <= _NEARLY_ONE:
-            return 0.0, 1.0
-    elif values.dtype == np.uint16:
-        return 0.0, 65535.0
-    elif lowest >= 0 and highest <= 255:
-        return 0.0, 255.0
-    elif lowest >= 0 and highest <= 65535 and values.dtype.itemsize > 2:
-        return 0.0, 65535.0
-    raise UnreadableImage(
-        f"{name}: {values.dtype} values from {lowest:g} to {highest:g}, the model expects 8 bits "
-        "(0 to 255) and the file does not say which values mean black and white; set value_range "
-        "to those two values"
-    )

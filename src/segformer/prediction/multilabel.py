@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from segformer.data.multilabel import pack
-from segformer.image.drawing import color_channels, displayable, overlay, shrink
+from segformer.image.drawing import displayable, overlay
 from segformer.model.interpolation import interpolate_rows
 from segformer.prediction.prediction import Output, Prediction
 
@@ -84,12 +84,7 @@ class MultiLabelPrediction(Prediction):
         mixed = np.zeros((len(combinations), 3), np.uint8)
         for color, present in zip(mixed, combinations, strict=True):
             color[:] = colors[present].mean(0) if present.any() else 0
-        height, width = numbers.shape
-        image = color_channels(self.image, self.rgb_channels)
-        if max(height, width) > max_side:
-            ratio = max_side / max(height, width)
-            size = max(1, round(height * ratio)), max(1, round(width * ratio))
-            image, numbers = shrink(image, numbers, size)
+        image, numbers = self._shown(numbers, max_side)
         drawn = overlay(image, numbers, mixed, opacity=opacity)
         nothing = (combinations.sum(1) == 0)[numbers]
         drawn[nothing] = displayable(image)[nothing]

@@ -118,14 +118,20 @@ class Prediction:
         Returns:
             RGB image.
         """
-        height, width = self.label_map.shape
-        image, label_map = color_channels(self.image, self.rgb_channels), self.label_map
-        if max(height, width) > max_side:
-            ratio = max_side / max(height, width)
-            size = max(1, round(height * ratio)), max(1, round(width * ratio))
-            image, label_map = shrink(image, label_map, size)
+        image, label_map = self._shown(self.label_map, max_side)
         blended = Image.fromarray(overlay(image, label_map, self.classes.colors(), opacity=opacity))
         return self._with_legend(blended) if legend else blended
+
+    def _shown(
+        self, ids: NDArray[np.integer], max_side: int
+    ) -> tuple[ImageArray, NDArray[np.integer]]:
+        """The channels of the image that are shown and ``ids`` (H, W), no side above a limit."""
+        image = color_channels(self.image, self.rgb_channels)
+        height, width = ids.shape
+        if max(height, width) <= max_side:
+            return image, ids
+        ratio = max_side / max(height, width)
+        return shrink(image, ids, (max(1, round(height * ratio)), max(1, round(width * ratio))))
 
     def save(
         self,

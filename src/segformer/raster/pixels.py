@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer.image import ImageArray, Preprocessing, WrongChannels, read_image
-from segformer.image.reading import stored_range
 from segformer.image.scene import Scene
 from segformer.image.scene_grid import Window
+from segformer.image.value_range import stored_range
 
 
 class ScenePixels:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import os
 from collections.abc import Sequence
@@ -86,6 +85,6 @@ def _given_key(headers: Headers) -> bytes:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value).partition(b":")[2]
-        except binascii.Error:
+        except ValueError:  # binascii.Error, or characters that are not ASCII
             return b""
     return headers.get("x-api-key", "").encode("latin-1")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from segformer.data.coco_writer import is_background, mask_annotation
@@ -19,7 +20,7 @@ from segformer.serving.problems import Problem
 Format: TypeAlias = Literal["json", "label_map", "overlay", "confidence", "coco", "polygons"]
 """Names of the formats."""
 
-_RUN_LENGTHS = 3
+RUN_LENGTHS = 3
 """zlib's strategy Z_RLE: label maps become smaller and are written faster."""
 
 _OVERLAY_QUALITY = 90
@@ -54,16 +55,16 @@ def _summary(prediction: Prediction, model: str, simplify: float) -> bytes:
 
 
 def _label_map(prediction: Prediction, model: str, simplify: float) -> bytes:
-    return _image(prediction.label_map, "PNG", compress_type=_RUN_LENGTHS)
+    return encode_image(prediction.label_map, "PNG", compress_type=RUN_LENGTHS)
 
 
 def _overlay(prediction: Prediction, model: str, simplify: float) -> bytes:
-    return _image(prediction.overlay(), "JPEG", quality=_OVERLAY_QUALITY)
+    return encode_image(prediction.overlay(), "JPEG", quality=_OVERLAY_QUALITY)
 
 
 def _confidence(prediction: Prediction, model: str, simplify: float) -> bytes:
     assert prediction.confidence is not None
-    return _image(np.rint(255 * prediction.confidence).astype(np.uint8), "PNG")
+    return encode_image(np.rint(255 * prediction.confidence).astype(np.uint8), "PNG")
 
 
 def _coco(prediction: Prediction, model: str, simplify: float) -> bytes:
@@ -168,7 +169,16 @@ def _labeled(prediction: Prediction) -> list[int]:
     return [i for i in np.flatnonzero(counts).tolist() if not is_background(names[i])]
 
 
-def _image(image: Any, kind: str, **options: Any) -> bytes:
+def encode_image(
+    image: Image.Image | NDArray[np.integer], kind: Literal["JPEG", "PNG"], **options: Any
+) -> bytes:
+    """An image as the bytes of a file.
+
+    Args:
+        image: Image, or array (H, W) or (H, W, 3).
+        kind: Format of the file.
+        **options: Of `PIL.Image.Image.save`.
+    """
     buffer = io.BytesIO()
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(buffer, kind, **options)

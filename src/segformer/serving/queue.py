@@ -25,7 +25,7 @@ from segformer.serving.problems import Problem
 logger = logging.getLogger(__name__)
 
 _MOST_RETRY_AFTER = 60
-"""Seconds after which a refused client is told to come back at the latest."""
+"""Largest "Retry-After" of a refusal, in seconds."""
 
 
 class Abandoned(Exception):

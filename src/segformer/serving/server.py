@@ -1,4 +1,4 @@
-"""Running the service until it is told to stop."""
+"""Running the service until it is stopped."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ import binascii
 import json
 import os
 from collections.abc import Mapping
-from http.client import HTTPMessage
+from http.client import HTTPException, HTTPMessage, InvalidURL
 from typing import IO, Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import parse_qs, urljoin, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -49,11 +49,14 @@ class TaskImages:
         """
         if value.startswith("data:"):
             return _from_data_url(value)
-        url = urljoin(f"{self.url}/", value) if self.url else value
-        parts = urlsplit(url)
+        try:
+            url = urljoin(f"{self.url}/", value) if self.url else value
+            parts, origin = urlsplit(url), _origin(url)
+        except ValueError:
+            raise _invalid_url() from None
         if parts.path == _LOCAL_FILES and self.options.label_studio_files is not None:
             return self._read(parse_qs(parts.query).get("d", [""])[0])
-        if self.url and _origin(url) == _origin(self.url):
+        if self.url and origin == _origin(self.url):
             return self._download(url)
         where = f"on {parts.hostname}" if parts.hostname else "in Label Studio"
         raise Problem(
@@ -93,7 +96,9 @@ class TaskImages:
                 "image-not-reachable",
                 f"Label Studio answers with {error.code} for the image of the task{advice}",
             ) from None
-        except (URLError, OSError, ValueError):
+        except InvalidURL:
+            raise _invalid_url() from None
+        except (OSError, HTTPException, ValueError, KeyError, TypeError):
             raise Problem(
                 504, "label-studio-not-reachable", "Label Studio does not answer for an image"
             ) from None
@@ -141,6 +146,10 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     default = {"http": 80, "https": 443}.get(parts.scheme)
     return parts.scheme, parts.hostname, parts.port or default
+
+
+def _invalid_url() -> Problem:
+    return Problem(422, "image-not-reachable", "the image of the task is not a valid URL")
 
 
 def _from_data_url(value: str) -> bytes:

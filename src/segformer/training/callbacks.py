@@ -1,4 +1,4 @@
-"""Code of the user's that is called during a training."""
+"""The user's own code that is called during a training."""
 
 from __future__ import annotations
 

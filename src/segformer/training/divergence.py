@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from lightning.fabric import Fabric
 from torch import Tensor
 
 from segformer.training.config import TrainConfig
@@ -13,6 +14,9 @@ from segformer.training.processes import Processes
 EXPLODED = 1000.0
 """A loss of more than this many times the lowest, or of more than this if that is below 1, is not
 going to recover."""
+
+_SMALLEST_SCALE = 2.0**-20
+"""Loss scale of float16 below which gradients that are still not finite have another cause."""
 
 _NAMED = 8
 
@@ -25,6 +29,12 @@ def is_diverging(loss: float, lowest: float) -> bool:
         lowest: Lowest mean so far; infinite before the first.
     """
     return not math.isfinite(loss) or (math.isfinite(lowest) and loss > EXPLODED * max(lowest, 1.0))
+
+
+def can_rescale(fabric: Fabric) -> bool:
+    """Whether a smaller scale of the loss may make gradients finite: only in float16."""
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    return scaler is not None and scaler.get_scale() >= _SMALLEST_SCALE
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go besides metrics.csv: TensorBoard, Weights & Biases, MLflow."""
+"""Where the numbers of a run go, other than metrics.csv: TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 

@@ -38,9 +38,6 @@ from segformer.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
-SMALLEST_SCALE = 2.0**-20
-"""Loss scale of float16 below which gradients that are still not finite have another cause."""
-
 _ENDLESS = 1 << 40
 """Last step for the order of the images where a time limit may change the number of steps."""
 
@@ -53,7 +50,7 @@ class TrainingLoop:
         folder: Where results are written.
         task: Data set and configuration.
         model: The model to train.
-        callbacks: Code of the user's.
+        callbacks: The user's own.
     """
 
     def __init__(
@@ -263,18 +260,13 @@ class TrainingLoop:
             max_norm=config.max_grad_norm or math.inf,
             error_if_nonfinite=False,
         )
-        if not math.isfinite(float(full(norm))) and self._loss_scale() < SMALLEST_SCALE:
+        if not math.isfinite(float(full(norm))) and not divergence.can_rescale(self.fabric):
             self._diverged(f"the gradients are not finite at step {step}", losses)
         self.wrapped_optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.model)
         return mean_loss
-
-    def _loss_scale(self) -> float:
-        """Scale of the loss in float16; 0 in other precisions."""
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        return 0.0 if scaler is None else float(scaler.get_scale())
 
     def _diverged(self, what: str, losses: Sequence[float]) -> NoReturn:
         """End all processes, which have all come to the same result."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from segformer.data.class_folders import ClassFolders
 from segformer.data.dataset import Dataset
-from segformer.evaluation.classify import ClassScores, evaluate_classes, none_classified
+from segformer.evaluation.classify import ClassScores, evaluate_classes
 from segformer.evaluation.details import Details
 from segformer.evaluation.evaluate import Failure, evaluate
 from segformer.evaluation.images import ImageHooks, none_evaluated
@@ -55,7 +55,7 @@ class Measurement(Generic[Measured]):
 
 @dataclass
 class DetailedMatrix:
-    """The confusion matrix of an evaluation, and what its report shows beside it."""
+    """The confusion matrix of an evaluation, and what else its report shows."""
 
     matrix: ConfusionMatrix
     details: Details
@@ -142,7 +142,7 @@ def evaluate_classes_together(
         total.merge(part)
     total.failed = _in_order(total.failed, [str(path) for path, _ in dataset])
     if not total.images:
-        raise none_classified(dataset, total.failed[0])
+        raise none_evaluated(dataset, total.failed[0])
     return total
 
 

@@ -217,8 +217,8 @@ def explained(
     held = list(model.state_dict().values()) * (1 if average is None else 2)
     for moments in optimizer.state.values():
         held += [value for value in moments.values() if isinstance(value, Tensor)]
-    told = advice(fabric, task, model, sum(tensor.nbytes for tensor in held))
-    raise MemoryError(f"out of memory at step {step}: {told}")
+    hint = advice(fabric, task, model, sum(tensor.nbytes for tensor in held))
+    raise MemoryError(f"out of memory at step {step}: {hint}")
 
 
 def advice(fabric: Fabric, task: Task, model: Model, held: int) -> str:

@@ -1,4 +1,4 @@
-"""A zip as a data set: unpacked once beside itself, safely."""
+"""A zip as a data set: unpacked once, safely, next to the zip."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Reports as one HTML file each, which needs nothing beside itself: no network, no other file."""
+"""Reports as one HTML file each, which needs no network and no other file."""

@@ -209,12 +209,12 @@ def confusion_chart(percents: NDArray[np.float64], names: Sequence[str], unit: s
     large = k > 25
     cell = 12 if large else 34
     labels = [shorten(name) for name in names]
-    room = 10 + max(text_width(label) for label in labels)
+    label_px = 10 + max(text_width(label) for label in labels)
     # A large matrix is scrolled, so it has labels on all sides
-    left, top, side = room + 18, room if large else 6, k * cell
+    left, top, side = label_px + 18, label_px if large else 6, k * cell
     chart = Chart(
-        left + side + (room if large else 8),
-        top + side + room + 24,
+        left + side + (label_px if large else 8),
+        top + side + label_px + 24,
         f"Confusion matrix of {k} classes, percent of the {unit} of each true class; the table of "
         "the most frequent confusions has the largest values",
     )
@@ -250,7 +250,7 @@ def confusion_chart(percents: NDArray[np.float64], names: Sequence[str], unit: s
             chart.add("text", f"{value:.0f}", kind=kind, x=x, y=y, text_anchor="middle")
     place = f"translate(12 {_number(top + side / 2)}) rotate(-90)"
     chart.add("text", "true", kind="title", transform=place, text_anchor="middle")
-    x, y = left + side / 2, top + side + room + 18
+    x, y = left + side / 2, top + side + label_px + 18
     chart.add("text", "predicted", kind="title", x=x, y=y, text_anchor="middle")
     return chart.markup()
 

@@ -28,7 +28,7 @@ _MOST_CLASSES = 14
 
 @dataclass(frozen=True)
 class Panel:
-    """An image beside others.
+    """An image in a row of images.
 
     Attributes:
         caption: What it is.
@@ -49,7 +49,7 @@ class Row:
 
     Attributes:
         name: Name of the image.
-        note: What is said beside the name, such as a score.
+        note: Text after the name, such as a score.
         panels: The images.
         legend: Color and name of each class, that with the most pixels first.
         more: Classes that are not in the legend.
@@ -68,7 +68,7 @@ def example_row(example: Example, classes: ClassSet, note: str, captions: Sequen
     Args:
         example: The example, with one prediction or two.
         classes: Its classes.
-        note: What is said beside its name.
+        note: Text after its name.
         captions: What to call each prediction.
     """
     ignored = example.truth == classes.ignore_index

@@ -29,7 +29,7 @@ def segmentation_page(
 
     Args:
         matrix: Counts of pixels.
-        details: What was collected beside them.
+        details: What else was collected.
         about: What was evaluated and how: model, dataset, split and more.
         failed: Images that were skipped.
         curves: Of the training, if it is the report of one.

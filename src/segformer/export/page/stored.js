@@ -24,7 +24,7 @@ export async function fetchBytes(path, size, version, onProgress) {
     onProgress(loaded);
   }
   if (loaded < size) throw new Error(`${path} ends after ${loaded} of ${size} bytes`);
-  // Without room in the cache the page still works, with a network
+  // Without space in the cache, the page still works, with a network
   if (!stored) await cache?.put(url, new Response(bytes)).catch(() => {});
   return bytes;
 }

@@ -92,7 +92,7 @@ def convert(
         channels: C.
         path: File to write; existing files are replaced.
         format: Format of the file.
-        size: (height, width) of the only size that it shall take. Default: any size.
+        size: (height, width) of the only size that it takes. Default: any size.
 
     Raises:
         RuntimeUnavailable: A package is not installed.

@@ -102,15 +102,15 @@ class VideoFile:
         if self.coding.stored == "yuv420p":  # needs even sides
             height, width = pixels.shape[:2]
             pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        picture = pyav().VideoFrame.from_ndarray(
+        image = pyav().VideoFrame.from_ndarray(
             np.ascontiguousarray(pixels), format=self.coding.source
         )
         if self.coding.source == "rgb24":
-            picture = picture.reformat(
+            image = image.reformat(
                 format=self.coding.stored, dst_colorspace=BT_709, dst_color_range=LIMITED
             )
-        picture.pts, picture.time_base = frame.pts, self.reader.time_base
-        self._container.mux(self._stream.encode(picture))
+        image.pts, image.time_base = frame.pts, self.reader.time_base
+        self._container.mux(self._stream.encode(image))
 
     def add_audio(self, packets: Sequence[Packet[Any]]) -> None:
         """Store packets of the reader's audio streams."""

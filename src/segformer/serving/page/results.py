@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gradio.data_classes import FileData
 from numpy.typing import NDArray
-from PIL import Image
 
 from segformer.prediction.prediction import Prediction
-from segformer.serving.formats import ANSWERS, Format
+from segformer.serving.formats import ANSWERS, RUN_LENGTHS, Format, encode_image
 
 _MOST_SHOWN = 2048
 """Pixels of the image on the page, wide and high. Downloads have the image's own size."""
@@ -23,9 +21,6 @@ _DOWNLOADS: dict[str, tuple[Format, str]] = {
     "summary": ("json", ".json"),
 }
 """Key of a result -> format and end of the file's name."""
-
-_RUN_LENGTHS = 3
-"""zlib's strategy Z_RLE."""
 
 
 def waiting(name: str) -> dict[str, Any]:
@@ -57,7 +52,7 @@ def done(name: str, prediction: Prediction, model: str, folder: Path) -> dict[st
         "height": prediction.label_map.shape[0],
         "width": prediction.label_map.shape[1],
         "classes": _describe_classes(prediction),
-        "image": _write(folder / "shown.jpg", _encode(shown, "JPEG", quality=90)),
+        "image": _write(folder / "shown.jpg", encode_image(shown, "JPEG", quality=90)),
         "ids": _write(folder / "ids.png", _encode_ids(prediction.label_map, shown.size)),
     }
     downloads = folder / "downloads"  # where no name can be that of a file above
@@ -90,13 +85,7 @@ def _encode_ids(label_map: NDArray[np.integer], size: tuple[int, int]) -> bytes:
         np.ix_(np.arange(rows) * height // rows, np.arange(columns) * width // columns)
     ].astype(np.uint16)
     levels = np.stack([ids & 255, ids >> 8, np.zeros_like(ids)], axis=-1).astype(np.uint8)
-    return _encode(Image.fromarray(levels), "PNG", compress_type=_RUN_LENGTHS)
-
-
-def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+    return encode_image(levels, "PNG", compress_type=RUN_LENGTHS)
 
 
 def _write(path: Path, data: bytes) -> dict[str, Any]:
