@@ -126,10 +126,9 @@ def names(count: int, folder: Path) -> Iterator[dict[str, Any]]:
     yield {"units": len(units), "planned_s": round(time.perf_counter() - began, 3)}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     actor = ray.remote(Nothing).options(num_cpus=1)
-    done: list[int] = []
-    pool = Pool(actor.remote, 2, lambda result: done.append(result.done), lambda *_: None)
     began = time.perf_counter()
-    pool.run(iter(units))
+    with Pool[Unit, UnitResult](actor.remote, 2) as pool:
+        done = [result.done for result in pool.results(iter(units), lambda *_: None)]
     seconds = time.perf_counter() - began
     ray.shutdown()
     assert sum(done) == count
