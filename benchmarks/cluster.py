@@ -2,9 +2,11 @@
 
     python benchmarks/cluster.py --images 200      # a plain loop, then 1 and 2 workers
     python benchmarks/cluster.py --names 1000000   # the list and the driver alone
+    python benchmarks/cluster.py --scene 4096      # one scene of so many pixels high and wide
 
 Each worker has one thread, and so has the plain loop. The rate of the workers is measured from the
-first unit that is done, so that it does not contain the start, which is given on its own.
+first unit that is done, so that it does not contain the start, which is given on its own. Scenes
+are timed with workers that have started, and their label maps are compared byte by byte.
 """
 
 from __future__ import annotations
@@ -27,21 +29,28 @@ from segformer.cluster.manifest import Unit, find_parts, remaining_units, write_
 from segformer.cluster.options import ClusterOptions
 from segformer.cluster.pool import Pool
 from segformer.cluster.prediction import ClusterResult, predict_on_cluster
+from segformer.cluster.scene_work import SceneRequest
+from segformer.cluster.scenes import SceneWorkers
 from segformer.cluster.work import Outputs, UnitResult
 from segformer.prediction.batch import predict_files
 from segformer.prediction.config import PredictConfig
 from segformer.prediction.listing import find_images
+from segformer.raster.predicting import predict_scene
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Prediction on a Ray cluster of this machine")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--names", type=int, help="measure the list and the driver instead")
+    parser.add_argument("--scene", type=int, help="measure a scene of this side in pixels instead")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        rows = names(options.names, folder) if options.names else work(options, folder)
+        if options.scene:
+            rows = scene(options, folder)
+        else:
+            rows = names(options.names, folder) if options.names else work(options, folder)
         for row in rows:
             print(json.dumps(row), flush=True)
 
@@ -93,6 +102,39 @@ def cluster(
     }
 
 
+def scene(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    import numpy as np
+    import rasterio
+
+    side = options.scene
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (3, side // 64, side // 64), np.uint8)
+    profile = {"driver": "GTiff", "height": side, "width": side, "count": 3, "dtype": "uint8"}
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(1, 0, 500_000, 0, -1, 5_300_000)}
+    with rasterio.open(folder / "scene.tif", "w", tiled=True, **profile, **place) as dataset:
+        dataset.write(small.repeat(64, 1).repeat(64, 2)[:, :side, :side])
+    torch.set_num_threads(1)
+    predictor = Predictor(None, device="cpu")
+    request = SceneRequest(str(folder / "scene.tif"))
+
+    def seconds(name: str, workers: SceneWorkers | None = None) -> tuple[float, bytes]:
+        with request.open() as opened:
+            compute = None if workers is None else workers.computer(request, opened)
+            began = time.perf_counter()
+            result = predict_scene(predictor, opened, folder / name, compute=compute)
+            return time.perf_counter() - began, result.label_map.read_bytes()
+
+    for count in options.workers:
+        cluster = ClusterOptions("local", workers=count)
+        with SceneWorkers(predictor.model, predictor.config, cluster) as workers:
+            seconds(f"start{count}", workers)
+            for turn in range(2):
+                plain, expected = seconds(f"plain{count}-{turn}")
+                found, label_map = seconds(f"many{count}-{turn}", workers)
+                assert label_map == expected
+                yield {"workers": count, "plain_s": plain, "s": found, "ratio": found / plain}
+
+
 class Nothing:
     """A worker that takes units and does nothing."""
 
@@ -126,10 +168,9 @@ def names(count: int, folder: Path) -> Iterator[dict[str, Any]]:
     yield {"units": len(units), "planned_s": round(time.perf_counter() - began, 3)}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     actor = ray.remote(Nothing).options(num_cpus=1)
-    done: list[int] = []
-    pool = Pool(actor.remote, 2, lambda result: done.append(result.done), lambda *_: None)
     began = time.perf_counter()
-    pool.run(iter(units))
+    with Pool[Unit, UnitResult](actor.remote, 2) as pool:
+        done = [result.done for result in pool.results(iter(units), lambda *_: None)]
     seconds = time.perf_counter() - began
     ray.shutdown()
     assert sum(done) == count

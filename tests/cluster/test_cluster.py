@@ -6,11 +6,9 @@ import io
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,10 @@ from segformer.prediction.listing import find_images
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.usefixtures("ray_environment"),
     pytest.mark.filterwarnings("ignore"),  # of Ray and what it brings
 ]
 
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # read at the import
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
 from segformer.cluster import storage
@@ -44,39 +42,6 @@ from segformer.cluster.storage import STATE, StorageRefused, join
 from segformer.cluster.work import Outputs
 
 CONFIG = PredictConfig(size=(32, 32), device="cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """Processes of Ray import the package from this checkout, and may be slow to start."""
-    # The classes of this file are sent whole
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent.parent / "src"))
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        yield
-
-
-@pytest.fixture(scope="module")
-def one_node() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def two_nodes() -> Iterator[Any]:
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False},
-    )
-    cluster.second = cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,12 +69,12 @@ class Run:
             self.started.append(FakeWorker(work, start))
             return self.started[-1]
 
-        self.pool = Pool(
-            begin,
-            3,
-            lambda result: self.done.append(result.unit),
-            lambda unit, _: self.lost.append(unit),
-        )
+        self.pool: Pool[Unit, UnitResult] = Pool(begin, 3)
+
+    def __call__(self, units: Iterator[Unit | None]) -> None:
+        with self.pool:
+            for result in self.pool.results(units, lambda unit, _: self.lost.append(unit)):
+                self.done.append(result.unit)
 
     def images(self) -> Counter[int]:
         return Counter(i for unit in [*self.done, *self.lost] for i in range(unit.start, unit.stop))
@@ -83,7 +83,7 @@ class Run:
 def test_every_unit_is_done_once_while_the_list_is_made() -> None:
     run = Run(lambda unit: None)
     # None: the next unit is not known yet
-    run.pool.run(iter([None, *UNITS[:2], None, None, *UNITS[2:]]))
+    run(iter([None, *UNITS[:2], None, None, *UNITS[2:]]))
     assert sorted(run.done) == UNITS
     assert len(run.started) == 3
     assert all(worker.killed for worker in run.started)
@@ -99,7 +99,7 @@ def test_a_unit_of_a_lost_worker_is_given_to_another() -> None:
             raise ActorDiedError
 
     run = Run(work)
-    run.pool.run(iter(UNITS))
+    run(iter(UNITS))
     assert sorted(run.done) == UNITS
     assert len(run.started) == 4
     assert (run.pool.report.lost_workers, run.pool.report.repeated_units) == (1, 1)
@@ -112,7 +112,7 @@ def test_an_image_that_kills_workers_costs_itself(error: Exception) -> None:
             raise error
 
     run = Run(work)
-    run.pool.run(iter(UNITS))
+    run(iter(UNITS))
     assert [(unit.start, unit.stop) for unit in run.lost] == [(21, 22)]
     assert run.images() == Counter(range(40))
     assert run.pool.report.lost_workers == 2 * 4  # units of 8, 4, 2 and 1 images
@@ -127,7 +127,7 @@ def test_storage_that_fails_for_a_while_loses_no_worker() -> None:
             raise Unreachable("s3://list: cannot be read")
 
     run = Run(work)
-    run.pool.run(iter(UNITS))
+    run(iter(UNITS))
     assert sorted(run.done) == UNITS
     assert len(run.started) == 3
 
@@ -145,16 +145,16 @@ def test_errors_that_end_the_run() -> None:
     ):
         run = Run(fail(error))
         with pytest.raises(type(error), match=message):
-            run.pool.run(iter(UNITS))
+            run(iter(UNITS))
         assert not run.done
         assert all(worker.killed for worker in run.started)
     run = Run(lambda unit: None, start=fail(RuntimeError("no such device")))
     with pytest.raises(ValueError, match="workers cannot be started.*no such device"):
-        run.pool.run(iter(UNITS))
+        run(iter(UNITS))
 
     def listing() -> Any:
         yield UNITS[0]
         raise ValueError("there are no images")
 
     with pytest.raises(ValueError, match="there are no images"):
-        Run(lambda unit: None).pool.run(listing())
+        Run(lambda unit: None)(listing())

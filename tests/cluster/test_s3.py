@@ -37,6 +37,7 @@ def test_images_and_results_on_s3(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()  # of other tests
     files = s3fs.S3FileSystem()
     files.mkdir("photos")
     files.mkdir("masks")

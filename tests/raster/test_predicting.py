@@ -347,7 +347,7 @@ def test_an_interrupted_run_is_continued_at_the_last_block(
         if len(added) == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         add(journal, result)
-        added.append(result.block.pixels)
+        added.append(result.pixels)
 
     monkeypatch.setattr(Journal, "add", fail_at_the_fifth)
     with pytest.raises(OSError, match=r"No space left on device; what is done is kept in .*same"):
@@ -358,7 +358,7 @@ def test_an_interrupted_run_is_continued_at_the_last_block(
     monkeypatch.setattr(
         Journal,
         "add",
-        lambda self, result: (add(self, result), added.append(result.block.pixels))[0],
+        lambda self, result: (add(self, result), added.append(result.pixels))[0],
     )
     with pytest.raises(OutputExists, match=r"another overlap \(16, now 32\)"):
         predict(scene_model, path, out, overlap=32)

@@ -52,7 +52,8 @@ def run(words: list[str]) -> int:
         A video that is broken or interrupted gives NAME.incomplete.mp4, up to where it breaks.
 
         A georeferenced scene (a GeoTIFF, a VRT, a URL, a STAC item) is predicted window by window
-        whatever its size, into NAME.tif; see the scene options below.
+        whatever its size, into NAME.tif; see the scene options below. With --cluster its parts are
+        spread over the machines.
 
         Attributes:
             images: Files, folders, or patterns such as 'photos/*.jpg'. Or videos: files, addresses
@@ -113,11 +114,15 @@ def run(words: list[str]) -> int:
     options = parse(Predict, "predict", words)
     if not options.images:
         raise ValueError("no images given; name files, folders or patterns")
+    from segformer.cli.predict_scene import find_scenes, predict_scenes
+
     if options.machines.cluster is not None:
-        return segment_on_cluster(options, words)
+        from segformer.cli.predict_scene_cluster import find_cluster_scenes
+
+        scenes = find_cluster_scenes(options, words)
+        return predict_scenes(options, scenes) if scenes else segment_on_cluster(options, words)
 
     from segformer.cli.models import open_model
-    from segformer.cli.predict_scene import find_scenes, predict_scenes
     from segformer.prediction.listing import find_channel_files, list_images
     from segformer.prediction.video.source import only_videos
 

@@ -85,7 +85,7 @@ def segment_stream(options: Any, jobs: "Iterable[Job]", model: "OpenedModel") ->
 
 def refuse_uris(options: Any) -> None:
     """Images and outputs of other file systems are for a cluster, which may be this machine."""
-    for place in (*options.images, _uri(options.out)):
+    for place in (*options.images, output_uri(options.out)):
         if "://" in place:
             raise ValueError(f"{place}: give --cluster local to read and write URIs")
 
@@ -115,7 +115,7 @@ def segment_on_cluster(options: Any, words: Sequence[str]) -> int:
         raise ValueError("the model is a classifier, which cannot be used with --cluster")
     model = opened.load()
     outputs = Outputs(
-        absolute(_uri(options.out)),
+        absolute(output_uri(options.out)),
         options.overlay,
         options.config.confidence,
         opened.config.multilabel,
@@ -148,6 +148,6 @@ def segment_on_cluster(options: Any, words: Sequence[str]) -> int:
     )
 
 
-def _uri(out: Path) -> str:
+def output_uri(out: Path) -> str:
     """A URI as it was given: as a path, it has lost one of its slashes."""
     return re.sub(r"^([a-z0-9+]{2,}):/(?!/)", r"\1://", out.as_posix())

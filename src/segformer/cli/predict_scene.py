@@ -15,9 +15,11 @@ from urllib.parse import urlsplit
 from segformer.cli.terminal import print_outcome, printable
 
 if TYPE_CHECKING:
+    from segformer.cluster.scenes import SceneWorkers
     from segformer.image.scene import Scene
     from segformer.image.scene_bands import SceneSource
     from segformer.prediction.predictor import Predictor
+    from segformer.raster.computing import ComputeBlocks
     from segformer.raster.predicting import ScenePrediction
     from segformer.raster.stac import ModelFacts
     from segformer.raster.vector_outputs import SceneOutputs, SceneWriter
@@ -58,8 +60,7 @@ def find_scenes(options: Any, words: Sequence[str]) -> list[SceneJob]:
     """
     if options.scenes.scene is False:
         return []
-    own = (options.scenes, options.scene_polygons, options.scene_item)
-    asked = options.scenes.scene is True or any(_is_any_given(config, words) for config in own)
+    asked = asks_for_scenes(options, words)
     listed = _named_files(options)
     sources = list(islice(listed, _LOOKED_AT))
     if not asked and not any(map(_is_scene, sources)):
@@ -88,9 +89,16 @@ def find_scenes(options: Any, words: Sequence[str]) -> list[SceneJob]:
     return [SceneJob(source, name) for source, name in zip(found, names, strict=True)]
 
 
+def asks_for_scenes(options: Any, words: Sequence[str]) -> bool:
+    """Whether the command has an option that only scenes have."""
+    own = (options.scenes, options.scene_polygons, options.scene_item)
+    return options.scenes.scene is True or any(_is_any_given(config, words) for config in own)
+
+
 def predict_scenes(options: Any, jobs: Sequence[SceneJob]) -> int:
     """Predict scenes one after the other; returns the exit code."""
     from segformer.cli.models import open_model
+    from segformer.cli.predict_scene_cluster import lost_workers, scene_workers
     from segformer.files import check_writable
     from segformer.prediction.predictor import Predictor
     from segformer.raster.vector_outputs import SceneWriter
@@ -108,16 +116,17 @@ def predict_scenes(options: Any, jobs: Sequence[SceneJob]) -> int:
         out, options.scene_polygons, options.scene_item, overwrite=options.overwrite
     )
     errors = []
-    for job in jobs:
-        exists = options.skip_existing and (out / f"{job.name}.tif").exists()
-        if exists and writer.is_complete(job.name):
-            summary.skip()
-            continue
-        try:
-            _predict_one(options, predictor, writer, job, summary, exists=exists)
-        except (ValueError, OSError) as error:
-            errors.append(str(error))
-            summary.fail(job, str(error))
+    with scene_workers(options, predictor) as workers:
+        for job in jobs:
+            exists = options.skip_existing and (out / f"{job.name}.tif").exists()
+            if exists and writer.is_complete(job.name):
+                summary.skip()
+                continue
+            try:
+                _predict_one(options, predictor, workers, writer, job, summary, exists=exists)
+            except (ValueError, OSError) as error:
+                errors.append(str(error))
+                summary.fail(job, str(error))
     summary.write(finished=True)
     return print_outcome(
         f"scenes segmented into {out}",
@@ -125,12 +134,14 @@ def predict_scenes(options: Any, jobs: Sequence[SceneJob]) -> int:
         earlier=summary.skipped,
         failed=len(errors),
         errors=errors,
+        note=lost_workers(workers),
     )
 
 
 def _predict_one(
     options: Any,
     predictor: Predictor,
+    workers: SceneWorkers | None,
     writer: SceneWriter,
     job: SceneJob,
     summary: _Summary,
@@ -138,6 +149,7 @@ def _predict_one(
     exists: bool,
 ) -> None:
     """Predict a scene unless its label map exists, and make what is made of the label map."""
+    from segformer.cli.predict_scene_cluster import blocks_on
     from segformer.image.scene import open_scene
 
     config = options.scenes
@@ -155,7 +167,8 @@ def _predict_one(
         model = _model_facts(options, predictor, scene)
         writer.check(job.name, scene.crs, model, skip_existing=options.skip_existing)
         if not exists:
-            summary.add(job, _predict_label_map(options, predictor, scene, job))
+            compute = blocks_on(workers, options, predictor, scene, job)
+            summary.add(job, _predict_label_map(options, predictor, scene, job, compute))
         confidence = options.out / f"{job.name}_confidence.tif"
         outputs = writer.write(
             options.out / f"{job.name}.tif",
@@ -171,7 +184,11 @@ def _predict_one(
 
 
 def _predict_label_map(
-    options: Any, predictor: Predictor, scene: Scene, job: SceneJob
+    options: Any,
+    predictor: Predictor,
+    scene: Scene,
+    job: SceneJob,
+    compute: ComputeBlocks | None,
 ) -> ScenePrediction:
     from segformer.progress import ProgressBar
     from segformer.raster.predicting import predict_scene
@@ -193,6 +210,7 @@ def _predict_label_map(
             own_statistics=config.statistics == "scene",
             overwrite=options.overwrite,
             on_pixels=show,
+            compute=compute,
         )
     best = list(result.class_fractions.items())[:5]
     print(printable(f"{job.name}: {', '.join(f'{n} {v:.0%}' for n, v in best)}"))

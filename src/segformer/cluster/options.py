@@ -13,8 +13,9 @@ class ClusterOptions:
     """Where and how the work is spread.
 
     Attributes:
-        cluster: Spread the images over the machines of a Ray cluster: "auto" for the one that this
-            machine belongs to, "local" to start one on this machine, or its address.
+        cluster: Spread the images, or the parts of scenes, over the machines of a Ray cluster:
+            "auto" for the one that this machine belongs to, "local" to start one on this machine,
+            or its address.
         workers: Number of workers, each with a model of its own.
         cpus_per_worker: CPUs, and threads of the model, of each worker.
         gpus_per_worker: GPUs of each worker; a fraction such as 0.5 lets two share one.

@@ -1,31 +1,29 @@
 """Units of work over a pool of Ray actors, some of which may die.
 
 Ray Data is not used: its unit of recovery is a block, its results are a data set, and its driver
-keeps metadata of each block. Here the driver knows ranges of a list that is in files, workers write
-results and summaries themselves, and a unit that is lost with its worker is given to another one,
-which finds what has been written.
+keeps metadata of each block. Here the driver knows ranges of a list of images, or blocks of a
+scene, and a unit that is lost with its worker is given to another one.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from segformer.cluster.manifest import Unit
 from segformer.cluster.storage import Unreachable
-from segformer.cluster.work import UnitResult
 from segformer.prediction.writing import CannotContinue
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
-"""Times that a unit may be lost before it is divided; an image alone then counts as failed."""
+"""Times that a unit may be lost before it is divided; one that cannot be is then given up."""
 
 _POLL_S = 0.5
 
@@ -45,59 +43,96 @@ class PoolReport:
     repeated_units: int = 0
 
 
+class PoolUnit(Protocol):
+    """Work that a worker is given at once. It is hashable."""
+
+    @property
+    def stem(self) -> str:
+        """Its name in messages."""
+
+    def __len__(self) -> int:
+        """Number of its parts, each of which could be a unit."""
+
+    def halves(self: U) -> tuple[U, U]:
+        """Two units with the same parts."""
+
+
+U = TypeVar("U", bound=PoolUnit)
+R = TypeVar("R")
+
+
 @dataclass
-class Pool:
-    """A number of workers that take units as they become free.
+class Pool(Generic[U, R]):
+    """A number of workers that take units as they become free. They end with the context.
 
     Attributes:
         start: Starts a worker, an actor with the methods ``ready`` and ``run``.
         workers: How many are kept running, as far as the cluster has room for them.
-        on_result: Called with the result of each unit.
-        on_lost: Called with a unit of one image whose workers died or failed, and the reason.
         report: What happened to the workers.
     """
 
     start: Callable[[], Any]
     workers: int
-    on_result: Callable[[UnitResult], None]
-    on_lost: Callable[[Unit, str], None]
     report: PoolReport = field(default_factory=PoolReport)
 
     def __post_init__(self) -> None:
         self._starting: dict[Any, Any] = {}  # reference -> worker
-        self._busy: dict[Any, tuple[Any, Unit]] = {}
+        self._busy: dict[Any, tuple[Any, U]] = {}
         self._idle: deque[Any] = deque()
-        self._again: deque[Unit] = deque()
-        self._lost: Counter[Unit] = Counter()
+        self._again: deque[U] = deque()
+        self._lost: Counter[U] = Counter()
+        self._on_lost: Callable[[U, str], None]
         self._failed_starts = self._unreachable = 0
 
-    def run(self, units: Iterator[Unit | None]) -> None:
+    def __enter__(self) -> Pool[U, R]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self._all_workers():
+            ray.kill(worker)
+
+    def results(
+        self, units: Iterator[U | None], on_lost: Callable[[U, str], None]
+    ) -> Generator[R, None, None]:
         """Work until there are no more units; they are taken when a worker is free.
 
         Args:
             units: The work; None means that the next unit is not known yet.
+            on_lost: Called with a unit of one part whose workers died or failed, and the reason.
+
+        Yields:
+            The result of each unit that is done.
 
         Raises:
             CannotContinue: A worker met an error that all would meet.
             Unreachable: The list or the summaries can be read or written by no worker.
             ValueError: No worker can be started.
         """
+        self._on_lost = on_lost
         exhausted = False
         try:
             while not exhausted or self._again or self._busy:
                 self._keep_running()
                 while self._idle:
-                    unit = self._again.popleft() if self._again else next(units, _END)
+                    unit: Any = self._again.popleft() if self._again else next(units, _END)
                     if unit is _END:
                         exhausted = True
-                    if not isinstance(unit, Unit):
+                    if unit is _END or unit is None:
                         break
                     worker = self._idle.popleft()
                     self._busy[worker.run.remote(unit)] = (worker, unit)
-                self._wait()
+                yield from self._wait()
         finally:
-            for worker in self._all_workers():
+            for worker, _ in self._busy.values():
                 ray.kill(worker)
+            self._busy.clear()
+            self._again.clear()
+            self._lost.clear()
 
     def _all_workers(self) -> list[Any]:
         busy = [worker for worker, _ in self._busy.values()]
@@ -108,16 +143,19 @@ class Pool:
             worker = self.start()
             self._starting[worker.ready.remote()] = worker
 
-    def _wait(self) -> None:
+    def _wait(self) -> list[R]:
+        """Results that are there, after some time at most."""
         references = [*self._starting, *self._busy]
         if not references:  # all workers wait for the list
-            return
+            return []
         ready, _ = ray.wait(references, num_returns=1, timeout=_POLL_S)
+        results: list[R] = []
         for reference in ready:
             if reference in self._starting:
                 self._started(reference)
             else:
-                self._finished(reference)
+                results += self._finished(reference)
+        return results
 
     def _started(self, reference: Any) -> None:
         worker = self._starting.pop(reference)
@@ -132,10 +170,11 @@ class Pool:
         self._failed_starts = 0
         self._idle.append(worker)
 
-    def _finished(self, reference: Any) -> None:
+    def _finished(self, reference: Any) -> list[R]:
+        """The result of a unit, if it has one."""
         worker, unit = self._busy.pop(reference)
         try:
-            result = ray.get(reference)
+            result: R = ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, CannotContinue):
                 self._idle.append(worker)
@@ -143,7 +182,7 @@ class Pool:
             if isinstance(error.cause, Unreachable):
                 self._idle.append(worker)
                 self._repeat_unreachable(unit, error.cause)
-                return
+                return []
             ray.kill(worker)  # its GPU may be in a state in which nothing works
             self._give_again(unit, _reason(error))
         except RayError as error:
@@ -152,9 +191,10 @@ class Pool:
         else:
             self._unreachable = 0
             self._idle.append(worker)
-            self.on_result(result)
+            return [result]
+        return []
 
-    def _repeat_unreachable(self, unit: Unit, error: Unreachable) -> None:
+    def _repeat_unreachable(self, unit: U, error: Unreachable) -> None:
         self._unreachable += 1
         if self._unreachable > 2 * self.workers + 2:
             raise Unreachable(f"{error}; run the same command again to do what is missing")
@@ -162,16 +202,16 @@ class Pool:
         self.report.repeated_units += 1
         self._again.append(unit)
 
-    def _give_again(self, unit: Unit, reason: str) -> None:
+    def _give_again(self, unit: U, reason: str) -> None:
         self.report.lost_workers += 1
         self._lost[unit] += 1
         logger.warning(f"a worker was lost ({reason}); its unit {unit.stem} is given out again")
         if self._lost[unit] < _ATTEMPTS:
             self._again.append(unit)
-        elif len(unit) > 1:  # one of its images may be the reason
+        elif len(unit) > 1:  # one of its parts may be the reason
             self._again.extend(unit.halves())
         else:
-            self.on_lost(unit, reason)
+            self._on_lost(unit, reason)
             return
         self.report.repeated_units += 1
 

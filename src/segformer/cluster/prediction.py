@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from segformer.cluster import storage
+from segformer.cluster.connection import connected, find_room
 from segformer.cluster.manifest import (
     Part,
     Unit,
@@ -120,14 +121,8 @@ def predict_on_cluster(
     """
     run = _Run(sources, outputs, list(classes), options, on_progress)
     run.claim_folder()
-    started = not ray.is_initialized()
-    if started:
-        ray.init(address=options.cluster, log_to_driver=False, logging_level=logging.WARNING)
-    try:
+    with connected(options.cluster):
         run.work(model, config)
-    finally:
-        if started:
-            ray.shutdown()
     return run.result
 
 
@@ -177,48 +172,27 @@ class _Run:
                 )
 
     def work(self, model: Any, config: PredictConfig) -> None:
-        workers, actor = self._workers()
+        room = find_room(self.options)
+        actor = ray.remote(Worker).options(**room.actor_options)
         reference = ray.put(model) if not isinstance(model, (str, type(None))) else model
         threads = self.options.cpus_per_worker
 
         def start() -> Any:
             return actor.remote(reference, config, self.outputs, threads)
 
-        self.result.workers = workers
+        self.result.workers = room.workers
         threading.Thread(target=self._list, name="listing", daemon=True).start()
-        pool = Pool(start, workers, self._add, self._lost)
+        pool: Pool[Unit, UnitResult] = Pool(start, room.workers)
         try:
-            pool.run(self._units())
+            with pool:
+                for result in pool.results(self._units(), self._lost):
+                    self._add(result)
         finally:
             self.result.lost_workers = pool.report.lost_workers
             self.result.repeated_units = pool.report.repeated_units
             self.result.seconds = time.monotonic() - self.began
             report = json.dumps(asdict(self.result), indent=2).encode("utf-8", "backslashreplace")
             storage.write_bytes(join(self.out, f"{STATE}/report.json"), report)
-
-    def _workers(self) -> tuple[int, Any]:
-        """How many workers there are to be, and their class."""
-        resources = ray.cluster_resources()
-        gpus = self.options.gpus_per_worker
-        if gpus is None:
-            gpus = 1.0 if resources.get("GPU") else 0.0
-        fitting = resources.get("CPU", 0) // self.options.cpus_per_worker
-        if gpus:
-            fitting = min(fitting, resources.get("GPU", 0) // gpus)
-        workers = self.options.workers or int(fitting)
-        if not workers:
-            raise ValueError(
-                f"the cluster has no room for a worker with {self.options.cpus_per_worker} CPUs "
-                f"and {gpus:g} GPUs; it has {resources.get('CPU', 0):g} and "
-                f"{resources.get('GPU', 0):g}"
-            )
-        actor = ray.remote(Worker).options(
-            num_cpus=self.options.cpus_per_worker,
-            num_gpus=gpus,
-            max_restarts=0,
-            scheduling_strategy="SPREAD",
-        )
-        return workers, actor
 
     def _list(self) -> None:
         """Find the parts of the list, and write what is missing of it; runs in a thread."""

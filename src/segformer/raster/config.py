@@ -26,7 +26,8 @@ class SceneConfig:
     Attributes:
         scene: Treat inputs as scenes, or as plain images that are read whole.
         max_memory: Memory that the whole process may take, such as 2GB; it decides how much of the
-            scene is worked on at a time, and never changes the result.
+            scene is worked on at a time, and never changes the result. With --cluster it is that
+            of each worker, by default half of a machine's memory for all its workers together.
         overlap: Pixels by which windows overlap, a multiple of 4. Logits are blended there.
         bands: Numbers, from 1, or names of the bands, in the order of the model's channels.
         resolution: Side of a pixel, in the units of the scene's CRS, to resample to on the fly.

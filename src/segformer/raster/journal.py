@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from segformer.files import OutputExists, whole_file, write_json
-from segformer.image.scene_grid import Grid, Window
-from segformer.raster.blocks import BlockResult
-from segformer.raster.geotiff import encode_block
+from segformer.image.scene_grid import Window
+from segformer.raster.computing import EncodedBlock
 from segformer.raster.tiling import Block, Tiling
 
 logger = logging.getLogger(__name__)
@@ -33,14 +33,11 @@ class Journal:
     Args:
         folder: Where they are kept; made by the first block.
         job: What is predicted. A folder of another job is never continued.
-        grid: The raster of which the blocks are parts.
-        nodata: Class id where nothing is predicted.
     """
 
-    def __init__(self, folder: Path, job: Mapping[str, Any], grid: Grid, nodata: int):
-        self.folder, self.grid, self.nodata = folder, grid, nodata
+    def __init__(self, folder: Path, job: Mapping[str, Any]):
+        self.folder = folder
         self.job: dict[str, Any] = json.loads(json.dumps(job))
-        self._bytes: dict[str, int] = {}
 
     def begin(self, *, overwrite: bool) -> None:
         """Continue what is there, or begin.
@@ -69,23 +66,20 @@ class Journal:
         """Whether there is work of this very job."""
         return self._found() == self.job
 
-    def add(self, result: BlockResult) -> None:
+    def add(self, block: EncodedBlock) -> None:
         """Keep a block; safe against a kill at any moment.
 
         Raises:
             OSError: It cannot be written, as when the disk is full.
         """
-        pixels = result.block.pixels
-        if result.label_map is None:
-            with whole_file(self._path(pixels, _EMPTY)):
+        if block.label_map is None:
+            with whole_file(self._path(block.pixels, _EMPTY)):
                 return
-        if result.confidence is not None:
-            content = encode_block(result.confidence, self.grid.part(pixels), 0)
-            with whole_file(self._path(pixels, f"{_CONFIDENCE}.tif")) as partial:
-                partial.write_bytes(content)
-        content = encode_block(result.label_map, self.grid.part(pixels), self.nodata)
-        with whole_file(self._path(pixels, ".tif")) as partial:
-            partial.write_bytes(content)
+        if block.confidence is not None:
+            with whole_file(self._path(block.pixels, f"{_CONFIDENCE}.tif")) as partial:
+                partial.write_bytes(block.confidence)
+        with whole_file(self._path(block.pixels, ".tif")) as partial:
+            partial.write_bytes(block.label_map)
 
     def done(self, tiling: Tiling) -> set[tuple[int, int]]:
         """Cells, as (row, column), that are in a block that is done."""
@@ -133,12 +127,28 @@ class Journal:
         return sorted(found)
 
 
-def is_done(block: Block, cells: set[tuple[int, int]]) -> bool:
-    """Whether all cells of a block are done."""
-    pixels = block.pixels
+def missing_blocks(blocks: Iterable[Block], cells: set[tuple[int, int]]) -> list[Block]:
+    """The blocks, or parts of them, that are not done, column by column.
+
+    Args:
+        blocks: From `segformer.raster.tiling.plan_blocks`; those that are done may be of another
+            plan.
+        cells: Those that are done, from `Journal.done`.
+    """
+    missing = [part for block in blocks for part in _missing_parts(block, cells)]
+    return sorted(missing, key=lambda block: (block.pixels.left, block.pixels.top))
+
+
+def _missing_parts(block: Block, cells: set[tuple[int, int]]) -> Iterator[Block]:
+    pixels, axis = block.pixels, block.tiling.columns
     rows = block.tiling.rows.cells(pixels.top, pixels.bottom)
-    columns = block.tiling.columns.cells(pixels.left, pixels.right)
-    return all((row, column) in cells for row in rows for column in columns)
+    columns = axis.cells(pixels.left, pixels.right)
+    lacking = {c for c in columns if any((row, c) not in cells for row in rows)}
+    for first in sorted(c for c in lacking if c - 1 not in lacking):
+        last = next(c for c in count(first) if c + 1 not in lacking)
+        left, right = axis.cuts[first], axis.cuts[last + 1]
+        part = Window(pixels.top, left, pixels.height, right - left)
+        yield Block(block.tiling, part.within(pixels))
 
 
 def _difference(found: Mapping[str, Any], job: Mapping[str, Any]) -> str:

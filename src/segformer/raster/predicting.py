@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,17 @@ from segformer.files import check_replaceable, check_writable
 from segformer.image import UnreadableImage
 from segformer.image.scene import Scene
 from segformer.image.scene_bands import rasterio
+from segformer.image.scene_grid import Window
 from segformer.prediction.predictor import Predictor
-from segformer.raster.blocks import BlockPredictor, BlockResult, ReadStrip
+from segformer.raster.blocks import BlockPredictor
+from segformer.raster.computing import BlockFailed, ComputeBlocks, EncodedBlock, compute_blocks
 from segformer.raster.config import default_memory
 from segformer.raster.geotiff import RasterLayer, class_tags, count_classes, write_cog
 from segformer.raster.job import check_predictor, describe_job, scene_tiling
-from segformer.raster.journal import Journal, is_done
+from segformer.raster.journal import Journal, missing_blocks
 from segformer.raster.memory import plan_memory
 from segformer.raster.pixels import ScenePixels
-from segformer.raster.tiling import Block, Strip, plan_blocks
+from segformer.raster.tiling import Block, plan_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +76,7 @@ def predict_scene(
     own_statistics: bool = False,
     overwrite: bool = False,
     on_pixels: Callable[[int, int], None] | None = None,
+    compute: ComputeBlocks | None = None,
 ) -> ScenePrediction:
     """Segment a scene of any size, in bounded memory, and write ``NAME.tif``.
 
@@ -92,12 +97,14 @@ def predict_scene(
         own_statistics: Normalize bands by their own mean and standard deviation.
         overwrite: Replace existing files, and unfinished work with other options.
         on_pixels: Called after each block with the number of pixels done and of all.
+        compute: Computes the blocks, for example on other machines. Default: this process does.
 
     Raises:
         ValueError: Options that are not possible, a model that cannot be used, or a scene that
             does not fit the model.
         OutputExists: A file would be replaced; nothing is written.
         UnreadableImage: The scene cannot be read; what is done is kept.
+        BlockFailed: ``compute`` could not compute a block; what is done is kept.
         OSError: A result cannot be written, as when the disk is full; what is done is kept.
     """
     check_predictor(predictor)
@@ -113,7 +120,7 @@ def predict_scene(
     )
     predict = BlockPredictor(predictor, pixels)
     job = describe_job(predictor, scene, tiling, own_statistics=own_statistics)
-    journal = Journal(out / f"{name}.unfinished", job, scene.full_grid, predict.nodata)
+    journal = Journal(out / f"{name}.unfinished", job)
     targets = {"label_map": out / f"{name}.tif"}
     if predictor.config.confidence:
         targets["confidence"] = out / f"{name}_confidence.tif"
@@ -122,25 +129,20 @@ def predict_scene(
     check_writable(out)
     journal.begin(overwrite=overwrite)
     plan = plan_memory(predictor, pixels, tiling, max_memory or default_memory())
-    blocks = list(plan_blocks(tiling, scene.window, cells=plan.cells))
-    cells = journal.done(tiling)
-    progress = _Progress(blocks, on_pixels)
-    remaining = []
-    for block in blocks:
-        if is_done(block, cells):
-            progress.count(block)
-        else:
-            remaining.append(block)
-    if len(remaining) < len(blocks):
-        logger.info(f"{scene.name}: {len(blocks) - len(remaining)} of {len(blocks)} blocks exist")
+    blocks = plan_blocks(tiling, scene.window, cells=plan.cells)
+    missing = missing_blocks(blocks, journal.done(tiling))
+    progress = _Progress(scene.window, missing, on_pixels)
+    if progress.done:
+        logger.info(f"{scene.name}: {progress.done / progress.total:.0%} of the pixels exist")
+    compute = compute or partial(compute_blocks, predict)
     again = f"; what is done is kept in {journal.folder}: run the same command again to continue"
     try:
         with rasterio().Env(GDAL_CACHEMAX=plan.cache):
-            _run(predict, remaining, journal, progress)
-            predict.forget()
+            if missing:
+                _keep(compute(missing), journal, progress)
             _finish(journal, targets, scene, predict, cache=plan.cache)
-    except UnreadableImage as error:
-        raise UnreadableImage(f"{error}{again}") from None
+    except (UnreadableImage, BlockFailed) as error:
+        raise type(error)(f"{error}{again}") from None
     except OSError as error:
         raise OSError(f"{out}: {error.strerror or error}{again}") from None
     result = _describe(targets, scene, predict)
@@ -149,76 +151,40 @@ def predict_scene(
 
 
 class _Progress:
-    """Counts pixels of blocks."""
+    """Counts pixels of a scene that are done."""
 
-    def __init__(self, blocks: Sequence[Block], on_pixels: Callable[[int, int], None] | None):
-        self.total = sum(block.pixels.height * block.pixels.width for block in blocks)
-        self.done, self.on_pixels = 0, on_pixels
+    def __init__(
+        self, scene: Window, missing: Sequence[Block], on_pixels: Callable[[int, int], None] | None
+    ):
+        self.total = scene.height * scene.width
+        self.done = self.total - sum(one.pixels.height * one.pixels.width for one in missing)
+        self.on_pixels = on_pixels
+        if self.done:
+            self._show()
 
-    def count(self, block: Block) -> None:
-        self.done += block.pixels.height * block.pixels.width
+    def count(self, pixels: Window) -> None:
+        self.done += pixels.height * pixels.width
+        self._show()
+
+    def _show(self) -> None:
         if self.on_pixels is not None:
             self.on_pixels(self.done, self.total)
 
 
-class _Ahead:
-    """Reads strips in order, one ahead of the model.
-
-    Args:
-        read: Reads one.
-        strips: In the order in which they are asked for.
-        pool: Runs ``read``.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[Strip], ReadStrip | None],
-        strips: Iterator[Strip],
-        pool: ThreadPoolExecutor,
-    ):
-        self._read, self._strips, self._pool = read, strips, pool
-        self._next: tuple[Strip, Future[ReadStrip | None]] | None = None
-        self._submit()
-
-    def _submit(self) -> None:
-        strip = next(self._strips, None)
-        self._next = None if strip is None else (strip, self._pool.submit(self._read, strip))
-
-    def __call__(self, strip: Strip) -> ReadStrip | None:
-        assert self._next is not None and self._next[0] == strip
-        content = self._next[1].result()
-        self._submit()
-        return content
-
-
-def _strips(blocks: Sequence[Block]) -> Iterator[Strip]:
-    """The strips that a `BlockPredictor` asks for: it keeps the last of each block."""
-    kept = None
-    for block in blocks:
-        yield from (strip for strip in block.strips if strip != kept)
-        kept = block.strips[-1]
-
-
-def _run(
-    predict: BlockPredictor, blocks: Sequence[Block], journal: Journal, progress: _Progress
+def _keep(
+    finished: Generator[EncodedBlock, None, None], journal: Journal, progress: _Progress
 ) -> None:
-    """Predict blocks and keep them."""
-    writing: deque[tuple[Block, Future[None]]] = deque()
+    """Keep blocks on disk while further ones are computed."""
+    writing: deque[tuple[Window, Future[None]]] = deque()
 
     def finish_first() -> None:
-        block, written = writing.popleft()
+        pixels, written = writing.popleft()
         written.result()
-        progress.count(block)
+        progress.count(pixels)
 
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="reader") as reader,
-        ThreadPoolExecutor(1, thread_name_prefix="writer") as writer,
-    ):
-        read = _Ahead(predict.read_strip, _strips(blocks), reader)
-        for block in blocks:
-            result: BlockResult = predict(block, read)
-            writing.append((block, writer.submit(journal.add, result)))
-            del result
+    with closing(finished), ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
+        for block in finished:
+            writing.append((block.pixels, writer.submit(journal.add, block)))
             while len(writing) > _WAITING_WRITES:
                 finish_first()
         while writing:
