@@ -10,7 +10,7 @@ from segformer.files import OutputExists
 from segformer.raster.areas import NoGroundArea, class_areas
 from segformer.raster.polygons import write_polygons
 from segformer.raster.polygons_config import PolygonConfig
-from segformer.raster.polygons_tracing import TooManyPolygons
+from segformer.raster.polygons_regions import TooManyPolygons
 
 rasterio = pytest.importorskip("rasterio", reason='needs the extra "geo"')
 shapely = pytest.importorskip("shapely", reason='needs the extra "geo"')

@@ -22,7 +22,7 @@ from segformer.machine import available_memory
 from segformer.raster.areas import GroundPlane
 from segformer.raster.polygons_config import PolygonConfig, class_ids
 from segformer.raster.polygons_regions import Regions
-from segformer.raster.polygons_simplifying import simplified
+from segformer.raster.polygons_simplifying import check_simplification, simplified
 from segformer.raster.polygons_tracing import check_memory, smallest_pixel, stored_labels
 from segformer.raster.vector_files import Features, check_suffix, write_features
 
@@ -156,9 +156,7 @@ def _trace(
             store.merge_small_regions(min(pixels, dataset.width * dataset.height))
         store.leave_out(np.asarray(skipped))
         edges = store.count_edges()
-        check_memory(
-            int(edges.sum()), max_memory, dataset.name, are_simplified=options.simplify > 0
-        )
+        check_memory(int(edges.sum()), max_memory, dataset.name)
         regions = []
         for part in store.trace(edges, values):
             large = _large_enough(part, options.min_area, ground)
@@ -166,7 +164,9 @@ def _trace(
                 regions.append(large)
         if options.simplify and regions:
             size = ground.pixel_size((dataset.height, dataset.width))
-            regions = [simplified(regions, store.find_nodes(), options.simplify, size)]
+            nodes = store.find_nodes()
+            check_simplification(regions, len(nodes), max_memory, dataset.name)
+            regions = [simplified(regions, nodes, options.simplify, size)]
     return regions or [Regions.joined([])]
 
 

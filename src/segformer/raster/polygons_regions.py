@@ -18,6 +18,10 @@ _BATCH_CORNERS = 1 << 20
 """Regions and corners that are polygons at a time; one region may have more."""
 
 
+class TooManyPolygons(ValueError):
+    """The outlines of the regions do not fit into the memory."""
+
+
 @dataclass(frozen=True)
 class Regions:
     """Connected regions of one class each.

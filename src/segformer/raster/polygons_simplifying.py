@@ -12,7 +12,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer.raster.polygons_regions import Regions, oriented, starts_of
+from segformer.raster.polygons_regions import Regions, TooManyPolygons, oriented, starts_of
+
+_BYTES_PER_CORNER = 120
+_BYTES_PER_ARC = 1000
+"""Memory that simplification takes, measured with smooth regions, isolated pixels and noise. An arc
+is a part of an outline between two nodes, or a ring without nodes."""
 
 
 def simplified(
@@ -53,6 +58,30 @@ def simplified(
         ring_starts=ring_starts,
         region_starts=region_starts,
     )
+
+
+def check_simplification(regions: Sequence[Regions], nodes: int, memory: int, name: str) -> None:
+    """Refuse to simplify outlines, all at once, for which there is not enough memory.
+
+    Args:
+        regions: The regions.
+        nodes: Number of nodes of all outlines.
+        memory: Bytes that may be taken.
+        name: The raster, for the message.
+
+    Raises:
+        TooManyPolygons: It needs more.
+    """
+    corners = sum(len(part.corners) for part in regions)
+    arcs = sum(len(part.ring_starts) - 1 for part in regions) + 3 * nodes // 2
+    needed = corners * _BYTES_PER_CORNER + arcs * _BYTES_PER_ARC
+    if needed > memory:
+        raise TooManyPolygons(
+            f"{name}: the outlines of its regions have {corners:,} corners, and to simplify them "
+            f"needs about {needed / 1e9:.1f} GB of memory, more than the {memory / 1e9:.1f} GB "
+            "there are; write them without --simplify, merge small regions by a larger --min-area, "
+            "or leave classes out"
+        )
 
 
 def with_nodes(regions: Regions, nodes: NDArray[np.int64], turned: NDArray[np.int64]) -> Regions:

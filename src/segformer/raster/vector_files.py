@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from shutil import disk_usage
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -58,6 +59,7 @@ def write_features(
     Raises:
         ValueError: The suffix is another one.
         ImportError: A package is missing; the message names the extra.
+        OSError: It cannot be written, as when the disk is full.
     """
     path = Path(path)
     check_suffix(path)
@@ -92,20 +94,28 @@ def check_suffix(path: Path) -> None:
 
 def _write_geopackage(path: Path, batches: Iterable[Features], crs: CRS, layer: str) -> None:
     import shapely
+    from pyogrio.errors import DataLayerError, DataSourceError
     from pyogrio.raw import write
 
     for number, features in enumerate(batches):
-        write(
-            path,
-            geometry=shapely.to_wkb(features.polygons),
-            field_data=list(features.attributes.values()),
-            fields=list(features.attributes),
-            layer=layer,
-            driver="GPKG",
-            geometry_type="Polygon",
-            crs=crs.to_wkt(),
-            append=number > 0,
-        )
+        try:
+            write(
+                path,
+                geometry=shapely.to_wkb(features.polygons),
+                field_data=list(features.attributes.values()),
+                fields=list(features.attributes),
+                layer=layer,
+                driver="GPKG",
+                geometry_type="Polygon",
+                crs=crs.to_wkt(),
+                append=number > 0,
+            )
+        except (DataLayerError, DataSourceError) as error:
+            free = disk_usage(path.parent).free
+            raise OSError(
+                f"{path.parent}: polygons cannot be written ({error}); {free / 1e6:.1f} MB of disk "
+                "space are free"
+            ) from None
 
 
 def _write_geoparquet(
