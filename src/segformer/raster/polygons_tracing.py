@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _BYTES_PER_EDGE = 24
 """Memory that an edge of a pixel in an outline takes at most, which is where each region is one
-pixel. Measured: 5 for smooth regions, 10 with many isolated pixels, 15 for noise of five classes."""
+pixel. Measured: 5 for smooth regions, 10 with isolated pixels, 15 for noise of five classes."""
 
 _BLOCK_PIXELS = 1 << 22
 """Pixels that are compared with their neighbors at a time."""
