@@ -10,7 +10,7 @@ from segformer.files import OutputExists
 from segformer.raster.areas import NoGroundArea, class_areas
 from segformer.raster.polygons import write_polygons
 from segformer.raster.polygons_config import PolygonConfig
-from segformer.raster.polygons_tracing import LabelStore, TooManyPolygons
+from segformer.raster.polygons_regions import TooManyPolygons
 
 rasterio = pytest.importorskip("rasterio", reason='needs the extra "geo"')
 shapely = pytest.importorskip("shapely", reason='needs the extra "geo"')
@@ -183,7 +183,7 @@ def test_mean_confidence(tmp_path, make):
 
 
 def test_mean_confidence_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("segformer.raster.areas._BLOCK_PIXELS", 200)
+    monkeypatch.setattr("segformer.raster.polygons_confidence._BLOCK_PIXELS", 200)
     test_mean_confidence(tmp_path, blobs)
 
 
@@ -300,14 +300,3 @@ def test_too_many_polygons(tmp_path):
     with pytest.raises(TooManyPolygons, match=r"a.tif: the outlines of its .*larger --min-area"):
         write_polygons(source, tmp_path / "a.gpkg", classes=CLASSES, max_memory=10000)
     write_polygons(source, tmp_path / "a.gpkg", classes=CLASSES, max_memory=400000, min_area=50000)
-
-
-@pytest.mark.parametrize("make", [blobs, lambda h, w: noise((h, w))])
-def test_edges_are_counted(make):
-    labels = make(33, 44)
-    mask = (labels != 3).astype(np.uint8)
-    store = LabelStore(labels, mask)
-    regions = store.trace()
-    assert store.count_edges() == round(shapely.length(regions.polygons).sum())
-    store.leave_out(np.array([1]))
-    assert store.count_edges() == round(shapely.length(store.trace().polygons).sum())

@@ -57,7 +57,7 @@ class Scene:
             ``where`` leave out.
         window: The part of ``full_grid`` that is the scene.
         area: The region that is wanted, or None.
-        facts: What the files say of each band.
+        facts: What the files, or else the STAC item, say of each band.
         dtype: Type of the values that `read` gives.
         nodata: Value in them that means that there is no data, or None.
     """
@@ -316,8 +316,8 @@ def open_scene(
         where: Column, row, width and height in pixels of the window to take, at the resolution
             that is read.
         nodata: Value that means that there is no data, in place of what the files say.
-        scaled: Apply the scale and offset that the files declare for their bands; values become
-            float32.
+        scaled: Apply the scale and offset that the files, or else the STAC item, declare for their
+            bands; values become float32.
 
     Returns:
         A scene, which is a context manager.
@@ -350,7 +350,7 @@ def open_scene(
                 f"has none of the {grid.width} x {grid.height} pixels of the scene"
                 + (" that are in the area" if region is not None else "")
             )
-    facts = [described[band.file][1][band.index - 1] for band in chosen]
+    facts = [described[band.file][1][band.index - 1].completed(band.item) for band in chosen]
     return Scene(chosen, grid, facts, window=window, area=region, nodata=nodata, scaled=scaled)
 
 

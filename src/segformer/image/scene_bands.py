@@ -6,17 +6,17 @@ Needs the extra ``geo``.
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
+from segformer.image.scene_items import REMOTE_SCHEMES, ItemValues, item_assets
 from segformer.image.stored import UnreadableImage
 from segformer.image.warning_filters import ignoring
 from segformer.machine import available_cpus
@@ -29,12 +29,8 @@ SceneSource: TypeAlias = str | Path | Sequence[str] | Sequence[Path]
 RETRY_DELAYS_S = (1.0, 4.0, 10.0)
 """Waits before a request over a network is repeated."""
 
-_REMOTE = ("http", "https", "s3", "gs", "az")
-
 _NO_RANGES = "Range downloading not supported"
 """In GDAL's message about servers that cannot send parts of files."""
-
-_RASTERS = (".tif", ".tiff", ".jp2", ".vrt")
 
 T = TypeVar("T")
 
@@ -50,11 +46,13 @@ class Band:
         file: Path or URL.
         index: Number of the band in the file, from 1.
         name: What the file or item calls it, else its number in the scene.
+        item: What a STAC item says of its values.
     """
 
     file: str
     index: int
     name: str
+    item: ItemValues = field(default_factory=ItemValues)
 
 
 def rasterio() -> Any:
@@ -121,7 +119,9 @@ def no_place_is_fine() -> Iterator[None]:
 
 def is_remote(file: str) -> bool:
     """Whether a file is read over a network."""
-    return urlsplit(file).scheme in _REMOTE or file.startswith(("/vsicurl/", "/vsis3/", "/vsigs/"))
+    return urlsplit(file).scheme in REMOTE_SCHEMES or file.startswith(
+        ("/vsicurl/", "/vsis3/", "/vsigs/")
+    )
 
 
 def retried(action: Callable[[], T], file: str) -> T:
@@ -183,7 +183,11 @@ def find_bands(source: SceneSource) -> list[Band]:
         ]
     text = str(source)
     if urlsplit(text).path.lower().endswith((".json", ".geojson")):
-        return _bands_of_item(text)
+        return [
+            replace(band, item=asset.values(band.index))
+            for asset in item_assets(text, _text(text))
+            for band in _bands_of(asset.href, asset.key)
+        ]
     return _bands_of(text)
 
 
@@ -232,42 +236,6 @@ def _bands_of(file: str, name: str | None = None) -> list[Band]:
         return [Band(file, index, f"{prefix}{title or index}") for index, title in kept]
 
     return retried(describe, file)
-
-
-def _bands_of_item(source: str) -> list[Band]:
-    """Bands of the rasters of a STAC item; assets of one band are called as in the item."""
-    try:
-        item = json.loads(_text(source))
-        assets = item["assets"]
-        rasters = {key: asset for key, asset in assets.items() if _is_raster(asset)}
-        hrefs = {key: _resolved(source, asset["href"]) for key, asset in rasters.items()}
-    except UnreadableImage:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UnreadableImage(f"{source}: not a STAC item, which lists its assets") from None
-    if not hrefs:
-        raise UnreadableImage(f"{source}: the STAC item has no assets that are rasters")
-    return [band for key, href in hrefs.items() for band in _bands_of(href, key)]
-
-
-def _is_raster(asset: dict[str, Any]) -> bool:
-    """Whether an asset has data; thumbnails and previews are left out."""
-    roles = asset.get("roles") or ["data"]
-    if not {"data", "visual", "reflectance"}.intersection(roles):
-        return False
-    kind, suffix = str(asset.get("type", "")), PurePosixPath(urlsplit(asset["href"]).path).suffix
-    return kind.startswith(("image/tiff", "image/jp2", "image/vnd.stac.geotiff")) or (
-        not kind and suffix.lower() in _RASTERS
-    )
-
-
-def _resolved(item: str, href: str) -> str:
-    """The address of an asset, which may be relative to that of its item."""
-    if urlsplit(href).scheme in (*_REMOTE, "file") or href.startswith("/"):
-        return href.removeprefix("file://")
-    if is_remote(item):
-        return urljoin(item, href)
-    return str(Path(item).parent / href)
 
 
 def _text(source: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from segformer.image.scene_bands import open_raster, retried
 from segformer.image.scene_grid import Grid
+from segformer.image.scene_items import ItemValues
 from segformer.image.stored import UnreadableImage
 
 
@@ -33,6 +34,20 @@ class BandFacts:
     highest: float | None
     mean: float | None
     std: float | None
+
+    def completed(self, item: ItemValues) -> BandFacts:
+        """With what a STAC item says, where the file itself says nothing.
+
+        STAC does not say which counts. The file was written together with its pixels, so it does.
+        A file without scale and offset cannot be told from one with 1 and 0.
+        """
+        nodata, scale, offset = self.nodata, self.scale, self.offset
+        if nodata is None and item.nodata is not None and _can_hold(self.dtype, item.nodata):
+            nodata = item.nodata
+        if (scale, offset) == (1, 0):
+            scale = 1.0 if item.scale is None else item.scale
+            offset = item.offset or 0.0
+        return replace(self, nodata=nodata, scale=scale, offset=offset)
 
 
 def describe_raster(file: str) -> tuple[Grid, list[BandFacts]]:
@@ -61,6 +76,14 @@ def describe_raster(file: str) -> tuple[Grid, list[BandFacts]]:
     if any(fact.dtype.kind not in "uif" for fact in facts):
         raise UnreadableImage(f"{file}: a scene must hold numbers, this has {facts[0].dtype}")
     return grid, facts
+
+
+def _can_hold(dtype: np.dtype[Any], value: float) -> bool:
+    """Whether pixels of a type can have a value."""
+    if dtype.kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return value.is_integer() and limits.min <= value <= limits.max
 
 
 def grid_of(dataset: Any) -> Grid:

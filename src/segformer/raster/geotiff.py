@@ -6,6 +6,7 @@ Legend: H W pixels, K classes.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,7 @@ def write_cog(
         OSError: It cannot be written, as when the disk is full.
     """
     rasterio_shutil = _module("rasterio.shutil")
+    failures = (rasterio().errors.RasterioError, _module("rasterio._err").CPLE_BaseError)
     vrt = path.with_suffix(".vrt")
     vrt.write_text(_mosaic(blocks, grid, window, layer), encoding="utf-8")
     try:
@@ -109,13 +111,36 @@ def write_cog(
                 BIGTIFF="IF_SAFER",
                 NUM_THREADS="ALL_CPUS",
             )
-    except rasterio().errors.RasterioError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from None
+            _check_whole(path)
+    except failures as error:
+        path.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path}: cannot be written ({error}); {free / 1e6:.1f} MB of disk space are free, and "
+            "it needs up to twice the size of the finished file"
+        ) from None
     finally:
         vrt.unlink(missing_ok=True)
     if layer.classes is not None:
         sidecar = path.with_name(path.name + ".aux.xml")
         sidecar.write_text(_categories(layer.classes), encoding="utf-8")
+
+
+def _check_whole(path: Path) -> None:
+    """Read all of a result: on a full disk, GDAL may end without an error.
+
+    Raises:
+        rasterio.errors.RasterioError: A part of it cannot be read.
+    """
+    with rasterio().open(path) as dataset:
+        levels = len(dataset.overviews(1))
+    for level in (None, *range(levels)):
+        options = {} if level is None else {"overview_level": level}
+        with rasterio().open(path, **options) as dataset:
+            height = dataset.block_shapes[0][0]
+            for top in range(0, dataset.height, height):
+                rows = min(height, dataset.height - top)
+                dataset.read(1, window=((top, top + rows), (0, dataset.width)))
 
 
 def count_classes(path: Path, num_classes: int) -> NDArray[np.int64]:

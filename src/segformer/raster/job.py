@@ -90,7 +90,7 @@ def describe_job(
         "part": list(scene.window),
         "area": area,
         "nodata": scene.nodata,
-        "scale and offset": scene.scaled,
+        "scale and offset": scene.scaled and [(fact.scale, fact.offset) for fact in scene.facts],
         "model": model_hash(predictor),
         "window": tiling.window,
         "overlap": tiling.overlap,

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,10 @@ from segformer.classes import ClassSet
 from segformer.files import check_replaceable
 from segformer.machine import available_memory
 from segformer.raster.areas import GroundPlane
-from segformer.raster.polygons_confidence import polygon_means
 from segformer.raster.polygons_config import PolygonConfig, class_ids
-from segformer.raster.polygons_tracing import (
-    Regions,
-    check_memory,
-    simplified,
-    smallest_pixel,
-    stored_labels,
-)
+from segformer.raster.polygons_regions import Regions
+from segformer.raster.polygons_simplifying import check_simplification, simplified
+from segformer.raster.polygons_tracing import check_memory, smallest_pixel, stored_labels
 from segformer.raster.vector_files import Features, check_suffix, write_features
 
 if TYPE_CHECKING:
@@ -53,10 +49,10 @@ def write_polygons(
 ) -> int:
     """Write a polygon for each connected region of a label map, with holes.
 
-    Pixels are connected by their sides. Only outlines are in memory as a whole. The attributes are
-    ``class_id``, ``class_name``, ``area_m2`` (of the polygon as written, see `GroundPlane`) and,
-    with ``confidence``, ``mean_confidence`` (over the pixels of the region, before its outline is
-    simplified).
+    Pixels are connected by their sides. Only the corners of outlines are in memory as a whole. The
+    attributes are ``class_id``, ``class_name``, ``area_m2`` (of the polygon as written, see
+    `GroundPlane`) and, with ``confidence``, ``mean_confidence`` (over the pixels of the region,
+    before its outline is simplified).
 
     Args:
         label_map: Georeferenced raster of class ids, as `predict_scene` writes it.
@@ -90,30 +86,38 @@ def write_polygons(
     path.parent.mkdir(parents=True, exist_ok=True)
     if max_memory is None:
         max_memory = (available_memory() or 2 * _DEFAULT_MEMORY) // 2
-    with rasterio.open(label_map) as dataset:
+    with ExitStack() as opened:
+        dataset = opened.enter_context(rasterio.open(label_map))
+        values = None
+        if confidence is not None:
+            values = opened.enter_context(rasterio.open(confidence))
+            _check_same_grid(dataset, values)
         ground = GroundPlane(dataset)
         classes = classes or tagged_classes(dataset)
-        regions = _trace(dataset, ground, classes, options, path.parent, max_memory)
-        attributes: dict[str, NDArray[Any]] = {
-            "class_id": regions.class_ids,
-            "class_name": np.array(classes.names, object)[regions.class_ids],
-        }
-        polygons = regions.polygons
-        means = None
-        if confidence is not None:
-            with rasterio.open(confidence) as values:
-                _check_same_grid(dataset, values)
-                means = polygon_means(polygons, values)
-        if simplify and len(polygons):
-            shape = (dataset.height, dataset.width)
-            polygons = simplified(polygons, simplify, ground.pixel_size(shape))
-        attributes["area_m2"] = _areas(polygons, ground)
-        if means is not None:
-            attributes["mean_confidence"] = means
-        features = Features(_georeferenced(polygons, dataset), dataset.crs, attributes)
-    write_features(path, features, layer=path.stem)
-    logger.info("%s: %d polygons", path, len(polygons))
-    return len(polygons)
+        regions = _trace(dataset, values, ground, classes, options, path.parent, max_memory)
+        names = np.array(classes.names, object)
+
+        def features(batch: Regions) -> Features:
+            polygons = batch.polygons()
+            attributes: dict[str, NDArray[Any]] = {
+                "class_id": batch.class_ids,
+                "class_name": names[batch.class_ids],
+                "area_m2": _areas(polygons, ground),
+            }
+            if values is not None:
+                attributes["mean_confidence"] = batch.means()
+            return Features(_georeferenced(polygons, dataset), attributes)
+
+        write_features(
+            path,
+            (features(batch) for part in regions for batch in part.batches()),
+            crs=dataset.crs,
+            bounds=_bounds(regions, dataset),
+            layer=path.stem,
+        )
+    count = sum(len(part) for part in regions)
+    logger.info("%s: %d polygons", path, count)
+    return count
 
 
 def tagged_classes(dataset: DatasetReader) -> ClassSet:
@@ -137,12 +141,13 @@ def tagged_classes(dataset: DatasetReader) -> ClassSet:
 
 def _trace(
     dataset: DatasetReader,
+    values: DatasetReader | None,
     ground: GroundPlane,
     classes: ClassSet,
     options: PolygonConfig,
     folder: Path,
     max_memory: int,
-) -> Regions:
+) -> list[Regions]:
     """The regions of at least the minimum area, without those of classes that are skipped."""
     skipped = class_ids(options.skip_classes, classes)
     with stored_labels(dataset, classes, folder) as store:
@@ -150,12 +155,27 @@ def _trace(
             pixels = math.ceil(options.min_area / smallest_pixel(ground, dataset))
             store.merge_small_regions(min(pixels, dataset.width * dataset.height))
         store.leave_out(np.asarray(skipped))
-        check_memory(store, max_memory, dataset.name)
-        regions = store.trace()
-    if options.min_area:
-        large = _areas(regions.polygons, ground) >= options.min_area * (1 - 1e-9)
-        regions = Regions(regions.polygons[large], regions.class_ids[large])
-    return regions
+        edges = store.count_edges()
+        check_memory(int(edges.sum()), max_memory, dataset.name)
+        regions = []
+        for part in store.trace(edges, values):
+            large = _large_enough(part, options.min_area, ground)
+            if len(large):
+                regions.append(large)
+        if options.simplify and regions:
+            size = ground.pixel_size((dataset.height, dataset.width))
+            nodes = store.find_nodes()
+            check_simplification(regions, len(nodes), max_memory, dataset.name)
+            regions = [simplified(regions, nodes, options.simplify, size)]
+    return regions or [Regions.joined([])]
+
+
+def _large_enough(regions: Regions, min_area: float, ground: GroundPlane) -> Regions:
+    """The regions of at least the minimum area, in square meters."""
+    if not min_area:
+        return regions
+    areas = [_areas(batch.polygons(), ground) for batch in regions.batches()]
+    return regions.take(np.concatenate(areas) >= min_area * (1 - 1e-9))
 
 
 def _areas(polygons: NDArray[Any], ground: GroundPlane) -> NDArray[np.float64]:
@@ -170,11 +190,26 @@ def _georeferenced(polygons: NDArray[Any], dataset: DatasetReader) -> NDArray[An
     """Polygons in the coordinates of the raster, exteriors counterclockwise."""
     import shapely
 
+    placed = shapely.transform(polygons, lambda xy: _placed(xy, dataset))
+    return np.asarray(shapely.orient_polygons(placed))
+
+
+def _placed(points: NDArray[Any], dataset: DatasetReader) -> NDArray[np.float64]:
+    """(M, 2) pixel coordinates -> coordinates of the raster."""
     t = dataset.transform
     linear, origin = np.array([[t.a, t.d], [t.b, t.e]]), np.array([t.c, t.f])
-    return np.asarray(
-        shapely.orient_polygons(shapely.transform(polygons, lambda xy: xy @ linear + origin))
-    )
+    return np.asarray(points @ linear + origin)
+
+
+def _bounds(regions: Sequence[Regions], dataset: DatasetReader) -> tuple[float, ...] | None:
+    """Least x and y and largest x and y of all regions, or None if there are none."""
+    batches = (batch for part in regions for batch in part.batches())
+    placed = (_placed(batch.corners, dataset) for batch in batches if len(batch))
+    sides = [(*points.min(axis=0), *points.max(axis=0)) for points in placed]
+    if not sides:
+        return None
+    lower, upper = np.array(sides)[:, :2].min(axis=0), np.array(sides)[:, 2:].max(axis=0)
+    return (*lower.tolist(), *upper.tolist())
 
 
 def _check_same_grid(first: DatasetReader, second: DatasetReader) -> None:

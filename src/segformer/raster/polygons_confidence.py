@@ -1,39 +1,43 @@
-"""Means of a raster over polygons whose outlines run along the edges of pixels.
+"""Sums of a raster over regions whose outlines run along the edges of pixels.
 
-Legend: H W pixels, N polygons, E vertical edges.
+Legend: H W pixels, N regions, E vertical edges.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segformer.raster.areas import row_blocks
+from segformer.raster.polygons_regions import Regions
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
+_BLOCK_PIXELS = 1 << 22
+"""Pixels whose sums are in memory at a time."""
 
-def polygon_means(polygons: NDArray[Any], dataset: DatasetReader) -> NDArray[np.float64]:
-    """Mean of the first band over the pixels of each polygon.
 
-    The sum over the pixels of a polygon is a sum over its vertical edges (Green's theorem): each
+def add_confidences(regions: Regions, dataset: DatasetReader, rows: slice) -> None:
+    """Add the values of the pixels of each region to its total and count.
+
+    The sum over the pixels of a region is a sum over its vertical edges (Green's theorem): each
     adds or subtracts the sum of the pixels on its left in the same row. Rows are read in blocks.
 
     Args:
-        polygons: (N,) polygons in pixel coordinates of ``dataset``, with integer coordinates and
-            edges along rows and columns.
-        dataset: The raster, open. Its scale and offset are applied; no-data is left out.
-
-    Returns:
-        (N,), NaN where a polygon has no pixel with data.
+        regions: Regions in pixel coordinates of ``dataset``.
+        dataset: Raster of one band, open. Its scale and offset are applied; no-data is left out.
+        rows: The rows in which the regions lie.
     """
-    x, top, bottom, sign, owner = _vertical_edges(polygons)
-    totals, counts = np.zeros(len(polygons)), np.zeros(len(polygons))
-    for window in row_blocks(dataset):
-        first, last = int(window.row_off), int(window.row_off + window.height)
+    from rasterio.windows import Window
+
+    x, top, bottom, sign, owner = _vertical_edges(regions)
+    scale, offset = dataset.scales[0], dataset.offsets[0]
+    height = max(1, _BLOCK_PIXELS // dataset.width)
+    for first in range(rows.start, rows.stop, height):
+        last = min(first + height, rows.stop)
+        window = Window(0, first, dataset.width, last - first)
         crossing = np.flatnonzero((top < last) & (bottom > first))
         start = np.maximum(top[crossing], first)
         length = np.minimum(bottom[crossing], last) - start
@@ -43,33 +47,24 @@ def polygon_means(polygons: NDArray[Any], dataset: DatasetReader) -> NDArray[np.
         row += np.repeat(start, length) - first
         values = dataset.read(1, window=window, out_dtype=np.float64)
         valid = (dataset.read_masks(1, window=window) != 0) & np.isfinite(values)
-        for sums, amounts in ((totals, np.where(valid, values, 0)), (counts, valid)):
+        values = np.where(valid, values * scale + offset, 0)
+        for sums, amounts in ((regions.totals, values), (regions.counts, valid)):
             left = np.zeros((amounts.shape[0], amounts.shape[1] + 1))
             np.cumsum(amounts, axis=1, out=left[:, 1:])
-            np.add(
-                sums,
-                np.bincount(owner[edge], sign[edge] * left[row, x[edge]], len(polygons)),
-                out=sums,
-            )
-    means = np.full(len(polygons), np.nan)
-    np.divide(totals, counts, out=means, where=counts > 0)
-    return means * dataset.scales[0] + dataset.offsets[0]
+            weights = sign[edge] * left[row, x[edge]]
+            np.add(sums, np.bincount(owner[edge], weights, len(regions)), out=sums)
 
 
-def _vertical_edges(polygons: NDArray[Any]) -> tuple[NDArray[np.int64], ...]:
-    """(E,) column, first row, row after the last, sign and polygon of each vertical edge.
+def _vertical_edges(regions: Regions) -> tuple[NDArray[np.int64], ...]:
+    """(E,) column, first row, row after the last, sign and region of each vertical edge.
 
-    The sign is 1 where the polygon is on the left of the edge, else -1.
+    The sign is 1 where the region is on the left of the edge, else -1.
     """
-    import shapely
-
-    # Then polygons are on the left of edges that lead to larger rows, holes included
-    rings, ring_owner = shapely.get_rings(shapely.orient_polygons(polygons), return_index=True)
-    points, ring = shapely.get_coordinates(rings, return_index=True)
-    corners = np.rint(points).astype(np.int64)
-    begin, end = corners[:-1], corners[1:]
-    chosen = (ring[1:] == ring[:-1]) & (begin[:, 1] != end[:, 1])
+    begin, end = regions.corners[:-1].astype(np.int64), regions.corners[1:].astype(np.int64)
+    chosen = begin[:, 1] != end[:, 1]
+    chosen[regions.ring_starts[1:-1] - 1] = False  # from the end of a ring to the next ring
+    owner = np.repeat(np.arange(len(regions)), np.diff(regions.corner_starts))[:-1][chosen]
     begin, end = begin[chosen], end[chosen]
     sign = np.sign(end[:, 1] - begin[:, 1])
     rows = np.sort(np.stack([begin[:, 1], end[:, 1]]), axis=0)
-    return begin[:, 0], rows[0], rows[1], sign, ring_owner[ring[1:][chosen]]
+    return begin[:, 0], rows[0], rows[1], sign, owner

@@ -6,9 +6,11 @@ Legend: N polygons.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from shutil import disk_usage
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -19,9 +21,6 @@ from segformer.files import whole_file
 if TYPE_CHECKING:
     from rasterio.crs import CRS
 
-_BATCH = 1 << 16
-"""Polygons that are written at a time."""
-
 SUFFIXES = (".gpkg", ".parquet")
 """Suffixes of the files that can be written."""
 
@@ -31,36 +30,45 @@ class Features:
     """Polygons with attributes.
 
     Attributes:
-        polygons: (N,) shapely polygons in the coordinates of ``crs``, exteriors counterclockwise.
-        crs: Their coordinate reference system.
+        polygons: (N,) shapely polygons, exteriors counterclockwise.
         attributes: Name of each attribute -> its (N,) values.
     """
 
     polygons: NDArray[Any]
-    crs: CRS
     attributes: Mapping[str, NDArray[Any]]
 
 
-def write_features(path: str | Path, features: Features, *, layer: str) -> None:
+def write_features(
+    path: str | Path,
+    batches: Iterable[Features],
+    *,
+    crs: CRS,
+    bounds: tuple[float, ...] | None,
+    layer: str,
+) -> None:
     """Write a GeoPackage (.gpkg) or GeoParquet file (.parquet), whole or not at all.
 
     Args:
         path: The file; one that exists is replaced.
-        features: What to write; there may be none.
+        batches: What to write, some polygons at a time, all with the same attributes. There is at
+            least one batch, which may be empty.
+        crs: Coordinate reference system of the polygons.
+        bounds: Least x and y and largest x and y of all, or None if there are none.
         layer: Name of the layer of a GeoPackage.
 
     Raises:
         ValueError: The suffix is another one.
         ImportError: A package is missing; the message names the extra.
+        OSError: It cannot be written, as when the disk is full.
     """
     path = Path(path)
     check_suffix(path)
     with whole_file(path) as partial:
         partial.unlink()  # GDAL makes files itself
         if path.suffix.lower() == ".parquet":
-            _write_geoparquet(partial, features)
+            _write_geoparquet(partial, batches, crs, bounds)
         else:
-            _write_geopackage(partial, features, layer)
+            _write_geopackage(partial, batches, crs, layer)
 
 
 def check_suffix(path: Path) -> None:
@@ -84,45 +92,54 @@ def check_suffix(path: Path) -> None:
             ) from None
 
 
-def _write_geopackage(path: Path, features: Features, layer: str) -> None:
+def _write_geopackage(path: Path, batches: Iterable[Features], crs: CRS, layer: str) -> None:
     import shapely
+    from pyogrio.errors import DataLayerError, DataSourceError
     from pyogrio.raw import write
 
-    names = list(features.attributes)
-    for start in range(0, max(1, len(features.polygons)), _BATCH):
-        rows = slice(start, start + _BATCH)
-        write(
-            path,
-            geometry=shapely.to_wkb(features.polygons[rows]),
-            field_data=[features.attributes[name][rows] for name in names],
-            fields=names,
-            layer=layer,
-            driver="GPKG",
-            geometry_type="Polygon",
-            crs=features.crs.to_wkt(),
-            append=start > 0,
-        )
+    for number, features in enumerate(batches):
+        try:
+            write(
+                path,
+                geometry=shapely.to_wkb(features.polygons),
+                field_data=list(features.attributes.values()),
+                fields=list(features.attributes),
+                layer=layer,
+                driver="GPKG",
+                geometry_type="Polygon",
+                crs=crs.to_wkt(),
+                append=number > 0,
+            )
+        except (DataLayerError, DataSourceError) as error:
+            free = disk_usage(path.parent).free
+            raise OSError(
+                f"{path.parent}: polygons cannot be written ({error}); {free / 1e6:.1f} MB of disk "
+                "space are free"
+            ) from None
 
 
-def _write_geoparquet(path: Path, features: Features) -> None:
+def _write_geoparquet(
+    path: Path, batches: Iterable[Features], crs: CRS, bounds: tuple[float, ...] | None
+) -> None:
     """Version 1.1.0 of the specification, with the bounds of each polygon for fast searches."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     import shapely
 
     sides = ("xmin", "ymin", "xmax", "ymax")
-    bounds = shapely.bounds(features.polygons).reshape(-1, 4)
     column: dict[str, Any] = {
         "encoding": "WKB",
-        "geometry_types": ["Polygon"] if len(features.polygons) else [],
-        "crs": features.crs.to_dict(projjson=True),
+        "geometry_types": [] if bounds is None else ["Polygon"],
+        "crs": crs.to_dict(projjson=True),
         "orientation": "counterclockwise",
         "covering": {"bbox": {side: ["bbox", side] for side in sides}},
     }
-    if len(bounds):
-        column["bbox"] = [*bounds[:, :2].min(0).tolist(), *bounds[:, 2:].max(0).tolist()]
+    if bounds is not None:
+        column["bbox"] = list(bounds)
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    types = {name: _arrow_type(values) for name, values in features.attributes.items()}
+    batches = iter(batches)
+    first = next(batches)
+    types = {name: _arrow_type(values) for name, values in first.attributes.items()}
     schema = pa.schema(
         {
             **types,
@@ -132,16 +149,16 @@ def _write_geoparquet(path: Path, features: Features) -> None:
         metadata={"geo": json.dumps(geo), "creator": f"segformer {segformer.__version__}"},
     )
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for start in range(0, max(1, len(features.polygons)), _BATCH):
-            rows = slice(start, start + _BATCH)
+        for features in chain([first], batches):
             columns = [
-                pa.array(values[rows], types[name], from_pandas=True)
+                pa.array(values, types[name], from_pandas=True)
                 for name, values in features.attributes.items()
             ]
             boxes = pa.StructArray.from_arrays(
-                [pa.array(side) for side in bounds[rows].T], names=list(sides)
+                [pa.array(side) for side in shapely.bounds(features.polygons).reshape(-1, 4).T],
+                names=list(sides),
             )
-            geometry = pa.array(shapely.to_wkb(features.polygons[rows]), pa.binary())
+            geometry = pa.array(shapely.to_wkb(features.polygons), pa.binary())
             writer.write_table(pa.Table.from_arrays([*columns, boxes, geometry], schema=schema))
 
 

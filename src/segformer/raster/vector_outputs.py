@@ -126,8 +126,34 @@ class SceneWriter:
         Raises:
             TooManyPolygons: The outlines do not fit into the memory.
             ValueError: See `write_polygons`.
-            OSError: A file cannot be written.
+            OSError: A file cannot be written; the label map is kept.
         """
+        try:
+            return self._write(
+                label_map,
+                confidence,
+                model,
+                source=source,
+                files=files,
+                skip_existing=skip_existing,
+            )
+        except OSError as error:
+            raise OSError(
+                f"{error}; {label_map} is complete: run the same command again with "
+                "--skip-existing to write what is missing"
+            ) from None
+
+    def _write(
+        self,
+        label_map: Path,
+        confidence: Path | None,
+        model: ModelFacts,
+        *,
+        source: str | Path | Sequence[str | Path],
+        files: Sequence[str | Path],
+        skip_existing: bool,
+    ) -> SceneOutputs:
+        """See `write`."""
         name, options = label_map.stem, self.polygons
         try:
             areas = class_areas(label_map, model.classes)
