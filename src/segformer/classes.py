@@ -6,7 +6,7 @@ import colorsys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,13 @@ class ClassSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Id, name and color [red, green, blue] of each class, for JSON."""
+        colors = zip(self.names, self.palette, strict=False)
+        return [
+            {"id": i, "name": name, "color": list(color)} for i, (name, color) in enumerate(colors)
+        ]
 
     @classmethod
     def numbered(cls, num_classes: int) -> ClassSet:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from segformer.export import export as exporting
 from segformer.export.check import ExportMismatch, check
 from segformer.export.config import ExportConfig
 from segformer.export.export import export_model
+from segformer.export.graph_runner import open_runner
 from segformer.files import OutputExists
 from segformer.image import read_mask
 from segformer.model import tracing
@@ -248,12 +250,11 @@ def quick_convert(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_graph_that_differs_is_refused(
     source: Path, tmp_path: Path, format: str, quick_convert: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = exporting._runner
+    def altered(*args: Any, **options: Any) -> Callable:
+        run = open_runner(*args, **options)
+        return lambda pixels: [output + 2e-3 for output in run(pixels)]
 
-    def altered(path: Path, config: ExportConfig) -> Callable:
-        return lambda pixels: [output + 2e-3 for output in run(path, config)(pixels)]
-
-    monkeypatch.setattr(exporting, "_runner", altered)
+    monkeypatch.setattr(exporting, "open_runner", altered)
     with pytest.raises(ExportMismatch, match=r"differs from the model by 0\.002"):
         export_model(source, tmp_path / "out", ExportConfig(format=format))
     assert not list(tmp_path.iterdir())

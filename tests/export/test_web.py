@@ -117,7 +117,9 @@ def test_wrong_download_is_not_kept(
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def test_no_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/", "http://127.0.0.1:9/a b"])
+def test_no_network(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("npm_config_registry", address)
     with pytest.raises(ValueError, match=r"cannot be downloaded .*npm pack.*--runtime-files"):
         find_runtime_files()
 

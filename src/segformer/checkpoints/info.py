@@ -43,12 +43,6 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
         counted |= {"decoder": macs.decoder, "decoder_folded": macs.decoder_folded}
     elif kind == "classifier":
         counted["head"] = config.hidden_sizes[-1] * config.num_classes
-    classes = [
-        {"id": i, "name": name, "color": list(color)}
-        for i, (name, color) in enumerate(
-            zip(checkpoint.classes.names, checkpoint.classes.palette, strict=False)
-        )
-    ]
     return {
         "model": checkpoint.origin,
         "file": str(checkpoint.path),
@@ -69,7 +63,7 @@ def describe(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> dic
         "preprocessing": asdict(preprocessing),
         "license": checkpoint.license,
         "unused_tensors": checkpoint.unused,
-        "classes": classes if kind != "encoder" else [],
+        "classes": checkpoint.classes.entries() if kind != "encoder" else [],
     }
 
 

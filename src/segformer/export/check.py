@@ -5,24 +5,24 @@ Legend: B batch, H W pixels, C channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from segformer.export.config import ExportConfig
+from segformer.export.graph_runner import Run
 from segformer.image import ImageArray, Preprocessing, read_image, resize
 from segformer.model.encoder import MixTransformer
 from segformer.model.segformer import SegFormer
 from segformer.model.tracing import AnyModel
+from segformer.prediction.runtimes.exported_info import check_line
 from segformer.prediction.runtimes.pytorch import TorchRuntime
 from segformer.prediction.upsample import logits_to_label_map
-
-Run: TypeAlias = Callable[[NDArray[Any]], list[NDArray[Any]]]
 
 OWN_IMAGE = Path(__file__).parent.parent / "assets" / "astronaut.jpg"
 """A photograph, of which the graph is checked if no other is given."""
@@ -59,18 +59,7 @@ class Check:
     same_class: float | None
 
     def __str__(self) -> str:
-        """What was compared, and what was found."""
-        parts = [self.input]
-        if self.largest_difference is not None:
-            parts.append(f"largest difference {self.largest_difference:.1e}")
-        if self.same_class is not None:
-            parts.append(f"same class {self.same_class:.4%}")
-        return ", ".join(parts)
-
-    @property
-    def input(self) -> str:
-        """Name of the image and shape of the input."""
-        return f"{self.image}, {' x '.join(map(str, self.shape))}"
+        return check_line(asdict(self))
 
 
 def check(
@@ -160,6 +149,7 @@ def _judge(result: Check, config: ExportConfig) -> None:
     limit, least = _LIMITS[config.half]
     if config.half and config.output == "logits":
         limit *= max(1.0, result.largest_value)
+    where = f"{result.image}, {' x '.join(map(str, result.shape))}"
     if result.largest_difference is not None and not result.largest_difference <= limit:
         reason = (
             "values do not fit into float16; export without --half"
@@ -168,12 +158,12 @@ def _judge(result: Check, config: ExportConfig) -> None:
         )
         raise ExportMismatch(
             f"the exported graph differs from the model by {result.largest_difference:.2g} "
-            f"({result.input}); at most {limit:.2g} is accepted: {reason}"
+            f"({where}); at most {limit:.2g} is accepted: {reason}"
         )
     if result.same_class is not None and not result.same_class >= least:
         raise ExportMismatch(
             f"the exported graph gives {result.same_class:.4%} of the pixels the same class as the "
-            f"model ({result.input}); at least {least:.2%} are needed: nothing was written"
+            f"model ({where}); at least {least:.2%} are needed: nothing was written"
         )
 
 

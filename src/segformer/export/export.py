@@ -15,8 +15,9 @@ from segformer import __version__
 from segformer.checkpoints import layout
 from segformer.checkpoints.layout import Description
 from segformer.checkpoints.opening import Checkpoint, open_checkpoint
-from segformer.export.check import Check, Run, check
+from segformer.export.check import Check, check
 from segformer.export.config import ExportConfig
+from segformer.export.graph_runner import open_runner
 from segformer.export.int8_config import Int8Config
 from segformer.export.int8_files import graph_files
 from segformer.export.int8_layers import parameter_names
@@ -30,7 +31,6 @@ from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.model.tracing import AnyModel, Graph
 from segformer.prediction.runtimes.exported import RECORD_FILE
 from segformer.prediction.runtimes.graphs import GRAPH_FILES, OPSET, convert, first_line, require
-from segformer.prediction.runtimes.openvino import prepare_any_size
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def export_model(
         _write_description(folder, description, config)
         logger.info("comparing it with the model")
         try:
-            run = _runner(path, config)
+            run = open_runner(path, config.format, any_size=config.size is None)
         except Exception as error:  # each runtime has exceptions of its own
             raise OSError(
                 f"{out}: {runtime.__name__} cannot read the written graph; is the disk full? "
@@ -198,21 +198,3 @@ def _deepness(description: Description, config: ExportConfig) -> dict[str, Any]:
     if config.resolution is not None:
         entries["resolution"] = config.resolution
     return entries
-
-
-def _runner(path: Path, config: ExportConfig) -> Run:
-    """Runs the written file as another program would."""
-    if config.format == "openvino":
-        import openvino
-
-        hints = {"INFERENCE_PRECISION_HINT": "f32"}
-        compiled = openvino.Core().compile_model(path, "CPU", hints)
-        if config.size is None:
-            prepare_any_size(compiled)
-        return lambda pixels: [compiled(pixels)[i].copy() for i in range(len(compiled.outputs))]
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run(None, {"pixel_values": pixels})

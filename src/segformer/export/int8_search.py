@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segformer.export.graph_runner import open_runner
 from segformer.export.int8_restore import groups, restore
 from segformer.prediction.runtimes.graphs import GraphFormat
 from segformer.progress import ProgressBar
@@ -30,7 +31,7 @@ def rank(
         By the names of the layers of a group: the root mean square change of the logits if this
         group alone is int8, relative to their standard deviation.
     """
-    expected = [_logits(original, format, [pixels])[0] for pixels in examples]
+    expected = _logits(original, format, examples)
     spread = float(np.mean([logits.var() for logits in expected])) or 1.0
     found = groups(quantized, format)
     names = frozenset().union(*found)
@@ -67,17 +68,5 @@ def fewest(most: int, holds: Callable[[int], bool]) -> int:
 
 def _logits(model: Any, format: GraphFormat, examples: Sequence[Pixels]) -> list[Pixels]:
     """What a graph in memory computes, (1, K, h, w) for each input."""
-    if format == "openvino":
-        import openvino
-
-        hints = {"INFERENCE_PRECISION_HINT": "f32"}
-        compiled = openvino.Core().compile_model(model, "CPU", hints)
-        return [compiled(pixels)[0].copy() for pixels in examples]
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return [session.run(None, {"pixel_values": pixels})[0] for pixels in examples]
+    run = open_runner(model, format)
+    return [run(pixels)[0] for pixels in examples]

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tarfile
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -115,7 +116,7 @@ def _download(work: Path) -> Path:
     try:
         with urllib.request.urlopen(address, timeout=60) as response, archive.open("wb") as file:
             shutil.copyfileobj(response, file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reasons.append(f"{address}: {error}")
         raise ValueError(
             f"{PACKAGE} {VERSION} cannot be downloaded ({'; '.join(reasons)}). {_ADVICE}"

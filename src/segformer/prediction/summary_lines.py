@@ -27,7 +27,7 @@ from segformer.files import OutputExists, check_replaceable, whole_file
 from segformer.prediction.names import NameSet
 from segformer.prediction.outputs import WRITER
 from segformer.prediction.sharding import Shard
-from segformer.prediction.writing import DiskFull, Row, is_disk_full
+from segformer.prediction.writing import Row, is_disk_full, no_space_for
 
 _PARQUET_ROWS = 10_000
 """Rows of a row group, which are held in memory at once."""
@@ -181,10 +181,7 @@ class SummaryLines:
         except OSError as error:
             if not is_disk_full(error):
                 raise
-            raise DiskFull(
-                f"{self.path}: no space left on the disk; results that are complete stay: free "
-                "some space, then continue with --skip-existing"
-            ) from None
+            raise no_space_for(self.path) from None
 
     def close(self) -> None:
         """Close the file."""

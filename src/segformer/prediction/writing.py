@@ -90,6 +90,14 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in _FULL)
 
 
+def no_space_for(file: str | Path) -> DiskFull:
+    """The error for a file on a full disk."""
+    return DiskFull(
+        f"{file}: no space left on the disk; results that are complete stay: free some space, then "
+        "continue with --skip-existing"
+    )
+
+
 def failure(task: Task, error: Exception) -> Row:
     """The row of an image that failed."""
     return {"image": task.image, "error": str(error)}
@@ -155,10 +163,7 @@ class _Writing:
             raise
         except (ValueError, OSError, MemoryError) as error:
             if is_disk_full(error):
-                raise DiskFull(
-                    f"{task.files[0]}: no space left on the disk; results that are complete stay: "
-                    "free some space, then continue with --skip-existing"
-                ) from None
+                raise no_space_for(task.files[0]) from None
             self.on_row(task, failure(task, error))
         else:
             self.on_row(task, row_of(prediction, task))

@@ -43,14 +43,10 @@ class ServedModel:
     def describe(self) -> dict[str, Any]:
         """What a client needs to know."""
         classes, preprocessing = self.predictor.model.classes, self.predictor.preprocessing
-        colors = zip(classes.names, classes.palette, strict=False)
         return {
             "name": self.name,
             "version": self.version,
-            "classes": [
-                {"id": i, "name": name, "color": list(color)}
-                for i, (name, color) in enumerate(colors)
-            ],
+            "classes": classes.entries(),
             "ignore_index": classes.ignore_index,
             "in_channels": self.predictor.model.config.in_channels,
             "rgb_channels": preprocessing.rgb_channels,

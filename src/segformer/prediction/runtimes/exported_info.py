@@ -41,7 +41,6 @@ def describe_exported(folder: str | Path) -> dict[str, Any]:
         layout.read_json(folder / layout.PREPROCESSING_FILE), folder / layout.PREPROCESSING_FILE
     )
     kind = layout.kind_from_hub(entries)
-    colors = zip(classes.names, classes.palette, strict=False)
     return {
         "model": str(folder),
         "file": str(path),
@@ -64,11 +63,7 @@ def describe_exported(folder: str | Path) -> dict[str, Any]:
         "checks": record.get("checks", []),
         "auto_runtime": "openvino" if format == "openvino" else "onnxruntime",
         "preprocessing": asdict(preprocessing),
-        "classes": [
-            {"id": i, "name": name, "color": list(color)} for i, (name, color) in enumerate(colors)
-        ]
-        if kind != "encoder"
-        else [],
+        "classes": classes.entries() if kind != "encoder" else [],
     }
 
 
@@ -92,7 +87,8 @@ def exported_tables(description: dict[str, Any]) -> list[Table]:
     faster = " (--runtime openvino is often faster)" if d["format"] == "onnx" else ""
     facts.add_row("runtime auto", d["auto_runtime"] + faster)
     for check in d["checks"]:
-        facts.add_row("checked", _check_line(check, d["checked_with"]))
+        program = f" ({d['checked_with']})" if d["checked_with"] else ""
+        facts.add_row("checked", check_line(check) + program)
     if not d["checks"]:
         facts.add_row("checked", "not stated")
     return [facts, *([class_table(d)] if d["classes"] else [])]
@@ -104,10 +100,15 @@ def _precision(record: dict[str, Any]) -> str | None:
     return {True: "float16", False: "float32"}.get(record["half"]) if "half" in record else None
 
 
-def _check_line(check: dict[str, Any], program: str | None) -> str:
+def check_line(check: dict[str, Any]) -> str:
+    """What a comparison of a graph with its model has found.
+
+    Args:
+        check: Members of `segformer.export.check.Check`, as ``export.json`` lists them.
+    """
     parts = [f"{check['image']}, {' x '.join(map(str, check['shape']))}"]
     if check.get("largest_difference") is not None:
         parts.append(f"largest difference {check['largest_difference']:.1e}")
     if check.get("same_class") is not None:
         parts.append(f"same class {check['same_class']:.4%}")
-    return ", ".join(parts) + (f" ({program})" if program else "")
+    return ", ".join(parts)

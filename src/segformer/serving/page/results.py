@@ -65,10 +65,10 @@ def done(name: str, prediction: Prediction, model: str, folder: Path) -> dict[st
 
 def _describe_classes(prediction: Prediction) -> list[dict[str, Any]]:
     """All classes of the model, those with the largest fraction of the image first."""
-    classes, fractions = prediction.classes, prediction.class_fractions
+    fractions = prediction.class_fractions
     described = [
-        {"id": i, "name": name, "color": list(color), "fraction": fractions.get(name, 0.0)}
-        for i, (name, color) in enumerate(zip(classes.names, classes.palette, strict=False))
+        {**entry, "fraction": fractions.get(entry["name"], 0.0)}
+        for entry in prediction.classes.entries()
     ]
     return sorted(described, key=lambda entry: -entry["fraction"])
 
