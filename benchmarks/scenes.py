@@ -1,28 +1,33 @@
 """Predict a large synthetic scene in bounded memory.
 
     python benchmarks/scenes.py --side 30000
+    python benchmarks/scenes.py --peers none --no-seams --loop-windows 200 --memory-plot memory.png
 
-Three contenders run the same windows of the same scene, with the same B0 and random weights:
+Three contenders run windows of the same scene, with the same B0 and random weights:
 
 - segformer: `segformer.raster.predict_scene`, from the GeoTIFF to the finished Cloud-Optimized one,
 - the predictor loop: `Predictor` on as many windows in memory; nothing is read, blended or written,
 - rasterio and transformers: the loop that people write: read a window, upsample its logits, take
-  the argmax, write it. It is left out where transformers is not installed.
+  the argmax, write it. ``--peers none`` leaves it out.
 
-Seams: the fraction of pixels that change between two tilings, of which the second is moved by half
-a stride, of this package and of the loop. Each contender runs in a process of its own, whose peak
-memory is the highest of its whole life; this package's is compared with ``--max-memory``.
+Times are seconds for a megapixel of the scene, so that the predictor loop may run on a part of the
+windows (``--loop-windows``); the output says on how many. Seams: the fraction of pixels that change
+between two tilings, of which the second is moved by half a stride, of this package and of the peer.
+Each contender runs in a process of its own, whose peak memory is the highest of its whole life;
+this package's is compared with ``--max-memory``. The scene is written in rows of 512 pixels.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +46,7 @@ from segformer.raster.predicting import predict_scene
 
 OURS, PLAIN, PEER = "segformer", "predictor loop", "rasterio + transformers"
 CLASSES = 19
+SAMPLE_SECONDS = 0.5
 
 
 def main() -> None:
@@ -52,47 +58,137 @@ def main() -> None:
     parser.add_argument("--overlap", type=int, default=64)
     parser.add_argument("--max-memory", default="2GB")
     parser.add_argument("--folder", type=Path, help="keep the scene and the results here")
+    parser.add_argument(
+        "--temporary-folder", type=Path, help="without --folder: where the temporary one is made"
+    )
+    parser.add_argument("--peers", choices=("all", "none"), default="all")
+    parser.add_argument(
+        "--loop-windows", type=int, help="windows of the predictor loop; default: all"
+    )
+    parser.add_argument(
+        "--seams", action=argparse.BooleanOptionalAction, default=True, help="predict twice"
+    )
+    parser.add_argument(
+        "--memory-plot", type=Path, metavar="FILE", help="image of the memory of each process"
+    )
     parser.add_argument("--contender", help="internal: run one contender in a subprocess")
     parser.add_argument("--moved", type=int, default=0, help="internal: move the windows")
     options = parser.parse_args()
     if options.contender:
         measure(options)
         return
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=options.temporary_folder) as temporary:
         options.folder = options.folder or Path(temporary)
         draw(options.folder / "scene.tif", options.side)
         harness.report("scenes", [row(options)])
 
 
 def row(options: argparse.Namespace) -> harness.Row:
-    names = [PEER, PLAIN, OURS]
+    names = [PLAIN, OURS] if options.peers == "none" else [PEER, PLAIN, OURS]
     half = (options.window - options.overlap) // 8 * 4
     found = {name: run_alone(options, name) for name in names}
-    megapixels = options.side**2 / 1e6
+    if options.memory_plot:
+        plot_memory(options, {name: result.memory for name, result in found.items()})
+    windows, used = window_count(options), loop_windows(options)
+    per_megapixel = {name: result.seconds / options.side**2 * 1e6 for name, result in found.items()}
+    per_megapixel[PLAIN] *= windows / used
     notes: dict[str, Any] = {
-        f"megapixels/s, {name}": round(megapixels / found[name]["seconds"], 3) for name in names
+        f"megapixels/s, {name}": round(1 / seconds, 3) for name, seconds in per_megapixel.items()
     }
-    notes["speed of the predictor loop"] = f"{found[PLAIN]['seconds'] / found[OURS]['seconds']:.1%}"
+    notes["windows of the predictor loop"] = f"{used} of {windows} ({used / windows:.1%})"
+    notes["speed of the predictor loop"] = f"{per_megapixel[PLAIN] / per_megapixel[OURS]:.1%}"
     notes["bound of the memory"] = options.max_memory
-    for name in (PEER, OURS):
-        run_alone(options, name, half)
-        notes[f"pixels that another tiling changes, {name}"] = f"{changed(options, name, half):.3%}"
+    for name in names if options.seams else ():
+        if name != PLAIN:
+            run_alone(options, name, half)
+            share = changed(options, name, half)
+            notes[f"pixels that another tiling changes, {name}"] = f"{share:.3%}"
     return harness.Row(
-        f"{options.side} x {options.side}, B0, windows of {options.window} with {options.overlap}",
-        {name: found[name]["seconds"] for name in names},
+        f"a megapixel of {options.side} x {options.side}, B0, windows of {options.window} with "
+        f"{options.overlap}",
+        per_megapixel,
         OURS,
-        peak_mib={name: found[name]["peak"] / harness.MIB for name in names},
+        peak_mib={name: result.peak / harness.MIB for name, result in found.items()},
         notes=notes,
     )
 
 
-def run_alone(options: argparse.Namespace, name: str, moved: int = 0) -> dict[str, float]:
+@dataclass
+class Run:
+    """What is measured of one contender.
+
+    Attributes:
+        seconds: From the opened model to the finished result.
+        peak: Highest resident memory of its process, in bytes.
+        memory: Seconds since its process began, and the resident bytes at that time.
+    """
+
+    seconds: float
+    peak: float
+    memory: list[tuple[float, int]]
+
+
+def run_alone(options: argparse.Namespace, name: str, moved: int = 0) -> Run:
+    """Run one contender in a process of its own, whose memory is looked at twice a second."""
     words = [sys.executable, __file__, "--contender", name, "--moved", str(moved)]
-    for option in ("side", "window", "overlap", "max_memory", "folder"):
-        words += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    for option in ("side", "window", "overlap", "max_memory", "folder", "loop_windows"):
+        if getattr(options, option) is not None:
+            words += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
+    memory: list[tuple[float, int]] = []
+    began = time.perf_counter()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            resident = resident_memory(process.pid)
+            if resident:
+                memory.append((time.perf_counter() - began, resident))
+            time.sleep(SAMPLE_SECONDS)
+        assert process.stdout is not None
+        output = process.stdout.read()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words)
+    result = json.loads(output.splitlines()[-1])
+    return Run(result["seconds"], result["peak"], memory)
+
+
+def resident_memory(process: int) -> int | None:
+    """Resident bytes of a process; None where the system does not say."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return None
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) << 10 if found else None
+
+
+def plot_memory(options: argparse.Namespace, memory: dict[str, list[tuple[float, int]]]) -> None:
+    """Draw the memory of each process over time, and the bound of this package's."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    bound = memory_bytes(options.max_memory) / 1e9
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for name, samples in memory.items():
+        axes.plot([t / 60 for t, _ in samples], [used / 1e9 for _, used in samples], label=name)
+    axes.axhline(bound, color="black", linestyle="--", label=f"--max-memory {options.max_memory}")
+    axes.set(xlabel="minutes", ylabel="resident memory, GB", ylim=(0, None))
+    axes.set_title(f"{options.side} x {options.side} pixels")
+    axes.legend()
+    figure.savefig(options.memory_plot, dpi=150)
+    plt.close(figure)
+
+
+def window_count(options: argparse.Namespace) -> int:
+    """Windows of the whole scene."""
+    starts = window_starts(options.side, options.window, options.window - options.overlap)
+    return len(starts) ** 2
+
+
+def loop_windows(options: argparse.Namespace) -> int:
+    """Windows that the predictor loop runs."""
+    windows = window_count(options)
+    return min(windows, options.loop_windows or windows)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -135,8 +231,7 @@ def run_plain(options: argparse.Namespace, model: SegFormer) -> None:
     with rasterio.open(options.folder / "scene.tif") as dataset:
         place = Rectangle(0, 0, options.window, options.window)
         pixels = np.ascontiguousarray(dataset.read(window=place).transpose(1, 2, 0))
-    starts = window_starts(options.side, options.window, options.window - options.overlap)
-    for _ in range(len(starts) ** 2):
+    for _ in range(loop_windows(options)):
         predictor(pixels)
 
 
