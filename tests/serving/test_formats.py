@@ -5,16 +5,23 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
+from conftest import TINY
+from segformer import Predictor, SegFormer
 from segformer.data.layouts.regions import polygon_region, run_length_region
-from segformer.serving.formats import choose_format
+from segformer.prediction.multilabel import MultiLabelPrediction
+from segformer.prediction.staged import StagedPredictor
+from segformer.serving.formats import ANSWERS, Format, choose_format
 from segformer.serving.polygons import area, outline
 from segformer.serving.problems import Problem
 from serving.live import Live, encoded, form, photo
@@ -207,3 +214,21 @@ def test_kinds_of_files(live: Live) -> None:
     turned[0x0112] = 6
     reply = live.segment(encoded(IMAGE, "JPEG", exif=turned))
     assert (reply.json["height"], reply.json["width"]) == (56, 40)
+
+
+def test_classes_that_overlap() -> None:
+    """A mask for each class in COCO JSON and polygons, and one number for each pixel elsewhere."""
+    torch.manual_seed(0)
+    model = SegFormer(replace(TINY, multilabel=True)).eval()
+    staged = StagedPredictor(Predictor(model, device="cpu"))
+    (prediction,) = staged.run([staged.prepare(IMAGE)], confidence=True)
+    assert isinstance(prediction, MultiLabelPrediction)
+    answers = {name: ANSWERS[name].encode(prediction, "tiny", 0.0) for name in get_args(Format)}
+    areas = {a["category_id"]: a["area"] for a in json.loads(answers["coco"])["annotations"]}
+    expected = {i: int(mask.sum()) for i, mask in enumerate(prediction.masks) if mask.any()}
+    assert areas == expected
+    assert sum(expected.values()) > prediction.label_map.size  # they do overlap
+    features = json.loads(answers["polygons"])["features"]
+    assert {feature["properties"]["class_id"] for feature in features} == expected.keys()
+    confidence = np.asarray(Image.open(io.BytesIO(answers["confidence"])))
+    assert (confidence == np.rint(255 * prediction.confidence.max(0))).all()

@@ -7,7 +7,6 @@ import json
 import re
 import struct
 import zlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 import segformer.serving.queue
-from conftest import TINY
 from mangled import mangled_files, whole_files
 from segformer import Predictor, SegFormer
 from segformer.serving.decoding import check_image
@@ -259,12 +257,6 @@ def test_models_of_runs_are_named_after_the_run(tmp_path: object) -> None:
     folder = Path(str(tmp_path)) / "parts" / "best"
     folder.mkdir(parents=True)
     assert name_models((str(folder),)) == {"parts-best": str(folder)}
-
-
-def test_classes_that_overlap_are_refused() -> None:
-    predictor = Predictor(SegFormer(replace(TINY, multilabel=True)), device="cpu")
-    with pytest.raises(ValueError, match="classes may overlap"):
-        serve_model("parts", predictor)
 
 
 def test_several_models(tiny_model: SegFormer) -> None:

@@ -55,6 +55,11 @@ class MultiLabelPrediction(Prediction):
         order = np.argsort(-fractions, kind="stable")
         return {self.classes.names[i]: float(fractions[i]) for i in order if fractions[i]}
 
+    @property
+    def pixel_confidence(self) -> NDArray[np.float32] | None:
+        """(H, W) probability of the most probable class, or None without the confidence."""
+        return None if self.confidence is None else self.confidence.max(0)
+
     def mask(self, name: str) -> NDArray[np.bool_]:
         """(H, W) True where the class is present.
 

@@ -89,6 +89,11 @@ class Prediction:
             if counts[i]
         }
 
+    @property
+    def pixel_confidence(self) -> NDArray[np.float32] | None:
+        """(H, W) probability of the class of each pixel, or None without the confidence."""
+        return self.confidence
+
     def mask(self, name: str) -> NDArray[np.bool_]:
         """(H, W) True where a pixel is of the class.
 

@@ -30,17 +30,9 @@ class StagedPredictor:
 
     Args:
         predictor: Model and options.
-
-    Raises:
-        ValueError: The model's classes may overlap, so that one label map cannot show them.
     """
 
     def __init__(self, predictor: Predictor):
-        if predictor.model.config.multilabel:
-            raise ValueError(
-                "the model's classes may overlap; the service and annotation tools take models "
-                "with one class per pixel, so predict with segformer predict instead"
-            )
         self.predictor = predictor
         self._with_confidence = copy.copy(predictor)  # shares the model and what runs it
         self._with_confidence.config = replace(predictor.config, confidence=True)

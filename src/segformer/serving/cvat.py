@@ -11,9 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segformer.data.coco_writer import is_background
 from segformer.prediction.predictor import Predictor
 from segformer.prediction.staged import StagedPredictor
@@ -81,9 +78,9 @@ class SegmentationFunction:
         (prediction,) = self._staged.run([prepared], confidence=threshold is not None)
         shapes: list[Any] = []
         for class_id in self._labels:
-            mask: NDArray[np.bool_] = prediction.label_map == class_id
-            if prediction.confidence is not None:
-                mask &= prediction.confidence >= (threshold or 0)
+            mask = prediction.mask(prediction.classes.names[class_id])
+            if prediction.pixel_confidence is not None:
+                mask = mask & (prediction.pixel_confidence >= (threshold or 0))
             if not mask.any():
                 continue
             if context.conv_mask_to_poly:

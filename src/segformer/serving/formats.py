@@ -63,8 +63,8 @@ def _overlay(prediction: Prediction, model: str, simplify: float) -> bytes:
 
 
 def _confidence(prediction: Prediction, model: str, simplify: float) -> bytes:
-    assert prediction.confidence is not None
-    return encode_image(np.rint(255 * prediction.confidence).astype(np.uint8), "PNG")
+    assert prediction.pixel_confidence is not None
+    return encode_image(np.rint(255 * prediction.pixel_confidence).astype(np.uint8), "PNG")
 
 
 def _coco(prediction: Prediction, model: str, simplify: float) -> bytes:
@@ -74,9 +74,9 @@ def _coco(prediction: Prediction, model: str, simplify: float) -> bytes:
             "id": number,
             "image_id": 1,
             "category_id": class_id,
-            **mask_annotation(prediction.label_map == class_id),
+            **mask_annotation(prediction.mask(name)),
         }
-        for number, class_id in enumerate(_labeled(prediction), 1)
+        for number, (class_id, name) in enumerate(_labeled(prediction), 1)
     ]
     categories = [
         {"id": i, "name": name}
@@ -89,8 +89,8 @@ def _coco(prediction: Prediction, model: str, simplify: float) -> bytes:
 
 def _polygons(prediction: Prediction, model: str, simplify: float) -> bytes:
     features = []
-    for class_id in _labeled(prediction):
-        for polygon in outline(prediction.label_map == class_id, simplify=simplify):
+    for class_id, name in _labeled(prediction):
+        for polygon in outline(prediction.mask(name), simplify=simplify):
             rings = [polygon.exterior, *polygon.holes]
             features.append(
                 {
@@ -101,7 +101,7 @@ def _polygons(prediction: Prediction, model: str, simplify: float) -> bytes:
                     },
                     "properties": {
                         "class_id": class_id,
-                        "class": prediction.classes.names[class_id],
+                        "class": name,
                         "area": sum(area(ring) for ring in rings),
                     },
                 }
@@ -162,11 +162,14 @@ def _accepted_types(accept: str) -> list[str]:
     return [media_type for _, media_type in sorted(found, key=lambda pair: -pair[0])]
 
 
-def _labeled(prediction: Prediction) -> list[int]:
-    """Class ids that occur, without the background."""
-    counts = np.bincount(prediction.label_map.ravel(), minlength=len(prediction.classes))
-    names = prediction.classes.names
-    return [i for i in np.flatnonzero(counts).tolist() if not is_background(names[i])]
+def _labeled(prediction: Prediction) -> list[tuple[int, str]]:
+    """Ids and names of the classes that occur, without the background."""
+    found = prediction.class_fractions
+    return [
+        (i, name)
+        for i, name in enumerate(prediction.classes.names)
+        if name in found and not is_background(name)
+    ]
 
 
 def encode_image(

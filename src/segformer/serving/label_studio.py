@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from uuid import uuid4
 from xml.etree import ElementTree
 
+import numpy as np
 from fastapi import APIRouter, Body, Request
 from pydantic import BaseModel, Field
 
@@ -135,11 +136,11 @@ def read_label_config(text: str, classes: ClassSet) -> BrushControl:
 def brush_result(prediction: Prediction, control: BrushControl, version: str) -> dict[str, Any]:
     """A prediction as Label Studio keeps it; labels of several classes have one mask."""
     height, width = prediction.label_map.shape
-    confidence = prediction.confidence
+    confidence, names = prediction.pixel_confidence, prediction.classes.names
     regions = []
     for label in dict.fromkeys(control.labels.values()):
         ids = [class_id for class_id, name in control.labels.items() if name == label]
-        mask = (prediction.label_map[..., None] == ids).any(-1)
+        mask = np.any([prediction.mask(names[class_id]) for class_id in ids], axis=0)
         if not mask.any():
             continue
         region = {
