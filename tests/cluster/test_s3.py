@@ -39,18 +39,18 @@ def test_images_and_results_on_s3(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     s3fs.S3FileSystem.clear_instance_cache()  # of other tests
     files = s3fs.S3FileSystem()
-    files.mkdir("photos")
-    files.mkdir("masks")
+    files.mkdir("unit-photos")
+    files.mkdir("unit-masks")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     for name in ("a.png", "x/b.png", "x/c.png"):
-        files.pipe_file(f"photos/in/{name}", buffer.getvalue())
+        files.pipe_file(f"unit-photos/in/{name}", buffer.getvalue())
     predictor = Predictor(tiny_model, size=(32, 32), device="cpu")
     read_remotely(predictor)
-    out = "s3://masks/out"
+    out = "s3://unit-masks/out"
     outputs = Outputs(out, overlay=False, confidence=False, multilabel=False)
-    parts = write_parts(list_sources(["s3://photos/in"], out), out)
+    parts = write_parts(list_sources(["s3://unit-photos/in"], out), out)
     (unit,) = (unit for part in parts for unit in remaining_units(part, (), 100))
     assert run_unit(predictor, outputs, unit).done == 3
     again = run_unit(predictor, outputs, unit)

@@ -174,8 +174,8 @@ def plan_units(blocks: Sequence[Block], workers: int) -> list[tuple[Window, ...]
     tiling = blocks[0].tiling
     runs = _runs([block.pixels for block in blocks])
     narrow = [part for run in runs for part in _divided(tiling, run, parts)]
-    length = round(math.sqrt(2 * len(narrow) / max(1, workers - 1)))
-    length = max(1, min(length, _LONGEST))
+    best = math.sqrt(2 * len(narrow) / (workers - 1)) if workers > 1 else _LONGEST
+    length = max(1, min(round(best), _LONGEST))
     units = []
     for run in _runs(narrow):
         fitting = max(1, UNIT_PIXELS // max(block.height * block.width for block in run))
