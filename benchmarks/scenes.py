@@ -101,8 +101,8 @@ def row(options: argparse.Namespace) -> harness.Row:
     for name in names if options.seams else ():
         if name != PLAIN:
             run_alone(options, name, half)
-            share = changed(options, name, half)
-            notes[f"pixels that another tiling changes, {name}"] = f"{share:.3%}"
+            fraction = changed(options, name, half)
+            notes[f"pixels that another tiling changes, {name}"] = f"{fraction:.3%}"
     return harness.Row(
         f"a megapixel of {options.side} x {options.side}, B0, windows of {options.window} with "
         f"{options.overlap}",
