@@ -198,7 +198,7 @@ def profiles(variants: list[str], precisions: list[str]) -> Iterator[harness.Row
     for variant in variants:
         model = build(variant)
         pixels = np.random.default_rng(0).standard_normal((1, SIDE, SIDE, 3)).astype(np.float32)
-        operations = harness.operations(lambda model=model: model(torch.zeros(1, 3, SIDE, SIDE)))
+        operations = harness.operations(partial(model, torch.zeros(1, 3, SIDE, SIDE)))
         for precision in precisions:
             runtime = OpenVINORuntime(converted(model, "openvino"), precision)
             runtime._hints["PERF_COUNT"] = True
