@@ -300,3 +300,12 @@ def test_too_many_polygons(tmp_path):
     with pytest.raises(TooManyPolygons, match=r"a.tif: the outlines of its .*larger --min-area"):
         write_polygons(source, tmp_path / "a.gpkg", classes=CLASSES, max_memory=10000)
     write_polygons(source, tmp_path / "a.gpkg", classes=CLASSES, max_memory=400000, min_area=50000)
+
+
+def test_too_many_polygons_to_simplify(tmp_path):
+    source = write_raster(tmp_path / "a.tif", noise((50, 50)))
+    memory = {"classes": CLASSES, "max_memory": 3_500_000}
+    with pytest.raises(TooManyPolygons, match=r"a.tif: the outlines .* without --simplify"):
+        write_polygons(source, tmp_path / "a.gpkg", simplify=10, **memory)
+    assert not (tmp_path / "a.gpkg").exists()
+    assert write_polygons(source, tmp_path / "a.gpkg", **memory)

@@ -36,7 +36,8 @@ class SceneConfig:
         where: Column, row, width and height in pixels of a window: nothing is predicted outside.
         statistics: Mean and standard deviation by which bands are normalized: those of the model,
             or those of the scene, which its file declares or else a sample of its pixels gives.
-        apply_scale: Apply the scale and offset that the file declares for its bands.
+        apply_scale: Apply the scale and offset that the file, or else its STAC item, declares for
+            its bands.
     """
 
     scene: Annotated[bool | None, depends("{True,False}", "as the inputs are")] = None
