@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -39,6 +41,24 @@ class MemoryPlan:
     expected: int
 
 
+@dataclass(frozen=True)
+class _Earlier:
+    """What is known from the scene before.
+
+    Attributes:
+        shape: Shape of a batch.
+        own: Bytes that the process took without the scene.
+        expected: Bytes that it was expected to take with it.
+    """
+
+    shape: tuple[int, ...]
+    own: int
+    expected: int
+
+
+_EARLIER: MutableMapping[Predictor, _Earlier] = WeakKeyDictionary()
+
+
 def plan_memory(
     predictor: Predictor, pixels: ScenePixels, tiling: Tiling, limit: int
 ) -> MemoryPlan:
@@ -51,18 +71,31 @@ def plan_memory(
     batch = (predictor.batch_size, predictor.model.config.in_channels, *side)
     predictor.runtime(np.zeros(batch, np.float32))
     cache = min(_LARGEST_CACHE, limit // _CACHE_SHARE)
-    fixed = peak_memory() + cache + 3 * 4 * int(np.prod(batch))
+    own = _own_memory(predictor, batch)
+    fixed = own + cache + 3 * 4 * int(np.prod(batch))
     stride = tiling.window - tiling.overlap
     rows = max(1, _LOWEST // stride)
     most = max(1, min(len(tiling.columns.cuts) - 1, _WIDEST // stride))
     for columns in range(most, 0, -1):
         expected = fixed + _working_bytes(predictor, pixels, tiling, rows, columns)
         if expected <= limit:
+            _EARLIER[predictor] = _Earlier(batch, own, expected)
             return MemoryPlan((rows, columns), cache, expected)
     raise ValueError(
         f"--max-memory {limit / 1e9:.2f}GB is too little: the program, the model and one window of "
         f"{tiling.window} pixels take {expected / 1e9:.2f}GB; allow that, or a smaller --window"
     )
+
+
+def _own_memory(predictor: Predictor, batch: tuple[int, ...]) -> int:
+    """Bytes that the process takes without a scene.
+
+    The peak includes the scene before, whose memory this one uses again.
+    """
+    peak, earlier = peak_memory(), _EARLIER.get(predictor)
+    if earlier is None or earlier.shape != batch:
+        return peak
+    return min(peak, earlier.own + max(0, peak - earlier.expected))
 
 
 def _working_bytes(
