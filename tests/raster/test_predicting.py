@@ -423,6 +423,22 @@ def test_too_little_memory_is_refused(
         predict(scene_model, draw_scene(90, 90), tmp_path / "out", max_memory=50_000_000)
 
 
+def test_all_reading_is_within_the_bound_of_the_cache(
+    scene_model: SegFormer, draw_scene: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So is that of the finished label map; GDAL's own bound is a part of the machine's memory."""
+    seen: list[object] = []
+    count = predicting.count_classes
+
+    def watch(*arguments: Any) -> Any:
+        seen.append(rasterio.env.getenv().get("GDAL_CACHEMAX"))
+        return count(*arguments)
+
+    monkeypatch.setattr(predicting, "count_classes", watch)
+    predict(scene_model, draw_scene(90, 90), tmp_path / "out", max_memory=2 * 10**12)
+    assert seen == [1 << 28]
+
+
 def test_options_that_scenes_do_not_have(
     scene_model: SegFormer, draw_scene: Draw, tmp_path: Path
 ) -> None:

@@ -141,11 +141,11 @@ def predict_scene(
             if missing:
                 _keep(compute(missing), journal, progress)
             _finish(journal, targets, scene, predict, cache=plan.cache)
+            result = _describe(targets, scene, predict)
     except (UnreadableImage, BlockFailed) as error:
         raise type(error)(f"{error}{again}") from None
     except OSError as error:
         raise OSError(f"{out}: {error.strerror or error}{again}") from None
-    result = _describe(targets, scene, predict)
     journal.remove()
     return result
 
