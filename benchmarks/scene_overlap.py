@@ -4,8 +4,8 @@
 
 The first validation images of a data set are enlarged (bicubic) and predicted as scenes, in windows
 with several overlaps, by the model that ships with the package. Reported are the mean IoU of the
-classes and the pixel accuracy on enlarged masks, and the share of pixels whose class differs from
-the result with the largest overlap.
+classes and the pixel accuracy on enlarged masks, and the fraction of pixels whose class differs
+from the result with the largest overlap.
 """
 
 from __future__ import annotations

@@ -6,8 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from conftest import TINY, randomize
+from segformer import SegFormer
+from segformer.image import Preprocessing
 
 UTM = "EPSG:32632"
+
+
+def tiny_scene_model() -> SegFormer:
+    """A tiny model of three 8-bit channels whose classes all occur."""
+    torch.manual_seed(0)
+    model = randomize(SegFormer(TINY)).eval()
+    model.preprocessing = Preprocessing(size=(64, 64))
+    return model
 
 
 def draw_pixels(height: int, width: int, bands: int = 3, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
+from scene_samples import tiny_scene_model
+from segformer import SegFormer
+
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # read when Ray is imported
+
+
+@pytest.fixture
+def model() -> SegFormer:
+    """See `tiny_scene_model`."""
+    return tiny_scene_model()
 
 
 @pytest.fixture(scope="module")

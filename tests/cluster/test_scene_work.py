@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("fsspec", reason="fsspec is not installed")
 pytest.importorskip("rasterio", reason="scenes need the extra geo")
 
-from conftest import TINY, randomize
+from cluster.scene_runs import CONFIG, Workers, run
 from scene_samples import draw_pixels, write_scene
-from segformer import Predictor, SegFormer
+from segformer import SegFormer
 from segformer.cli import main
 from segformer.cluster import scene_work
 from segformer.cluster.scene_work import (
@@ -28,15 +25,11 @@ from segformer.cluster.scene_work import (
     plan_units,
     same_everywhere,
 )
-from segformer.image import Preprocessing
+from segformer.image.scene import Scene
 from segformer.image.scene_grid import Window
-from segformer.prediction.config import PredictConfig
 from segformer.raster.computing import BlockFailed, ComputeBlocks, EncodedBlock
 from segformer.raster.memory import MemoryPlan
-from segformer.raster.predicting import predict_scene
 from segformer.raster.tiling import Block, Tiling, plan_blocks
-
-CONFIG = PredictConfig(device="cpu", confidence=True)
 
 
 def covered(windows: Sequence[Window], height: int, width: int) -> np.ndarray:
@@ -73,44 +66,16 @@ def test_units_of_wide_scenes_are_narrow_and_not_flat() -> None:
 
 
 @pytest.fixture
-def model() -> SegFormer:
-    torch.manual_seed(0)
-    model = randomize(SegFormer(TINY)).eval()
-    model.preprocessing = replace(Preprocessing(), size=(64, 64))
-    return model
-
-
-@pytest.fixture
 def scene_file(tmp_path: Path) -> Path:
     return write_scene(tmp_path / "scene.tif", draw_pixels(230, 260))
-
-
-def run(path: Path, out: Path, model: SegFormer, **options: Any) -> dict[str, bytes]:
-    """The content of the files that a prediction writes."""
-    workers = options.pop("workers", None)
-    request = SceneRequest(str(path))
-    with request.open() as scene:
-        compute = None if workers is None else workers(request, same_everywhere(scene))
-        predict_scene(
-            Predictor(model, CONFIG),
-            scene,
-            out,
-            window=64,
-            overlap=16,
-            max_memory=10**12,
-            compute=compute,
-            **options,
-        )
-    return {file.name: file.read_bytes() for file in out.iterdir()}
-
-
-Workers = Callable[[SceneRequest, tuple[object, ...]], ComputeBlocks]
 
 
 def fake_workers(worker: SceneWorker, fail_at: int | None = None) -> Workers:
     """Workers that are one object here; they give units back in the opposite order."""
 
-    def workers(request: SceneRequest, known: tuple[object, ...]) -> ComputeBlocks:
+    def workers(request: SceneRequest, scene: Scene) -> ComputeBlocks:
+        known = same_everywhere(scene)
+
         def compute(blocks: Sequence[Block]) -> Generator[EncodedBlock, None, None]:
             planned = plan_units(blocks, 3)
             units = [SceneUnit(request, known, blocks[0].tiling, unit) for unit in planned]

@@ -9,13 +9,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytestmark = [
     pytest.mark.cluster,
@@ -26,29 +23,17 @@ pytestmark = [
 ray = pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("rasterio", reason="scenes need the extra geo")
 
-from conftest import TINY, randomize
+from cluster.scene_runs import CONFIG, run
 from scene_samples import draw_pixels, write_scene
-from segformer import Predictor, SegFormer
+from segformer import SegFormer
 from segformer.cli import main
 from segformer.cluster import scenes
 from segformer.cluster.options import ClusterOptions
-from segformer.cluster.scene_work import SceneRequest, SceneWorker
+from segformer.cluster.scene_work import SceneWorker
 from segformer.cluster.scenes import SceneWorkers
-from segformer.image import Preprocessing
-from segformer.prediction.config import PredictConfig
 from segformer.raster.computing import BlockFailed
-from segformer.raster.predicting import predict_scene
 
-CONFIG = PredictConfig(device="cpu", confidence=True)
 HEIGHT, WIDTH = 4900, 150
-
-
-@pytest.fixture
-def model() -> SegFormer:
-    torch.manual_seed(0)
-    model = randomize(SegFormer(TINY)).eval()
-    model.preprocessing = replace(Preprocessing(), size=(64, 64))
-    return model
 
 
 @pytest.fixture
@@ -95,30 +80,6 @@ def begun(log: Path) -> Counter[tuple[int, ...]]:
     return Counter(tuple(block) for unit in units for block in unit)
 
 
-def run(
-    path: Path,
-    out: Path,
-    model: SegFormer,
-    workers: SceneWorkers | None = None,
-    on_pixels: Callable[[int, int], None] | None = None,
-) -> dict[str, bytes]:
-    """The content of the files that a prediction writes."""
-    request = SceneRequest(str(path))
-    with request.open() as scene:
-        compute = None if workers is None else workers.computer(request, scene)
-        predict_scene(
-            Predictor(model, CONFIG),
-            scene,
-            out,
-            window=64,
-            overlap=16,
-            max_memory=10**12,
-            on_pixels=on_pixels,
-            compute=compute,
-        )
-    return {file.name: file.read_bytes() for file in out.iterdir()}
-
-
 def test_a_killed_node_costs_the_unit_that_it_ran(
     two_nodes: Any,
     scene_file: Path,
@@ -137,7 +98,7 @@ def test_a_killed_node_costs_the_unit_that_it_ran(
             two_nodes.remove_node(two_nodes.second, allow_graceful=False)
 
     with SceneWorkers(model, CONFIG, ClusterOptions("auto", workers=2)) as workers:
-        found = run(scene_file, tmp_path / "many", model, workers, kill_once)
+        found = run(scene_file, tmp_path / "many", model, workers.computer, on_pixels=kill_once)
         report = workers.report
     assert found == expected
     assert killed[0] < HEIGHT * WIDTH
@@ -188,8 +149,10 @@ def test_a_killed_driver_is_continued_with_and_without_a_cluster(
     for folder, cluster in ((out, True), (tmp_path / "copy", False)):
         done: list[int] = []
         with SceneWorkers(model, CONFIG, ClusterOptions("auto", workers=2)) as workers:
-            given = workers if cluster else None
-            found = run(scene_file, folder, model, given, lambda n, _, done=done: done.append(n))
+            given = workers.computer if cluster else None
+            found = run(
+                scene_file, folder, model, given, on_pixels=lambda n, _, done=done: done.append(n)
+            )
         assert found == expected
         assert 0 < done[0] < HEIGHT * WIDTH
 
@@ -207,10 +170,10 @@ def test_a_block_that_kills_workers_ends_its_scene_only(
     monkeypatch.setattr(Logged, "deadly_row", 1000)
     with SceneWorkers(model, CONFIG, ClusterOptions("auto", workers=2)) as workers:
         with pytest.raises(BlockFailed) as failed:
-            run(scene_file, tmp_path / "many", model, workers)
+            run(scene_file, tmp_path / "many", model, workers.computer)
         assert workers.report.lost_workers >= 2
         lost = workers.report.lost_workers
-        found = run(small, tmp_path / "small", model, workers)
+        found = run(small, tmp_path / "small", model, workers.computer)
         assert workers.report.lost_workers == lost
     assert found == run(small, tmp_path / "small-one", model)
     message = str(failed.value)
@@ -222,9 +185,12 @@ def test_a_block_that_kills_workers_ends_its_scene_only(
         file.unlink()
     with SceneWorkers(model, CONFIG, ClusterOptions("auto", workers=2)) as workers:
         done: list[int] = []
-        assert run(scene_file, tmp_path / "many", model, workers, lambda n, _: done.append(n)) == (
-            expected
-        )
+
+        def show(count: int, _: int) -> None:
+            done.append(count)
+
+        found = run(scene_file, tmp_path / "many", model, workers.computer, on_pixels=show)
+        assert found == expected
     assert done[0] > 0
     again = begun(log)
     assert sum(height * width for _, _, height, width in again) == HEIGHT * WIDTH - done[0]

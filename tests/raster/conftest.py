@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from conftest import TINY, randomize
-from scene_samples import draw_pixels, write_scene
+from scene_samples import draw_pixels, tiny_scene_model, write_scene
 from segformer import SegFormer
-from segformer.image import Preprocessing
 
 
 @pytest.fixture
@@ -29,7 +25,4 @@ def draw_scene(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def scene_model() -> SegFormer:
     """A tiny model of three 8-bit channels whose classes all occur."""
-    torch.manual_seed(0)
-    model = randomize(SegFormer(TINY)).eval()
-    model.preprocessing = replace(Preprocessing(), size=(64, 64))
-    return model
+    return tiny_scene_model()

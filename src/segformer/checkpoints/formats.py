@@ -117,7 +117,7 @@ HUB_IN_MEMORY = Format(
 
 
 def _original_encoder(prefix: str) -> dict[str, str | tuple[str, ...]]:
-    """Names of the encoder in the original code, which other codebases share."""
+    """Names of the encoder in the original code and in other codebases."""
     return {
         "/merging.projection": prefix + "patch_embed{n}.proj",
         "/merging.norm": prefix + "patch_embed{n}.norm",

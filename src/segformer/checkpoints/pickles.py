@@ -46,7 +46,7 @@ class PickleFile(TensorFile):
         super().__init__(path, stored, metadata)
 
     def take(self, name: str) -> Tensor:
-        """Hand a tensor out and release it; one that shares its memory is copied."""
+        """Hand a tensor out and release it; one whose memory other tensors use is copied."""
         tensor = self.tensors.pop(name)
         storage = tensor.untyped_storage()
         alone = storage.nbytes() == tensor.numel() * tensor.itemsize

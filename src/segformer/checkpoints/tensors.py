@@ -190,7 +190,7 @@ def read_bytes(path: Path, name: str, entry: Stored) -> Tensor:
 
 
 def check_places(path: Path, stored: Mapping[str, Stored]) -> None:
-    """Check that no two tensors share bytes of a file.
+    """Check that no bytes of a file belong to two tensors.
 
     Raises:
         CheckpointError: Two of them do.

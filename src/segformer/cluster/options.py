@@ -18,7 +18,7 @@ class ClusterOptions:
             or its address.
         workers: Number of workers, each with a model of its own.
         cpus_per_worker: CPUs, and threads of the model, of each worker.
-        gpus_per_worker: GPUs of each worker; a fraction such as 0.5 lets two share one.
+        gpus_per_worker: GPUs of each worker; with 0.5, two workers use one.
         images_per_unit: Images that a worker is given at once. Each unit has one summary file.
 
     Raises:

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -71,12 +70,7 @@ class SceneWorkers:
     def __enter__(self) -> SceneWorkers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     @property

@@ -161,7 +161,7 @@ class TrainingCrops(_Crops):
         preprocessing: Mean, standard deviation and rescaling; it also decides whether images are
             read as 8 bits.
         seed: Seed of the augmentation.
-        cache: Whether decoded images and masks stay in memory, which all workers share: "true",
+        cache: Whether decoded images and masks stay in memory, once for all workers: "true",
             as many as fit; "auto", all if they fit; "false", none.
         processes: Processes of this machine that have such crops at the same time, each with its
             own workers and memory.

@@ -33,7 +33,7 @@ _HEAD = 2
 
 
 def is_supported() -> bool:
-    """Whether processes of this system can share memory in this way."""
+    """Whether processes of this system can use the same memory in this way."""
     return sys.platform != "win32"
 
 

@@ -1,4 +1,4 @@
-"""Filters of warnings, which all threads of a process share."""
+"""Filters of warnings, which are the same for all threads of a process."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class SegFormer(PretrainedModel):
     def fold(self) -> SegFormer:
         """Return a model for inference with the same outputs and a folded decoder.
 
-        The encoder and the classifier share their parameters with this model, but the folded
+        The encoder and the classifier have the parameters of this model itself, but the folded
         weights of the decoder are copies. Use this only if the model is not trained further, for
         example to export it. `inference_copy` returns a model that follows further training.
         """
@@ -170,7 +170,7 @@ class SegFormerClassifier(PretrainedModel):
 
 
 def inference_copy(model: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode that shares the parameters; the mode of ``model`` is kept.
+    """Return a copy in evaluation mode with the same parameters; the mode of ``model`` is kept.
 
     Modules are copied, but parameters and buffers are the same objects. So changes in place, such
     as an optimizer step, `load_state_dict` or a move to another device, apply to both. If a

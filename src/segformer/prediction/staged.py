@@ -34,7 +34,7 @@ class StagedPredictor:
 
     def __init__(self, predictor: Predictor):
         self.predictor = predictor
-        self._with_confidence = copy.copy(predictor)  # shares the model and what runs it
+        self._with_confidence = copy.copy(predictor)  # with the same model and runtime
         self._with_confidence.config = replace(predictor.config, confidence=True)
 
     @property

@@ -15,7 +15,7 @@ from segformer.prediction.predictor import Predictor
 from segformer.raster.pixels import ScenePixels
 from segformer.raster.tiling import TOKEN, Tiling
 
-_CACHE_SHARE = 8
+_CACHE_DIVISOR = 8
 """Part of the bound that GDAL may take for blocks of the files: one of so many."""
 
 _LARGEST_CACHE = 1 << 28
@@ -70,7 +70,7 @@ def plan_memory(
     side = tiling.rows.window, tiling.columns.window
     batch = (predictor.batch_size, predictor.model.config.in_channels, *side)
     predictor.runtime(np.zeros(batch, np.float32))
-    cache = min(_LARGEST_CACHE, limit // _CACHE_SHARE)
+    cache = min(_LARGEST_CACHE, limit // _CACHE_DIVISOR)
     own = _own_memory(predictor, batch)
     fixed = own + cache + 3 * 4 * int(np.prod(batch))
     stride = tiling.window - tiling.overlap

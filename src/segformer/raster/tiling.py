@@ -31,7 +31,7 @@ class Axis:
     Attributes:
         length: Pixels of the side.
         window: Pixels of a window, a multiple of 4; a short side has smaller ones.
-        overlap: Pixels that windows share at least, a multiple of 4.
+        overlap: Pixels by which windows overlap at least, a multiple of 4.
     """
 
     length: int
@@ -91,7 +91,7 @@ class Tiling:
         height: Pixels of the raster.
         width: Pixels of the raster.
         window: Pixels of a window.
-        overlap: Pixels that windows share at least.
+        overlap: Pixels by which windows overlap at least.
 
     Raises:
         ValueError: The window or the overlap is not possible.
@@ -182,7 +182,7 @@ class Block:
 def plan_blocks(tiling: Tiling, wanted: Window, *, cells: tuple[int, int]) -> Iterator[Block]:
     """Blocks that cover a part of a raster exactly once, from top to bottom, column by column.
 
-    Blocks that follow each other share a row of windows, so that it need not be run twice.
+    Blocks that follow each other have a row of windows in common, so that it need not be run twice.
 
     Args:
         tiling: Windows of the raster.

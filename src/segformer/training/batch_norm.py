@@ -37,7 +37,7 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> SynchronizedBatchNorm:
-        """A layer with the parameters and statistics of another, which it shares."""
+        """A layer that uses the parameters and statistics of another, without a copy."""
         layer = cls(norm.num_features, norm.eps, norm.momentum)
         layer.weight, layer.bias = norm.weight, norm.bias
         for name, buffer in norm.named_buffers():

@@ -1,4 +1,4 @@
-"""Options and steps that `segformer data convert` and `segformer data tile` share.
+"""Options and steps of both `segformer data convert` and `segformer data tile`.
 
 tyro reads the options from dataclasses, so annotations must be real types here, not the strings of
 PEP 563.

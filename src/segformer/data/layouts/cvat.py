@@ -49,7 +49,7 @@ def read_labelmap(file: Path) -> tuple[ClassSet, ColorTable]:
     """Classes and colors of ``label:red,green,blue:parts:actions`` lines, background first.
 
     Raises:
-        DatasetError: A line cannot be read, or two labels share a name or a color.
+        DatasetError: A line cannot be read, or two labels have the same name or color.
     """
     colors: dict[str, tuple[int, int, int]] = {}
     try:

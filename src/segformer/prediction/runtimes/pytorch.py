@@ -105,7 +105,7 @@ class TorchRuntime:
 
     def _prepare(self) -> nn.Module:
         """The model for inference, still on its own device, with a folded decoder."""
-        inference = inference_copy(self.model)  # fold() shares modules with the model it folds
+        inference = inference_copy(self.model)  # fold() uses modules of the model it folds
         return inference.fold() if isinstance(inference, SegFormer) else inference
 
     def _build(self, convert: bool) -> None:

@@ -87,7 +87,7 @@ class SegmentationHardwareOptions(HardwareOptions):
     """What the training runs on.
 
     Attributes:
-        cache: Keep decoded images in memory, which all workers of a device share. auto: if all fit
+        cache: Keep decoded images in memory, once for all workers of a device. auto: if all fit
             into half of the available memory; true: as many as fit; false: none.
     """
 
