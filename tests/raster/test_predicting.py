@@ -33,7 +33,7 @@ from segformer.image import Preprocessing, UnreadableImage, WrongChannels, read_
 from segformer.image.scene import Scene, open_scene
 from segformer.image.scene_grid import Window
 from segformer.prediction.windows import window_starts
-from segformer.raster import memory, predicting
+from segformer.raster import geotiff, memory, predicting
 from segformer.raster.journal import Journal
 from segformer.raster.predicting import ScenePrediction, predict_scene
 
@@ -428,13 +428,13 @@ def test_all_reading_is_within_the_bound_of_the_cache(
 ) -> None:
     """So is that of the finished label map; GDAL's own bound is a part of the machine's memory."""
     seen: list[object] = []
-    count = predicting.count_classes
+    read_back = geotiff._read_back
 
     def watch(*arguments: Any) -> Any:
         seen.append(rasterio.env.getenv().get("GDAL_CACHEMAX"))
-        return count(*arguments)
+        return read_back(*arguments)
 
-    monkeypatch.setattr(predicting, "count_classes", watch)
+    monkeypatch.setattr(geotiff, "_read_back", watch)
     predict(scene_model, draw_scene(90, 90), tmp_path / "out", max_memory=2 * 10**12)
     assert seen == [1 << 28]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segformer.classes import ClassSet
-from segformer.image.scene_bands import gdal_settings, no_place_is_fine, open_raster, rasterio
+from segformer.image.scene_bands import gdal_settings, no_place_is_fine, rasterio
 from segformer.image.scene_grid import Grid, Window
 
 _BLOCK_SIDE = 512
@@ -80,7 +80,7 @@ def write_cog(
     layer: RasterLayer,
     *,
     cache: int,
-) -> None:
+) -> NDArray[np.int64]:
     """Join blocks to a Cloud-Optimized GeoTIFF, with overviews, without reading them all at once.
 
     Args:
@@ -90,6 +90,9 @@ def write_cog(
         window: The part of it that is written.
         layer: What the values mean.
         cache: Bytes that GDAL may take.
+
+    Returns:
+        How often each value of the layer's type occurs, (256,) or (65536,).
 
     Raises:
         OSError: It cannot be written, as when the disk is full.
@@ -111,7 +114,7 @@ def write_cog(
                 BIGTIFF="IF_SAFER",
                 NUM_THREADS="ALL_CPUS",
             )
-            _check_whole(path)
+            counts = _read_back(path, layer.dtype)
     except failures as error:
         path.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
@@ -124,33 +127,35 @@ def write_cog(
     if layer.classes is not None:
         sidecar = path.with_name(path.name + ".aux.xml")
         sidecar.write_text(_categories(layer.classes), encoding="utf-8")
+    return counts
 
 
-def _check_whole(path: Path) -> None:
-    """Read all of a result: on a full disk, GDAL may end without an error.
+def _read_back(path: Path, dtype: str) -> NDArray[np.int64]:
+    """How often each value occurs in a result, all of which is read.
+
+    On a full disk, GDAL may end without an error.
 
     Raises:
         rasterio.errors.RasterioError: A part of it cannot be read.
     """
+    counts = np.zeros(np.iinfo(dtype).max + 1, np.int64)
     with rasterio().open(path) as dataset:
         levels = len(dataset.overviews(1))
-    for level in (None, *range(levels)):
-        options = {} if level is None else {"overview_level": level}
-        with rasterio().open(path, **options) as dataset:
-            height = dataset.block_shapes[0][0]
-            for top in range(0, dataset.height, height):
-                rows = min(height, dataset.height - top)
-                dataset.read(1, window=((top, top + rows), (0, dataset.width)))
-
-
-def count_classes(path: Path, num_classes: int) -> NDArray[np.int64]:
-    """(K,) pixels of each class in a finished result, read tile by tile."""
-    counts = np.zeros(num_classes, np.int64)
-    with open_raster(path) as dataset:
-        for _, tile in dataset.block_windows(1):
-            values = dataset.read(1, window=tile)
-            counts += np.bincount(values.ravel(), minlength=num_classes)[:num_classes]
+        for values in _rows(dataset):
+            counts += np.bincount(values.ravel(), minlength=len(counts))
+    for level in range(levels):
+        with rasterio().open(path, overview_level=level) as dataset:
+            for _ in _rows(dataset):
+                pass
     return counts
+
+
+def _rows(dataset: Any) -> Iterator[NDArray[np.integer]]:
+    """All values of a raster, a row of its blocks at a time."""
+    height = dataset.block_shapes[0][0]
+    for top in range(0, dataset.height, height):
+        rows = min(height, dataset.height - top)
+        yield dataset.read(1, window=((top, top + rows), (0, dataset.width)))
 
 
 def class_tags(classes: ClassSet) -> dict[str, str]:

@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segformer.files import check_replaceable, check_writable
 from segformer.image import UnreadableImage
 from segformer.image.scene import Scene
@@ -22,7 +25,7 @@ from segformer.prediction.predictor import Predictor
 from segformer.raster.blocks import BlockPredictor
 from segformer.raster.computing import BlockFailed, ComputeBlocks, EncodedBlock, compute_blocks
 from segformer.raster.config import default_memory
-from segformer.raster.geotiff import RasterLayer, class_tags, count_classes, write_cog
+from segformer.raster.geotiff import RasterLayer, class_tags, write_cog
 from segformer.raster.job import check_predictor, describe_job, scene_tiling
 from segformer.raster.journal import Journal, missing_blocks
 from segformer.raster.memory import plan_memory
@@ -140,14 +143,13 @@ def predict_scene(
         with rasterio().Env(GDAL_CACHEMAX=plan.cache):
             if missing:
                 _keep(compute(missing), journal, progress)
-            _finish(journal, targets, scene, predict, cache=plan.cache)
-            result = _describe(targets, scene, predict)
+            counts = _finish(journal, targets, scene, predict, cache=plan.cache)
     except (UnreadableImage, BlockFailed) as error:
         raise type(error)(f"{error}{again}") from None
     except OSError as error:
         raise OSError(f"{out}: {error.strerror or error}{again}") from None
     journal.remove()
-    return result
+    return _describe(counts, targets, scene, predict)
 
 
 class _Progress:
@@ -198,8 +200,12 @@ def _finish(
     predict: BlockPredictor,
     *,
     cache: int,
-) -> None:
-    """Join the blocks, and put the results in place, the label map last."""
+) -> NDArray[np.int64]:
+    """Join the blocks, and put the results in place, the label map last.
+
+    Returns:
+        Pixels of each class, (K,).
+    """
     for unfinished in journal.folder.glob("result*"):
         unfinished.unlink()
     classes = predict.predictor.model.classes
@@ -217,14 +223,17 @@ def _finish(
             "confidence", "uint8", 0, "AVERAGE", scale=1 / 255, tags=_tags(about)
         ),
     }
+    counts = {}
     for output, target in sorted(targets.items()):
         path = journal.folder / f"result_{output}.tif"
         files = journal.files(confidence=output == "confidence")
-        write_cog(path, files, scene.full_grid, scene.window, layers[output], cache=cache)
+        layer = layers[output]
+        counts[output] = write_cog(path, files, scene.full_grid, scene.window, layer, cache=cache)
         sidecar = path.with_name(path.name + ".aux.xml")
         if sidecar.exists():
             _put(sidecar, target.with_name(target.name + ".aux.xml"))
         _put(path, target)
+    return counts["label_map"][: len(classes)]
 
 
 def _tags(about: dict[str, str]) -> dict[str, str]:
@@ -238,9 +247,10 @@ def _put(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def _describe(targets: dict[str, Path], scene: Scene, predict: BlockPredictor) -> ScenePrediction:
+def _describe(
+    counts: NDArray[np.int64], targets: dict[str, Path], scene: Scene, predict: BlockPredictor
+) -> ScenePrediction:
     classes = predict.predictor.model.classes
-    counts = count_classes(targets["label_map"], len(classes))
     total = int(counts.sum())
     order = (int(i) for i in (-counts).argsort(kind="stable") if counts[i])
     crs: Any = scene.crs
