@@ -71,6 +71,18 @@ def test_fold_keeps_the_mode(tiny_model: SegFormer) -> None:
     assert not any(modes(folded))
 
 
+@pytest.mark.parametrize("width", [16, 17])
+def test_the_sum_of_a_graph_is_the_same(width: int) -> None:
+    """With width 17, stage 2 has fewer channels and is upsampled before its product."""
+    sides = ((12, 10), (6, 5), (3, 3), (2, 2))
+    features = [torch.randn(2, c, *side) for c, side in zip((8, 16, 24, 32), sides, strict=True)]
+    weights = [torch.randn(width, maps.shape[1]) for maps in features]
+    bias = torch.randn(width)
+    expected = decoder._fuse(features, weights, bias)
+    found = decoder._fuse_in_graph(features, weights, bias)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("head", ["original", "openmmlab"])
 def test_evaluation_without_gradients_folds_the_decoder(
     head: str, monkeypatch: pytest.MonkeyPatch

@@ -101,6 +101,16 @@ def test_small_images_before_larger_ones(tiny_model: SegFormer) -> None:
     assert set(runtime._compiled) == {(0,)}
 
 
+@RUNTIMES
+def test_a_result_stays_when_others_are_computed(tiny_model: SegFormer, runtime: str) -> None:
+    run = choice.open_runtime(tiny_model, runtime)
+    first = run(np.zeros((1, 3, 64, 64), np.float32))
+    before = first.copy()
+    for value in range(1, 4):
+        run(np.full((1, 3, 64, 64), value, np.float32))
+    np.testing.assert_array_equal(first, before)
+
+
 @OPENVINO
 def test_bfloat16(tiny_model: SegFormer) -> None:
     pixels = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)

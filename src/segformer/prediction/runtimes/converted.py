@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segformer import __version__
+import segformer
 from segformer.model.segformer import SegFormer, SegFormerClassifier
 from segformer.model.tracing import Graph
 from segformer.prediction.runtimes.base import Runtime
@@ -101,7 +102,7 @@ def converted(
         logger.info(f"converting the model for {name}; it is kept for the next time")
         convert(Graph(model), channels, folder / GRAPH_FILES[format], format, None)
 
-    parts = [__version__, torch.__version__, package, _version(package), "float32"]
+    parts = [_code_hash(), torch.__version__, package, _version(package), "float32"]
     folder = cached(key_of(weights or weights_hash(model), *parts), write)
     return GraphFile(folder / GRAPH_FILES[format], format, channels)
 
@@ -113,6 +114,16 @@ def weights_hash(model: SegFormer | SegFormerClassifier) -> str:
         values = tensor.detach().cpu().contiguous()
         found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         found.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+@cache
+def _code_hash() -> str:
+    """A hash of the code that decides on a graph: it may change within a version of the package."""
+    found = hashlib.sha256()
+    package = Path(segformer.__file__).parent
+    for path in sorted([*package.glob("model/*.py"), *package.glob("prediction/runtimes/*.py")]):
+        found.update(path.read_bytes())
     return found.hexdigest()
 
 

@@ -89,7 +89,12 @@ class OpenVINORuntime:
         self.graph.check(pixels.shape)
         tokens = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))  # a view of what it was read as
         with self._lock:
-            result = self._request(tokens.shape).infer([tokens], share_inputs=True)
+            request = self._request(tokens.shape)
+            end = request.model_outputs[0]
+            fixed = end.partial_shape.is_static
+            if fixed:  # it writes to memory of the result's own, which need not be copied
+                request.set_output_tensor(self._openvino.Tensor(end.element_type, end.shape))
+            result = request.infer([tokens], share_inputs=True, share_outputs=fixed)
         found: NDArray[np.float32] = result[0]
         return found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
 
