@@ -16,7 +16,7 @@ from segformer.prediction import upsample_numpy
 
 
 def logits_to_label_map(
-    views: Sequence[Any],
+    tta_logits: Sequence[Any],
     size: tuple[int, int],
     config: SegFormerConfig,
     *,
@@ -25,7 +25,7 @@ def logits_to_label_map(
     """Class ids at full resolution; with several views, the class of the largest mean probability.
 
     Args:
-        views: Logits (K, h, w) of each view, tensors or arrays; sizes may differ.
+        tta_logits: Logits (K, h, w) of each view, tensors or arrays; sizes may differ.
         size: H and W.
         config: Of the model; a binary model has a threshold.
         confidence: Give the probability of the class of each pixel too.
@@ -34,11 +34,11 @@ def logits_to_label_map(
         Class ids (H, W), and their probabilities (H, W), 0..1, or None.
     """
     to_label_map: Callable[..., tuple[NDArray[np.integer], NDArray[np.float32] | None]]
-    if isinstance(views[0], np.ndarray):
+    if isinstance(tta_logits[0], np.ndarray):
         to_label_map = upsample_numpy.logits_to_label_map
     else:
         from segformer.prediction import upsample
 
         to_label_map = upsample.logits_to_label_map
     threshold = config.decision_thresholds[0] if config.decision_thresholds else 0.5
-    return to_label_map(views, size, confidence=confidence, threshold=threshold)
+    return to_label_map(tta_logits, size, confidence=confidence, threshold=threshold)
