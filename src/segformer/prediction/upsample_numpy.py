@@ -23,7 +23,10 @@ _CHUNK_VALUES = 1 << 21
 """Number of logits interpolated at a time: 8 MB of float32."""
 
 _CELL_VALUES = 1 << 19
-"""Values per corner of the mixed cells that are processed at a time: 2 MB of float32."""
+"""Pixels of the mixed cells that are processed at a time: 2 MB of float32."""
+
+_CACHED_VALUES = 1 << 16
+"""Logits whose maximum over the corners is computed at a time: 256 kB, which stay in the cache."""
 
 
 def logits_to_label_map(
@@ -104,8 +107,9 @@ def upsampled_argmax(logits: Floats, size: tuple[int, int]) -> Ids:
     tokens = np.ascontiguousarray(logits.transpose(1, 2, 0))
     height, width, classes = tokens.shape
     rows, columns = _cells(height, size[0]), _cells(width, size[1])
-    winner = tokens.argmax(-1).astype(_id_type(classes))
-    corner = np.pad(winner, 1, mode="edge")  # the outermost cells lie between border and border
+    winner = tokens.argmax(-1)
+    # The outermost cells lie between border and border
+    corner = np.pad(winner.astype(_id_type(classes)), 1, mode="edge")
     # First give all pixels of a cell the class of its first corner
     ids = corner[:, columns.of_pixel][rows.of_pixel]
     first = corner[:-1, :-1]
@@ -114,11 +118,12 @@ def upsampled_argmax(logits: Floats, size: tuple[int, int]) -> Ids:
     mixed |= corner[1:, 1:] != first
     mixed &= (rows.count > 0)[:, None] & (columns.count > 0)
     row, column = mixed.nonzero()
-    per_cell = max(classes, rows.pixel.shape[1] * columns.pixel.shape[1])
+    # Most classes are no candidates; if all are, there are four times as many values
+    per_cell = max(classes // 4, rows.pixel.shape[1] * columns.pixel.shape[1])
     step = max(1, _CELL_VALUES // per_cell)
     for start in range(0, len(row), step):
         part = np.s_[start : start + step]
-        _label_mixed_cells(ids, tokens, rows, columns, row[part], column[part])
+        _label_mixed_cells(ids, tokens, winner, rows, columns, row[part], column[part])
     return ids
 
 
@@ -163,6 +168,7 @@ def _positions(low: int, high: int, start: int, stop: int) -> NDArray[np.floatin
 def _label_mixed_cells(
     ids: Ids,
     tokens: Floats,
+    winner: NDArray[np.intp],
     rows: _Cells,
     columns: _Cells,
     row: NDArray[np.intp],
@@ -170,28 +176,19 @@ def _label_mixed_cells(
 ) -> None:
     """Write the class ids of the cells at ``row`` and ``column``, (M,) each, into ``ids``."""
     height, width, classes = tokens.shape
-    flat = tokens.reshape(height * width, classes)
     top, bottom = (row - 1).clip(0) * width, row.clip(max=height - 1) * width
     left, right = (column - 1).clip(0), column.clip(max=width - 1)
-    corners = [
-        flat.take(token, 0) for token in (top + left, top + right, bottom + left, bottom + right)
-    ]  # (M, K) each
-    smallest, largest = (
-        pick(pick(corners[0], corners[1]), pick(corners[2], corners[3]))
-        for pick in (np.minimum, np.maximum)
-    )
-    # Some class has at least this logit everywhere in the cell
-    # Not >=, so that all classes of a cell that contains a NaN are candidates
-    candidates = ~(largest < smallest.max(1, keepdims=True))
-    count = candidates.sum(1)
-    order = np.argsort(-count, kind="stable")  # cells with the most candidates first
-    count = count[order]
-    cell, candidate = candidates[order].nonzero()  # (P,) each
+    corners = np.stack([top + left, top + right, bottom + left, bottom + right])  # (4, M)
+    cell, candidate = _candidates(tokens.reshape(-1, classes), winner.reshape(-1), corners)
+    count = np.bincount(cell, minlength=len(row))
     first_pair = np.cumsum(count) - count
-    pair = order[cell] * classes + candidate
+    order = np.argsort(-count, kind="stable")  # cells with the most candidates first
+    count, first_pair, row, column = (x[order] for x in (count, first_pair, row, column))
     large = np.finfo(np.float32).max / 4  # infinities would interpolate to NaN
-    a, b, c, d = (values.ravel()[pair].clip(-large, large) for values in corners)  # (P,)
-    row, column = row[order], column[order]
+    values = tokens.reshape(-1)
+    a, b, c, d = (
+        values[token[cell] * classes + candidate].clip(-large, large) for token in corners
+    )  # (P,)
     down = rows.weight[row][:, :, None]  # (M, m, 1)
     across = columns.weight[column][:, None, :]  # (M, 1, n)
 
@@ -201,19 +198,58 @@ def _label_mixed_cells(
         start, end, low_start, low_end = (corner[at][:, None, None] for corner in (a, b, c, d))
         over = start + (low_start - start) * down[:cells]
         over_end = end + (low_end - end) * down[:cells]
-        return over + (over_end - over) * across[:cells]
+        found = (over_end - over) * across[:cells]
+        found += over
+        return found
 
     best = logits(0, len(row))
     label = np.empty(best.shape, ids.dtype)
     label[:] = candidate[first_pair][:, None, None]
     for rank in range(1, int(count[0])):
         cells = int(np.searchsorted(-count, -rank))  # those with more than ``rank`` candidates
-        values = logits(rank, cells)
-        better = values > best[:cells]
-        np.copyto(best[:cells], values, where=better)
+        found = logits(rank, cells)
+        better = found > best[:cells]
+        np.maximum(best[:cells], found, out=best[:cells])
         number = candidate[first_pair[:cells] + rank].astype(ids.dtype)
         np.copyto(label[:cells], number[:, None, None], where=better)
     ids[rows.pixel[row][:, :, None], columns.pixel[column][:, None, :]] = label
+
+
+def _candidates(
+    tokens: Floats, winner: NDArray[np.intp], corners: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Classes that may be the best somewhere in a cell.
+
+    One of the classes that win at the corners has at least some logit everywhere in the cell. A
+    class whose largest corner is less is nowhere the best.
+
+    Args:
+        tokens: Logits (h * w, K).
+        winner: Best class of each of them, (h * w,).
+        corners: Numbers of the tokens at the corners of each cell, (4, M).
+
+    Returns:
+        Cell and candidate class, (P,) each, in the order of the cells.
+    """
+    classes, cells = tokens.shape[1], corners.shape[1]
+    winners = winner[corners]
+    of_winners = tokens.reshape(-1)[corners[:, None] * classes + winners]  # (corner, winner, M)
+    bound = of_winners.min(0).max(0)[:, None]
+    step = max(1, _CACHED_VALUES // classes)
+    buffers = np.empty((2, min(step, cells), classes), np.float32)
+    pairs = []
+    for start in range(0, cells, step):
+        part = corners[:, start : start + step]
+        largest, other = buffers[:, : part.shape[1]]
+        tokens.take(part[0], 0, out=largest, mode="clip")
+        for corner in part[1:]:
+            tokens.take(corner, 0, out=other, mode="clip")
+            np.maximum(largest, other, out=largest)
+        # Not >=, so that all classes of a cell that contains a NaN are candidates
+        pair = np.flatnonzero(~(largest < bound[start : start + step]))
+        pairs.append(pair + start * classes)
+    cell, candidate = np.divmod(np.concatenate(pairs), classes)
+    return cell, candidate
 
 
 def _interpolate_rows(tokens: Floats, size: tuple[int, int], top: int, bottom: int) -> Floats:
