@@ -39,7 +39,7 @@ def test_a_georeferenced_file_gives_a_georeferenced_label_map(
     summary = json.loads((out / "summary.json").read_text())
     assert summary["finished"]
     (row,) = summary["images"]
-    assert row["files"] == ["scene.tif", "scene.tif.aux.xml", "scene.stac.json"]
+    assert row["files"] == ["scene.tif", "scene.tif.aux.xml", "scene.qml", "scene.stac.json"]
     assert sum(row["class_fractions"].values()) == pytest.approx(1, abs=1e-4)
     capsys.readouterr()
     assert main(words) == 1

@@ -96,7 +96,8 @@ def test_workers_give_the_same_bytes_as_one_process(
     model: SegFormer, scene_file: Path, tmp_path: Path
 ) -> None:
     expected = run(scene_file, tmp_path / "one", model)
-    assert set(expected) == {"scene.tif", "scene.tif.aux.xml", "scene_confidence.tif"}
+    files = {"scene.tif", "scene.tif.aux.xml", "scene.qml", "scene_confidence.tif"}
+    assert set(expected) == files
     worker = SceneWorker(model, CONFIG, 10**12, 1)
     assert run(scene_file, tmp_path / "many", model, workers=fake_workers(worker)) == expected
 

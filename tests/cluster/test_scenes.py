@@ -210,7 +210,7 @@ def test_the_command_gives_the_same_files(
     names = {file.name for file in (tmp_path / "one").iterdir()}
     assert {"scene.tif", "scene_confidence.tif", "scene.stac.json", "summary.json"} <= names
     assert {file.name for file in (tmp_path / "many").iterdir()} == names
-    for name in ("scene.tif", "scene.tif.aux.xml", "scene_confidence.tif", "summary.json"):
+    for name in names - {"scene.stac.json"}:
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     assert main(many) == 1
     assert "already exist" in capsys.readouterr().err

@@ -127,10 +127,40 @@ def test_the_onnx_file(folders: dict[str, Path]) -> None:
     assert shape(model.graph.output[0])[1].dim_value == 5
     assert "s" not in {word for value in model.graph.value_info for axis in shape(value)
                        for word in re.findall(r"[a-z]+", axis.dim_param)}  # fmt: skip
+    assert model.ir_version == 8
     metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert metadata == {"segformer": {"input": "float", "output": "logits"}}
+
+
+def test_a_file_for_deepness(tmp_path: Path) -> None:
+    """The plugin divides pixels by 255, and normalizes with what it finds in the file."""
+    model = tiny()
+    model.preprocessing = Preprocessing(mean=(10, 20, 30), std=(5, 6, 7), rescale=0.5)
+    model.save_pretrained(tmp_path / "model")
+    config = ExportConfig("onnx", size=(64, 64), output="probabilities", resolution=30)
+    export_model(tmp_path / "model", tmp_path / "out", config)
+    file = onnx.load(tmp_path / "out/onnx/model.onnx")
+    metadata = {entry.key: json.loads(entry.value) for entry in file.metadata_props}
     assert metadata["model_type"] == "Segmentor"
     assert metadata["class_names"] == {str(i): name for i, name in enumerate(NAMES)}
-    assert {"tile_size", "tiles_overlap", "seg_thresh", "seg_small_segment"} <= set(metadata)
+    assert (metadata["tile_size"], metadata["tiles_overlap"], metadata["resolution"]) == (
+        64,
+        15,
+        30,
+    )
+    assert (metadata["seg_thresh"], metadata["seg_small_segment"]) == (0, 0)
+    mean, std = metadata["standardization_mean"], metadata["standardization_std"]
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    pixels = ((image / 255 - mean) / std).astype(np.float32).transpose(2, 0, 1)[None]
+    found = run_file(tmp_path / "out", pixels)
+    expected = Predictor(model, size=(64, 64), device="cpu")(image).label_map
+    np.testing.assert_array_equal(found[0].argmax(0), expected)
+
+
+def test_a_resolution_that_no_program_reads() -> None:
+    for options in ({}, {"size": (64, 96), "output": "probabilities"}, {"size": (64, 64)}):
+        with pytest.raises(ValueError, match="Deepness.*--size 512 512 --output probabilities"):
+            ExportConfig("onnx", resolution=30, **options)
 
 
 def shape(value: object) -> list:

@@ -35,6 +35,7 @@ def test_everything_beside_the_label_map(command, tmp_path, capsys):
     assert found == {
         "scene.tif",
         "scene.tif.aux.xml",
+        "scene.qml",
         "scene_confidence.tif",
         "scene.gpkg",
         "scene.stac.json",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -312,13 +313,33 @@ def test_the_result_is_what_gis_programs_read(
     sidecar = ElementTree.parse(f"{result.label_map}.aux.xml")
     names = [category.text for category in sidecar.iter("Category")]
     assert names == list(classes.names)
+    style = ElementTree.parse(result.label_map.with_suffix(".qml"))
+    entries = [entry.attrib for entry in style.iter("paletteEntry")]
+    assert [entry["label"] for entry in entries] == list(classes.names)
+    assert [int(entry["value"]) for entry in entries] == list(range(5))
+    assert [entry["color"] for entry in entries] == [
+        "#{:02x}{:02x}{:02x}".format(*color) for color in classes.palette
+    ]
     assert result.confidence is not None
     with rasterio.open(result.confidence) as dataset:
         assert dataset.scales == (pytest.approx(1 / 255),)
         assert dataset.nodata == 0
     written = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert written == ["scene.tif", "scene.tif.aux.xml", "scene_confidence.tif"]
+    assert written == ["scene.qml", "scene.tif", "scene.tif.aux.xml", "scene_confidence.tif"]
     assert sorted(file.name for file in result.files) == written
+
+
+@pytest.mark.parametrize("name", ["scene.tif", "scene.tif.aux.xml", "scene.qml"])
+def test_no_file_of_others_is_replaced(
+    scene_model: SegFormer, draw_scene: Draw, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("of somebody")
+    with pytest.raises(OutputExists, match=re.escape(name)):
+        predict(scene_model, draw_scene(90, 90), out)
+    assert [file.name for file in out.iterdir()] == [name]
+    assert (out / name).read_text() == "of somebody"
 
 
 def test_more_than_255_classes(scene_model: SegFormer, draw_scene: Draw, tmp_path: Path) -> None:
@@ -367,7 +388,7 @@ def test_an_interrupted_run_is_continued_at_the_last_block(
     assert set(added) > first
     assert (labels(result.label_map) == expected).all()
     assert not (out / "scene.unfinished").exists()
-    with pytest.raises(OutputExists, match=r"scene\.tif already exists"):
+    with pytest.raises(OutputExists, match=r"scene\.tif.* already exist"):
         predict(scene_model, path, out)
 
 

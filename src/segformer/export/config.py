@@ -30,7 +30,8 @@ class ExportConfig:
             of the input.
         half: Compute in float16; input and output stay float32. The file is half as large.
         resolution: Centimeters per pixel of the images that the model is for; QGIS Deepness reads
-            it from ONNX files.
+            it. Files for this plugin have the format onnx, the output probabilities, the input
+            float and a square size.
 
     Raises:
         ValueError: A value is not possible.
@@ -59,3 +60,17 @@ class ExportConfig:
             )
         if self.resolution is not None and not self.resolution > 0:
             raise ValueError(f"resolution must be above 0 centimeters, not {self.resolution}")
+        if self.resolution is not None and not self.for_deepness:
+            raise ValueError(
+                "a resolution is for QGIS Deepness, which takes ONNX files with a square size and "
+                "probabilities only: add --format onnx --size 512 512 --output probabilities"
+            )
+
+    @property
+    def for_deepness(self) -> bool:
+        """Whether the Deepness plugin of QGIS can run the graph; others give wrong maps there."""
+        return (
+            (self.format, self.input, self.output) == ("onnx", "float", "probabilities")
+            and self.size is not None
+            and self.size[0] == self.size[1]
+        )

@@ -178,7 +178,7 @@ def _finish_onnx(path: Path, description: Description, config: ExportConfig) -> 
     model = onnx.load(path)
     model.producer_name, model.producer_version = "segformer", __version__
     metadata = {"segformer": {"input": config.input, "output": config.output}}
-    if description.kind == "segmenter":
+    if config.for_deepness:
         metadata |= _deepness(description, config)
     onnx.helper.set_model_props(model, {key: json.dumps(v) for key, v in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
@@ -187,10 +187,15 @@ def _finish_onnx(path: Path, description: Description, config: ExportConfig) -> 
 
 def _deepness(description: Description, config: ExportConfig) -> dict[str, Any]:
     """What the Deepness plugin of QGIS reads from an ONNX file, by key."""
+    assert config.size is not None
+    preprocessing = description.preprocessing
+    range = 255 * preprocessing.rescale  # of normalized values; the plugin divides by 255
     entries: dict[str, Any] = {
         "model_type": "Segmentor",
         "class_names": {str(i): name for i, name in enumerate(description.classes.names)},
-        "tile_size": max(config.size or (512,)),
+        "standardization_mean": [mean / range for mean in preprocessing.mean],
+        "standardization_std": [std / range for std in preprocessing.std],
+        "tile_size": config.size[0],
         "tiles_overlap": 15,  # percent
         "seg_thresh": 0.0,  # the most probable class, however low its probability
         "seg_small_segment": 0,

@@ -84,7 +84,7 @@ def write_cog(
     """Join blocks to a Cloud-Optimized GeoTIFF, with overviews, without reading them all at once.
 
     Args:
-        path: The result; it must not exist. Beside it is ``path.aux.xml`` with the class names.
+        path: The result; it must not exist. For class ids, `sidecars` are written beside it.
         blocks: Files of blocks, by their pixels in ``grid``; pixels of none have no data.
         grid: The raster.
         window: The part of it that is written.
@@ -125,9 +125,14 @@ def write_cog(
     finally:
         vrt.unlink(missing_ok=True)
     if layer.classes is not None:
-        sidecar = path.with_name(path.name + ".aux.xml")
-        sidecar.write_text(_categories(layer.classes), encoding="utf-8")
+        for sidecar, describe in zip(sidecars(path), (_categories, _style), strict=True):
+            sidecar.write_text(describe(layer.classes), encoding="utf-8")
     return counts
+
+
+def sidecars(path: Path) -> list[Path]:
+    """Files beside a label map with what its classes are called: of GDAL, and of QGIS."""
+    return [path.with_name(path.name + ".aux.xml"), path.with_suffix(".qml")]
 
 
 def _read_back(path: Path, dtype: str) -> NDArray[np.int64]:
@@ -160,11 +165,14 @@ def _rows(dataset: Any) -> Iterator[NDArray[np.integer]]:
 
 def class_tags(classes: ClassSet) -> dict[str, str]:
     """Metadata with the names and colors of the classes as JSON."""
-    colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in classes.palette]
     return {
         "CLASS_NAMES": json.dumps(list(classes.names), ensure_ascii=False),
-        "CLASS_COLORS": json.dumps(colors[: len(classes)]),
+        "CLASS_COLORS": json.dumps(_hex_colors(classes)),
     }
+
+
+def _hex_colors(classes: ClassSet) -> list[str]:
+    return ["#{:02x}{:02x}{:02x}".format(*color) for color in classes.palette[: len(classes)]]
 
 
 def _module(name: str) -> Any:
@@ -214,9 +222,22 @@ def _color_table(classes: ClassSet) -> str:
 
 
 def _categories(classes: ClassSet) -> str:
-    """The XML of a sidecar file, from which QGIS and GDAL take the names of the classes."""
+    """The XML from which GDAL takes the names of the classes."""
     names = "".join(f"<Category>{escape(name)}</Category>" for name in classes.names)
     return (
         '<PAMDataset>\n  <PAMRasterBand band="1">\n    '
         f"<CategoryNames>{names}</CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+    )
+
+
+def _style(classes: ClassSet) -> str:
+    """The XML of a QGIS style; without it, the legend has a row for each of 256 values."""
+    rows = "".join(
+        f'<paletteEntry value="{value}" color="{color}" label={quoteattr(name)} alpha="255"/>\n'
+        for value, (name, color) in enumerate(zip(classes.names, _hex_colors(classes), strict=True))
+    )
+    return (
+        '<qgis version="3.22">\n<pipe>\n<rasterrenderer type="paletted" band="1" opacity="1" '
+        f'alphaBand="-1">\n<colorPalette>\n{rows}</colorPalette>\n</rasterrenderer>\n</pipe>\n'
+        "</qgis>\n"
     )

@@ -25,7 +25,7 @@ from segformer.prediction.predictor import Predictor
 from segformer.raster.blocks import BlockPredictor
 from segformer.raster.computing import BlockFailed, ComputeBlocks, EncodedBlock, compute_blocks
 from segformer.raster.config import default_memory
-from segformer.raster.geotiff import RasterLayer, class_tags, write_cog
+from segformer.raster.geotiff import RasterLayer, class_tags, sidecars, write_cog
 from segformer.raster.job import check_predictor, describe_job, scene_tiling
 from segformer.raster.journal import Journal, missing_blocks
 from segformer.raster.memory import plan_memory
@@ -63,8 +63,8 @@ class ScenePrediction:
     @property
     def files(self) -> list[Path]:
         """Every file that was written."""
-        sidecar = self.label_map.with_name(self.label_map.name + ".aux.xml")
-        return [self.label_map, sidecar, *([self.confidence] if self.confidence else [])]
+        confidence = [self.confidence] if self.confidence else []
+        return [self.label_map, *sidecars(self.label_map), *confidence]
 
 
 def predict_scene(
@@ -128,7 +128,8 @@ def predict_scene(
     if predictor.config.confidence:
         targets["confidence"] = out / f"{name}_confidence.tif"
     if not journal.is_begun:  # else the run was killed while it put its results in place
-        check_replaceable(targets.values(), overwrite=overwrite)
+        written = [*targets.values(), *sidecars(targets["label_map"])]
+        check_replaceable(written, overwrite=overwrite)
     check_writable(out)
     journal.begin(overwrite=overwrite)
     plan = plan_memory(predictor, pixels, tiling, max_memory or default_memory())
@@ -229,9 +230,9 @@ def _finish(
         files = journal.files(confidence=output == "confidence")
         layer = layers[output]
         counts[output] = write_cog(path, files, scene.full_grid, scene.window, layer, cache=cache)
-        sidecar = path.with_name(path.name + ".aux.xml")
-        if sidecar.exists():
-            _put(sidecar, target.with_name(target.name + ".aux.xml"))
+        for sidecar, place in zip(sidecars(path), sidecars(target), strict=True):
+            if sidecar.exists():
+                _put(sidecar, place)
         _put(path, target)
     return counts["label_map"][: len(classes)]
 

@@ -27,6 +27,10 @@ GraphFormat: TypeAlias = Literal["onnx", "openvino"]
 OPSET = 18
 """ONNX operator set: the first with all operators of the model, so older runtimes take it too."""
 
+IR_VERSION = 8
+"""Version of the ONNX file format, the first that this operator set may have; older runtimes refuse
+newer files, as ONNX Runtime below 1.18 does those of version 10, which the exporter writes."""
+
 GRAPH_FILES: dict[GraphFormat, str] = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
 """Name of the file that holds a graph; that of OpenVINO has a .bin file with the weights."""
 
@@ -133,6 +137,7 @@ def _write_onnx(program: Any, pixels: Any, path: Path) -> None:
     import onnx
 
     model = written.model_proto
+    model.ir_version = IR_VERSION
     _name_axes(model.graph)
     onnx.save(model, path)
 
