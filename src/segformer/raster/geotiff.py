@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from segformer.classes import ClassSet
 from segformer.image.scene_bands import gdal_settings, no_place_is_fine, rasterio
 from segformer.image.scene_grid import Grid, Window
+from segformer.raster.qgis import hex_colors, qgis_style
 
 _BLOCK_SIDE = 512
 """Side in pixels of the tiles of a result."""
@@ -125,7 +126,7 @@ def write_cog(
     finally:
         vrt.unlink(missing_ok=True)
     if layer.classes is not None:
-        for sidecar, describe in zip(sidecars(path), (_categories, _style), strict=True):
+        for sidecar, describe in zip(sidecars(path), (_categories, qgis_style), strict=True):
             sidecar.write_text(describe(layer.classes), encoding="utf-8")
     return counts
 
@@ -167,12 +168,8 @@ def class_tags(classes: ClassSet) -> dict[str, str]:
     """Metadata with the names and colors of the classes as JSON."""
     return {
         "CLASS_NAMES": json.dumps(list(classes.names), ensure_ascii=False),
-        "CLASS_COLORS": json.dumps(_hex_colors(classes)),
+        "CLASS_COLORS": json.dumps(hex_colors(classes)),
     }
-
-
-def _hex_colors(classes: ClassSet) -> list[str]:
-    return ["#{:02x}{:02x}{:02x}".format(*color) for color in classes.palette[: len(classes)]]
 
 
 def _module(name: str) -> Any:
@@ -227,17 +224,4 @@ def _categories(classes: ClassSet) -> str:
     return (
         '<PAMDataset>\n  <PAMRasterBand band="1">\n    '
         f"<CategoryNames>{names}</CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
-    )
-
-
-def _style(classes: ClassSet) -> str:
-    """The XML of a QGIS style; without it, the legend has a row for each of 256 values."""
-    rows = "".join(
-        f'<paletteEntry value="{value}" color="{color}" label={quoteattr(name)} alpha="255"/>\n'
-        for value, (name, color) in enumerate(zip(classes.names, _hex_colors(classes), strict=True))
-    )
-    return (
-        '<qgis version="3.22">\n<pipe>\n<rasterrenderer type="paletted" band="1" opacity="1" '
-        f'alphaBand="-1">\n<colorPalette>\n{rows}</colorPalette>\n</rasterrenderer>\n</pipe>\n'
-        "</qgis>\n"
     )
