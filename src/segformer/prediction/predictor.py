@@ -176,13 +176,20 @@ class Predictor:
                 while batch := list(islice(alike, at_once)):
                     yield from self._finish(batch, on_error, on_windows, confidence_pixels)
 
-    def logits(self, image: ImageArray) -> Any:
-        """Logits (K, h / 4, w / 4) of an image (H, W, C) at the first scale, before upsampling.
+    def logits(self, source: ImageSource) -> Any:
+        """Logits of an image at the first scale, before upsampling.
+
+        Args:
+            source: An image, as for a call.
 
         Returns:
-            A tensor on the device of the model, or an array from other runtimes than PyTorch.
+            Logits (K, ceil(h / 4), ceil(w / 4)) of the resized image (h, w): a tensor on the device
+            of the model, or an array from other runtimes than PyTorch.
+
+        Raises:
+            UnreadableImage: The image cannot be read or does not fit the model.
         """
-        return self._run([self._view(image, self.config.scales[0])], None)[0]
+        return self._run([self._view(self._read(source), self.config.scales[0])], None)[0]
 
     def _prepare(self, source: ImageSource) -> PreparedImage:
         image = self._read(source)
