@@ -71,6 +71,15 @@ def test_any_size(tiny_model: SegFormer, shape: tuple[int, int], options: dict) 
     assert Predictor(tiny_model, device="cpu", **options)(image).label_map.shape == shape
 
 
+def test_logits_of_a_file(tiny_model: SegFormer, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    predictor = Predictor(tiny_model, size=64, device="cpu")
+    assert torch.equal(predictor.logits(tmp_path / "image.png"), predictor.logits(image))
+    with pytest.raises(UnreadableImage, match="missing.png"):
+        predictor.logits(tmp_path / "missing.png")
+
+
 def test_windows_average_logits_where_they_overlap(tiny_model: SegFormer) -> None:
     """Against the plain sum and count, window by window."""
     image = np.random.default_rng(0).integers(0, 255, (90, 150, 3), dtype=np.uint8)
