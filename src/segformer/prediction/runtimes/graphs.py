@@ -135,7 +135,11 @@ def _write_onnx(program: Any, pixels: Any, path: Path) -> None:
     )
     assert written is not None
     import onnx
+    from onnxscript.optimizer import fold_constants
 
+    # The exporter folds small ones only. Programs that quantize take products with stored weights
+    size = max(tensor.numel() for tensor in program.state_dict.values())
+    fold_constants(written.model, input_size_limit=size, output_size_limit=2 * size)
     model = written.model_proto
     model.ir_version = IR_VERSION
     _name_axes(model.graph)

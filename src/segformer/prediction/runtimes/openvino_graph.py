@@ -13,6 +13,8 @@ def simplify(model: Any) -> None:
     Args:
         model: As OpenVINO converts it from PyTorch.
     """
+    from openvino.passes import ConstantFolding, Manager
+
     nodes = model.get_ordered_ops()
     for node in nodes:
         if node.get_type_name() == "MVN":
@@ -20,6 +22,9 @@ def simplify(model: Any) -> None:
         elif node.get_type_name() == "Transpose":
             _skip_inverse_transposes(node)
     model.validate_nodes_and_infer_types()
+    passes = Manager()
+    passes.register_pass(ConstantFolding())  # NNCF quantizes products with stored weights only
+    passes.run_passes(model)
 
 
 def _flatten_norm(norm: Any) -> None:
