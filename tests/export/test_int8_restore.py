@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segformer.export import quantize as quantizing
-from segformer.export.int8_layers import layers
+from segformer.export.int8_layers import layers, wrong_in_int8
 from segformer.export.int8_restore import groups, restore
 from segformer.export.int8_search import fewest, rank
 
@@ -18,13 +18,13 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 pytest.importorskip("nncf", reason="nncf is not installed")
 
 FORMATS = ("onnx", "openvino")
-NAMES = ("convolution", "left", "right")
-"""The last two read the output of the first."""
+NAMES = ("convolution", "left", "right", "joined")
+"""The second and the third read the output of the first, the last those of both, concatenated."""
 
 
 def weights() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    shapes = {"convolution": (8, 3, 3, 3), "left": (4, 8, 1, 1), "right": (4, 8, 1, 1)}
+    shapes = {"convolution": (8, 3, 3, 3)} | dict.fromkeys(NAMES[1:], (4, 8, 1, 1))
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
@@ -48,15 +48,16 @@ def build_openvino() -> Any:
     pixels = ops.parameter([1, 3, -1, -1], np.float32, name="pixel_values")
     pixels.output(0).get_tensor().set_names({"pixel_values"})
     first = ops.relu(convolve(pixels, "convolution", 1))
-    total = ops.add(convolve(first, "left", 0), ops.tanh(convolve(first, "right", 0)))
-    return openvino.Model([ops.result(total)], [pixels], "small")
+    both = ops.concat([convolve(first, "left", 0), ops.tanh(convolve(first, "right", 0))], 1)
+    return openvino.Model([ops.result(convolve(both, "joined", 0))], [pixels], "small")
 
 
 def build_onnx() -> Any:
     make = onnx.helper.make_node
 
     def convolve(given: str, name: str, pad: int) -> Any:
-        return make("Conv", [given, f"{name}.weight", f"{name}.bias"], [name], name, pads=[pad] * 4)
+        given = [given, f"{name}.weight", f"{name}.bias"]
+        return make("Conv", given, [name], name, pads=[pad] * 4)
 
     nodes = [
         convolve("pixel_values", "convolution", 1),
@@ -64,7 +65,8 @@ def build_onnx() -> Any:
         convolve("first", "left", 0),
         convolve("first", "right", 0),
         make("Tanh", ["right"], ["bounded"], "tanh"),
-        make("Add", ["left", "bounded"], ["logits"], "add"),
+        make("Concat", ["left", "bounded"], ["both"], "concat", axis=1),
+        convolve("both", "joined", 0),
     ]
     tensors = [
         onnx.numpy_helper.from_array(value, f"{name}.{kind}")
@@ -73,7 +75,7 @@ def build_onnx() -> Any:
     ]
     ends = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-        for name, shape in (("pixel_values", [1, 3, 16, 16]), ("logits", [1, 4, 16, 16]))
+        for name, shape in (("pixel_values", [1, 3, 16, 16]), ("joined", [1, 4, 16, 16]))
     ]
     graph = onnx.helper.make_graph(nodes, "small", [ends[0]], [ends[1]], tensors)
     opsets = [onnx.helper.make_opsetid("", 18)]
@@ -116,7 +118,7 @@ def test_layers_that_share_a_quantizer_are_one_group(graphs: tuple[str, Any, Any
     found = {
         frozenset(name.split("/")[-1] for name in group) for group in groups(quantized, format)
     }
-    assert found == {frozenset({"convolution"}), frozenset({"left", "right"})}
+    assert found == {frozenset(names) for names in (["convolution"], ["left", "right"], ["joined"])}
     assert groups(model, format) == []
 
 
@@ -130,7 +132,7 @@ def test_all_layers_go_back(graphs: tuple[str, Any, Any]) -> None:
     assert all(layer.int8 for layer in layers(quantized, format)), "the given graph was changed"
 
 
-@pytest.mark.parametrize("names", [("convolution",), ("left", "right")])
+@pytest.mark.parametrize("names", [("convolution",), ("left", "right"), ("joined",)])
 def test_some_layers_go_back(graphs: tuple[str, Any, Any], names: tuple[str, ...]) -> None:
     format, model, quantized = graphs
     found = restore(quantized, model, names, format)
@@ -163,6 +165,23 @@ def test_the_layers_that_change_the_logits_most_come_first(graphs: tuple[str, An
         alone = run(restore(quantized, model, set(NAMES) - group, format), images(2))
         changes = [np.square(x - y).mean() for x, y in zip(alone, wanted, strict=True)]
         assert value == pytest.approx(np.sqrt(np.mean(changes) / spread))
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "wrong"),
+    [(32, 8, 8, True), (64, 8, 8, False), (32, 2, 2, False), (3, 7, 4, False), (32, 4, 4, True)],
+)
+def test_convolutions_that_openvino_computes_wrongly(
+    channels: int, kernel: int, stride: int, wrong: bool
+) -> None:
+    from openvino import opset13 as ops
+
+    pixels = ops.parameter([1, channels, -1, -1], np.float32)
+    weight = ops.constant(np.ones((16, channels, kernel, kernel), np.float32))
+    found = ops.convolution(pixels, weight, [stride] * 2, [0, 0], [0, 0], [1, 1])
+    found.set_friendly_name("reduction")
+    model = openvino.Model([ops.result(found)], [pixels], "small")
+    assert wrong_in_int8(model) == (["reduction"] if wrong else [])
 
 
 @pytest.mark.parametrize("least", [1, 2, 3, 7, 8, 30, 71])

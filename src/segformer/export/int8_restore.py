@@ -56,15 +56,18 @@ def _restore_openvino(quantized: Any, original: Any, names: Collection[str]) -> 
     model = quantized.clone()
     originals = {op.get_friendly_name(): op for op in original.get_ops()}
 
-    def path(op: Any, i: int) -> list[Any]:
-        """The nodes from an input back to a quantizer, a constant or another operation."""
+    def paths(op: Any, i: int) -> list[list[Any]]:
+        """The nodes from an input back to each quantizer, constant or other operation."""
         nodes = [op.input_value(i).get_node()]
         while nodes[-1].get_type_name() in PASSES_ON and nodes[-1].get_input_size():
             nodes.append(nodes[-1].input_value(0).get_node())
-        return nodes
+        if nodes[-1].get_type_name() == "Concat":
+            joined = nodes[-1]
+            return [path for j in range(joined.get_input_size()) for path in paths(joined, j)]
+        return [nodes]
 
     def constant(op: Any, i: int) -> Any:
-        return opset13.constant(path(originals[op.get_friendly_name()], i)[-1].data).output(0)
+        return opset13.constant(paths(originals[op.get_friendly_name()], i)[0][-1].data).output(0)
 
     def redirect(node: Any, source: Any) -> None:
         for reader in node.output(0).get_target_inputs():
@@ -73,8 +76,8 @@ def _restore_openvino(quantized: Any, original: Any, names: Collection[str]) -> 
     for layer in model.get_ordered_ops():
         if layer.get_friendly_name() not in names:
             continue
-        for i in range(layer.get_input_size()):
-            nodes = path(layer, i)
+        read = [(i, path) for i in range(layer.get_input_size()) for path in paths(layer, i)]
+        for i, nodes in read:
             if nodes[-1].get_type_name() == "FakeQuantize":
                 redirect(nodes[-1], nodes[-1].input_value(0))
             elif nodes[-1].get_type_name() == "Constant" and nodes[-1].data.dtype in _QUANTIZED:
@@ -103,27 +106,32 @@ def _restore_onnx(quantized: Any, original: Any, names: Collection[str]) -> Any:
     made_before = {output: op for op in original.graph.node for output in op.output}
     redirected: dict[str, str] = {}
 
-    def source(name: str, made: dict[str, Any]) -> str:
-        """The output of a quantizer, the tensor or the output that a value comes from."""
+    def sources(name: str, made: dict[str, Any]) -> list[str]:
+        """The outputs of quantizers, tensors or outputs that a value comes from."""
         while name in made and made[name].op_type in PASSES_ON:
             name = made[name].input[0]
-        return name
+        if name in made and made[name].op_type == "Concat":
+            return [found for given in made[name].input for found in sources(given, made)]
+        return [name]
+
+    def weight(name: str, i: int) -> Any:
+        """The tensor that an input of an original operation comes from."""
+        return weights[sources(originals[name].input[i], made_before)[0]]
 
     def restore_tensors(op: Any) -> None:
         for i, given in enumerate(op.input):
             if given in stored and op.name in originals:
-                tensor = weights[source(originals[op.name].input[i], made_before)]
-                stored[given].CopyFrom(tensor)
+                stored[given].CopyFrom(weight(op.name, i))
                 stored[given].name = given
 
     for layer in (op for op in model.graph.node if op.name in names):
-        for i, given in enumerate(layer.input):
-            found = source(given, made)
+        read = [(i, name) for i, given in enumerate(layer.input) for name in sources(given, made)]
+        for i, found in read:
             if found not in made or made[found].op_type != "DequantizeLinear":
                 continue
             before = made[found].input[0]
             if before in stored:
-                tensor = weights[source(originals[layer.name].input[i], made_before)]
+                tensor = weight(layer.name, i)
                 if tensor.name not in stored:
                     model.graph.initializer.append(tensor)
                     stored[tensor.name] = model.graph.initializer[-1]

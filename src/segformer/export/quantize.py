@@ -37,7 +37,7 @@ from segformer.export.int8_files import (
     read_graph,
     write_graph,
 )
-from segformer.export.int8_layers import layers
+from segformer.export.int8_layers import layers, wrong_in_int8
 from segformer.export.int8_report import FloatLayer, Int8Report
 from segformer.export.int8_restore import restore
 from segformer.export.int8_search import fewest, rank
@@ -60,6 +60,8 @@ _ROUNDS = 7
 """Measured runs of each precision, in turns; the fastest counts, as other processes only delay."""
 
 _NOT_SUPPORTED = "NNCF does not quantize it"
+
+_WRONG = "OpenVINO computes it wrongly in int8 on processors with AMX"
 
 
 class DropTooLarge(ValueError):
@@ -139,7 +141,8 @@ def quantize(
     assert isinstance(predictor.model, ExportedModel)
     graph = predictor.model.graph
     model = read_graph(graph)
-    quantized = _run_nncf(model, predictor, data)
+    wrong = wrong_in_int8(model) if graph.format == "openvino" else []
+    quantized = _run_nncf(model, predictor, data, wrong)
     with TemporaryDirectory(prefix="segformer-") as temporary:
         written = shutil.copytree(folder, Path(temporary) / "int8")
         candidates = _Candidates(quantized, model, graph, written)
@@ -154,7 +157,8 @@ def quantize(
             found, after = _search(
                 candidates, list(errors), (some, some_before), (data.val, before), int8.max_drop
             )
-        kept = _float_layers(model, found, graph, names, errors)
+        reasons = dict.fromkeys(wrong, _WRONG) | _reasons(errors)
+        kept = _float_layers(model, found, graph, names, reasons)
         int8_layers = len(layers(found, graph.format)) - len(kept)
         if not int8_layers or not _drop(before, after) <= int8.max_drop:
             raise DropTooLarge(
@@ -217,8 +221,10 @@ def _check_channels(dataset: Dataset, channels: int, as_8_bit: bool) -> None:
     read_image(dataset.samples[0].image, channels, as_8_bit=as_8_bit, nodata=dataset.nodata)
 
 
-def _run_nncf(model: Any, predictor: Predictor, data: CalibrationData) -> Any:
-    """Quantize all layers."""
+def _run_nncf(
+    model: Any, predictor: Predictor, data: CalibrationData, without: Sequence[str]
+) -> Any:
+    """Quantize all layers but some."""
     nncf = _require_nncf()
     from nncf.quantization import advanced_parameters as advanced
 
@@ -240,6 +246,7 @@ def _run_nncf(model: Any, predictor: Predictor, data: CalibrationData) -> Any:
                 images,
                 # Symmetric ranges: zero points would be subtracted in float32
                 preset=nncf.QuantizationPreset.PERFORMANCE,
+                ignored_scope=nncf.IgnoredScope(names=list(without)),
                 subset_size=len(data.train),
                 model_type=nncf.ModelType.TRANSFORMER,
                 advanced_parameters=options,
@@ -326,19 +333,23 @@ def _score(dataset: Dataset, predictor: Predictor) -> float:
         return evaluate(dataset, predictor, on_image=bar.advance).scores().miou
 
 
+def _reasons(errors: Mapping[frozenset[str], float]) -> dict[str, str]:
+    """Why layers went back to float32, by name."""
+    return {
+        name: f"int8 in it alone changes the logits by {error:.2%}"
+        for group, error in errors.items()
+        for name in group
+    }
+
+
 def _float_layers(
     model: Any,
     found: Any,
     graph: GraphFile,
     names: dict[str, str],
-    errors: Mapping[frozenset[str], float],
+    reasons: Mapping[str, str],
 ) -> tuple[FloatLayer, ...]:
     """Layers of the result that are not int8, and why."""
-    reasons = {
-        name: f"int8 in it alone changes the logits by {error:.2%}"
-        for group, error in errors.items()
-        for name in group
-    }
     weights = {layer.name: layer.weights for layer in layers(model, graph.format)}
     return tuple(
         FloatLayer(
