@@ -160,8 +160,8 @@ def test_the_graph_is_int8(exported: dict[str, tuple[Path, Exported]], format: s
     assert sum(layer.int8 for layer in all_layers) == found.int8.int8_layers
     assert len(all_layers) == found.int8.int8_layers + len(found.int8.float_layers)
     if format == "onnx":
-        (metadata,) = (e for e in read(folder, format).metadata_props if e.key == "class_names")
-        assert json.loads(metadata.value) == {str(i): name for i, name in enumerate(NAMES)}
+        (metadata,) = (e for e in read(folder, format).metadata_props if e.key == "segformer")
+        assert json.loads(metadata.value) == {"input": "float", "output": "logits"}
     else:
         stored = [op.data for op in read(folder, format).get_ops()
                   if op.get_type_name() == "Constant"]  # fmt: skip
@@ -230,14 +230,15 @@ def test_layers_go_back_to_float32(
         return miou - 0.5 * (any(found) and found.count(False) < least)
 
     monkeypatch.setattr(quantizing, "_score", lowered)
-    supported = 0 if format == "openvino" else 5  # products of ONNX that NNCF does not quantize
-    least = supported + 3
+    # Convolutions that OpenVINO computes wrongly; products of ONNX that NNCF does not quantize
+    others = 3 if format == "openvino" else 5
+    least = others + 3
     int8 = Int8Config(int8=True, calibrate=dataset, max_drop=10)
     found = export_model(source, tmp_path / "out", ExportConfig(format=format), int8=int8)
     assert found.int8 is not None and found.int8.int8_layers > 10
     back = [layer.name for layer in found.int8.float_layers if "changes the logits" in layer.reason]
     assert 3 <= len(back) < 10
-    assert len(found.int8.float_layers) == len(back) + supported
+    assert len(found.int8.float_layers) == len(back) + others
     network = Graph(SegFormer.from_pretrained(source)).network
     assert set(back) & set(parameter_names(network).values())
     assert f"in float32: {back[0]} (" in "\n".join(found.int8.lines())
