@@ -76,7 +76,7 @@ def wrong_in_int8(model: Any) -> list[str]:
     """Names of the layers of an `openvino.Model` that OpenVINO computes wrongly in int8.
 
     On processors with AMX, OpenVINO 2026.4 returns other values for convolutions with a kernel as
-    large as the stride, of 4 or more, and few input channels; of 12 such shapes, 7 were wrong. In
+    large as the stride, of 4 or more, and few input channels; of 16 such shapes, 9 were wrong. In
     a model these are the convolutions that reduce keys and values in the first stage of B0.
     """
     names = []
