@@ -189,12 +189,12 @@ def _deepness(description: Description, config: ExportConfig) -> dict[str, Any]:
     """What the Deepness plugin of QGIS reads from an ONNX file, by key."""
     assert config.size is not None
     preprocessing = description.preprocessing
-    range = 255 * preprocessing.rescale  # of normalized values; the plugin divides by 255
+    scale = 255 * preprocessing.rescale  # the plugin divides pixels by 255
     entries: dict[str, Any] = {
         "model_type": "Segmentor",
         "class_names": {str(i): name for i, name in enumerate(description.classes.names)},
-        "standardization_mean": [mean / range for mean in preprocessing.mean],
-        "standardization_std": [std / range for std in preprocessing.std],
+        "standardization_mean": [mean / scale for mean in preprocessing.mean],
+        "standardization_std": [std / scale for std in preprocessing.std],
         "tile_size": config.size[0],
         "tiles_overlap": 15,  # percent
         "seg_thresh": 0.0,  # the most probable class, however low its probability

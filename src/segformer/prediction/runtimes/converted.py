@@ -120,7 +120,7 @@ def weights_hash(model: SegFormer | SegFormerClassifier) -> str:
 @cache
 def _code_hash() -> str:
     """A hash of the code that decides on a graph: it may change within a version of the package."""
-    found = hashlib.sha256()
+    found = hashlib.sha256(segformer.__version__.encode())
     package = Path(segformer.__file__).parent
     for path in sorted([*package.glob("model/*.py"), *package.glob("prediction/runtimes/*.py")]):
         found.update(path.read_bytes())
