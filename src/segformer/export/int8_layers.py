@@ -76,8 +76,11 @@ def wrong_in_int8(model: Any) -> list[str]:
     """Names of the layers of an `openvino.Model` that OpenVINO computes wrongly in int8.
 
     On processors with AMX, OpenVINO 2026.4 returns other values for convolutions with a kernel as
-    large as the stride, of 4 or more, and few input channels; of 16 such shapes, 9 were wrong. In
-    a model these are the convolutions that reduce keys and values in the first stage of B0.
+    large as the stride, of 4 or more, and few input channels; of 16 such shapes, 9 were wrong. Of
+    B0 to B5, only the convolutions of B0 that reduce keys and values in stage 1 are like that.
+
+    Args:
+        model: The float32 graph.
     """
     names = []
     for op in model.get_ordered_ops():

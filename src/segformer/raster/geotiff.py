@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -126,14 +126,17 @@ def write_cog(
     finally:
         vrt.unlink(missing_ok=True)
     if layer.classes is not None:
-        for sidecar, describe in zip(sidecars(path), (_categories, qgis_style), strict=True):
+        for sidecar, describe in sidecars(path).items():
             sidecar.write_text(describe(layer.classes), encoding="utf-8")
     return counts
 
 
-def sidecars(path: Path) -> list[Path]:
-    """Files beside a label map with what its classes are called: of GDAL, and of QGIS."""
-    return [path.with_name(path.name + ".aux.xml"), path.with_suffix(".qml")]
+def sidecars(path: Path) -> dict[Path, Callable[[ClassSet], str]]:
+    """Files beside a label map, and what writes the names of its classes for GDAL and for QGIS."""
+    return {
+        path.with_name(path.name + ".aux.xml"): _categories,
+        path.with_suffix(".qml"): qgis_style,
+    }
 
 
 def _read_back(path: Path, dtype: str) -> NDArray[np.int64]:
